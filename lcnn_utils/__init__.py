@@ -1,0 +1,11 @@
+"""LCNN Lab: low-curvature neural networks, taught and reproduced.
+
+Rooms (import them as ``from lcnn_utils import curvature``; each loads when first used): ``activations`` and
+``lipschitz`` (the paper's two components), ``data`` and ``models``, ``curvature``, ``objectives`` and ``training``,
+``figures``, ``explorers`` and ``exercises``.
+
+Reference: S. Srinivas, K. Matoba, H. Lakkaraju, F. Fleuret, *Efficient Training of Low-Curvature Neural Networks*,
+NeurIPS 2022, arXiv:2206.07144.
+"""
+
+__version__ = "0.1.0"

@@ -1,0 +1,261 @@
+"""How curved a network is at a sample: ‖∇f‖, ‖∇²f‖₂ and C_f = ‖∇²f‖₂ / (‖∇f‖₂ + ε) (paper §2).
+
+In eval mode the samples of a batch don't touch each other, so the Hessian of the batch's sum is block-diagonal, with
+one block a sample: one Hessian-vector product of the batch is one for each sample, and all iterations below run on the
+whole batch at once. The graph of the gradient is built once and reused for every product.
+
+References: S. Srinivas et al., NeurIPS 2022 (the measure); B. Pearlmutter, Neural Computation 6 (1994) (the products);
+C. Lanczos (1950), B. Parlett, *The Symmetric Eigenvalue Problem*, ch. 11 and 13 (Ritz values and their residuals).
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .data import check_images, check_labels
+from .runtime import nearest
+
+SCALARS = ("loss", "margin", "logit")
+METHODS = ("power", "lanczos", "exact")
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """Per-sample results, each of shape (N,); units are those of f over those of x.
+
+    Attributes:
+        grad_norm: ‖∇f(x)‖₂.
+        hessian_norm: ‖∇²f(x)‖₂, the spectral norm.
+        curvature: C_f(x) = hessian_norm / (grad_norm + ε).
+        iterations: Hessian-vector products used.
+        residual: estimated relative error of ``hessian_norm`` (0 for the exact method).
+    """
+
+    grad_norm: Tensor
+    hessian_norm: Tensor
+    curvature: Tensor
+    iterations: Tensor
+    residual: Tensor
+
+
+@contextlib.contextmanager
+def evaluating(model: nn.Module) -> Iterator[nn.Module]:
+    """Switch every module to eval mode, and put each back as it was."""
+    was = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        yield model
+    finally:
+        for module, training in was.items():
+            module.training = training
+
+
+def scalar_of(logits: Tensor, y: Tensor, scalar: str = "loss") -> Tensor:
+    """The scalar f of each sample: logits (N, K) and labels (N,) → (N,).
+
+    ``loss``: cross-entropy of the label y, written as log(1 + Σ_{j≠y} e^{z_j − z_y}), whose gradient stays exact where
+    1 − p_y would round to 0. ``margin``: z_y − max_{j≠y} z_j. ``logit``: z_y.
+    """
+    own = logits.gather(1, y[:, None]).squeeze(1)
+    if nearest(scalar, SCALARS, "scalar") == "logit":
+        return own
+    others = logits.masked_fill(F.one_hot(y, logits.shape[1]).bool(), -torch.inf)
+    if scalar == "margin":
+        return own - others.amax(1)
+    return F.softplus(others.logsumexp(1) - own)
+
+
+def gradient_and_hvp(
+    model: nn.Module, x: Tensor, y: Tensor, scalar: str = "loss"
+) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+    """Per-sample gradient of f, and the function v ↦ ∇²f·v for every sample of the batch (both shaped like ``x``).
+
+    The model must be in eval mode for as long as the products are used. ∇²f is symmetric, so the product is the
+    transposed one (reverse over reverse), which keeps its graph: 0.5 of the time of jvp-of-grad.
+    """
+
+    def gradient(x: Tensor) -> Tensor:
+        return torch.func.grad(lambda x: scalar_of(model(x), y, scalar).sum())(x)
+
+    grad, transposed = torch.func.vjp(gradient, x)
+    return grad, lambda v: transposed(v)[0].detach()
+
+
+def _norm(v: Tensor) -> Tensor:
+    return v.flatten(1).norm(dim=1)
+
+
+def _scale(v: Tensor, by: Tensor) -> Tensor:
+    return v * by.view(-1, *[1] * (v.dim() - 1))
+
+
+def _random_unit(x: Tensor, generator: torch.Generator | None) -> Tensor:
+    generator = generator or torch.Generator().manual_seed(0)
+    v = torch.randn(x.shape, generator=generator, dtype=x.dtype, device=generator.device).to(x.device)
+    return _scale(v, 1 / _norm(v))
+
+
+def _lanczos(hvp: Callable, v: Tensor, tol: float, max_iter: int) -> tuple[Tensor, ...]:
+    """Largest |eigenvalue| by Lanczos with full reorthogonalisation: (norm, vector, products, relative residual).
+
+    A Ritz pair (θ, z) has ‖Hz − θz‖ = b_k |s_k|, so an eigenvalue lies within that of θ; where θ is separated by
+    ``gap`` from the other Ritz values, within its square over the gap (Parlett, thm. 11.7.1).
+    """
+    basis, diagonal, off = [v], [], []
+    tiny, eps = torch.finfo(v.dtype).tiny, torch.finfo(v.dtype).eps
+    scale = torch.zeros_like(_norm(v))
+    max_iter = min(max_iter, v[0].numel())
+    for k in range(1, max_iter + 1):
+        w = hvp(basis[-1])
+        diagonal.append((w * basis[-1]).flatten(1).sum(1))
+        stack = torch.stack(basis, 1).flatten(2)  # (N, k, d)
+        flat = w.flatten(1)
+        for _ in range(2):  # twice is enough
+            flat = flat - torch.einsum("nkd,nk->nd", stack, torch.einsum("nkd,nd->nk", stack, flat))
+        left, scale = flat.norm(dim=1), torch.maximum(scale, _norm(w))
+        off.append(torch.where(left > 100 * eps * scale, left, 0))  # below: rounding; the space found is invariant
+        basis.append(torch.where(off[-1][:, None] > 0, flat / (left + tiny)[:, None], 0).view_as(v))
+        if k < 3 and k < max_iter:
+            continue
+        side = torch.stack(off, 1)[:, :-1]
+        tridiagonal = torch.diag_embed(torch.stack(diagonal, 1)) + torch.diag_embed(side, 1) + torch.diag_embed(side, -1)
+        values, vectors = torch.linalg.eigh(tridiagonal.double())
+        at = values.abs().argmax(1, keepdim=True)
+        theta = values.gather(1, at)
+        combination = vectors.gather(2, at[:, None].expand(-1, k, 1)).squeeze(2)  # (N, k)
+        residual = off[-1].double() * combination[:, -1].abs()
+        gap = (values - theta).abs().scatter(1, at, torch.inf).amin(1)
+        error = residual if k == 1 else torch.minimum(residual, residual**2 / gap)
+        error = error / (theta.abs().squeeze(1) + tiny)
+        if k == max_iter or bool((error <= tol).all()):
+            break
+    ritz = torch.einsum("nkd,nk->nd", stack, combination.to(v.dtype)).view_as(v)
+    return theta.abs().squeeze(1).to(v.dtype), ritz, torch.full_like(off[-1], k).long(), error.to(v.dtype)
+
+
+def _power(hvp: Callable, v: Tensor, tol: float, max_iter: int) -> tuple[Tensor, ...]:
+    """Largest |eigenvalue| by power iteration reading ‖Hu‖, which never decreases and is right for ± ties too.
+
+    ‖H²u − n²u‖/n² with n = ‖Hu‖ bounds the relative distance of n² from an eigenvalue of H², hence half of it for n.
+    """
+    tiny = torch.finfo(v.dtype).tiny
+    w = hvp(v)
+    norm = _norm(w)
+    error = torch.full_like(norm, torch.inf)
+    k = 1
+    while k < max_iter:
+        previous, v = v, _scale(w, 1 / (norm + tiny))
+        w = hvp(v)
+        k += 1
+        error = _norm(w - _scale(previous, norm)) / (2 * norm + tiny)
+        norm = torch.maximum(norm, _norm(w))
+        if bool((error <= tol).all()):
+            break
+    return norm, v, torch.full_like(norm, k).long(), error
+
+
+def _exact(model: nn.Module, x: Tensor, y: Tensor, scalar: str) -> tuple[Tensor, ...]:
+    size = x[0].numel()
+    if size > 4096:
+        raise ValueError(f"method='exact' builds a {size} x {size} Hessian a sample: use method='lanczos' above 4096")
+    hvp = gradient_and_hvp(model, x, y, scalar)[1]
+    unit = torch.eye(size, dtype=x.dtype, device=x.device).view(size, 1, *x.shape[1:])
+    hessian = torch.stack([hvp(e.expand_as(x)).flatten(1) for e in unit], 2)  # (N, d, d), a column a product
+    values, vectors = torch.linalg.eigh((hessian + hessian.mT) / 2)
+    at = values.abs().argmax(1)
+    vector = vectors[torch.arange(len(x), device=x.device), :, at].view_as(x)
+    norm = values.abs().amax(1)
+    return norm, vector, torch.full_like(at, size), torch.zeros_like(norm)
+
+
+def _solve(model, x, y, scalar, method, tol, max_iter, generator) -> tuple[Tensor, ...]:
+    if nearest(method, METHODS, "method") == "exact":
+        return gradient_and_hvp(model, x, y, scalar)[0], *_exact(model, x, y, scalar)
+    if not 0 < tol < 1 or max_iter < 1:
+        raise ValueError(f"tol must lie between 0 and 1 and max_iter be at least 1, got tol={tol}, max_iter={max_iter}")
+    gradient, hvp = gradient_and_hvp(model, x, y, scalar)
+    return gradient, *(_power if method == "power" else _lanczos)(hvp, _random_unit(x, generator), tol, max_iter)
+
+
+def _prepare(model: nn.Module, x: Tensor, y: Tensor | None) -> tuple[Tensor, Tensor]:
+    if x.dim() == 4:
+        check_images(x)
+    elif not x.is_floating_point() or not bool(x.isfinite().all()):
+        raise ValueError("inputs must be finite floating numbers: they hold NaN or infinity, or are integers")
+    with torch.no_grad():
+        logits = model(x)
+    if logits.dim() != 2 or logits.shape[1] < 2:
+        raise ValueError(f"the model must give logits of shape (N, K) with K >= 2, got {tuple(logits.shape)}")
+    if y is None:
+        y = logits.argmax(1)
+    check_labels(y, len(x), logits.shape[1])
+    return x.detach(), y
+
+
+def geometry(
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor | None = None,
+    *,
+    scalar: str = "loss",
+    method: str = "lanczos",
+    tol: float = 1e-2,
+    max_iter: int = 100,
+    generator: torch.Generator | None = None,
+    eps: float = 1e-6,
+    batch_size: int = 256,
+) -> Geometry:
+    """Gradient norm, Hessian norm and normalised curvature of each sample, to relative tolerance ``tol``.
+
+    Args:
+        model: maps x to logits (N, K); measured in eval mode and left as it was.
+        x: (N, C, H, W) images in [0, 1], or (N, d) points.
+        y: labels (N,), int64; default: the predicted classes.
+        scalar: what f is: ``loss`` (as in the paper's tables), ``margin`` or ``logit`` of the label.
+        method: ``lanczos`` (default), ``power`` (what the paper used), or ``exact`` (dense, d ≤ 4096).
+        tol: stop when every sample's estimated relative error is below it; ``iterations`` says when that was, and
+            ``residual`` what was reached when ``max_iter`` came first.
+        generator: of the random start (default: seed 0).
+        eps: ε of the definition; 1e-6 as in the authors' code.
+        batch_size: samples measured at once (memory); it does not change what is measured.
+
+    Raises:
+        ValueError: bad images, labels, scalar, method, tolerance, or logits that are not finite.
+    """
+    with evaluating(model):
+        x, y = _prepare(model, x, y)
+        parts = []
+        for xs, ys in zip(x.split(batch_size), y.split(batch_size), strict=True):
+            gradient, norm, _, iterations, residual = _solve(model, xs, ys, scalar, method, tol, max_iter, generator)
+            parts.append((_norm(gradient).detach(), norm.detach(), iterations, residual.detach()))
+    grad_norm, hessian_norm, iterations, residual = (torch.cat(part) for part in zip(*parts, strict=True))
+    if not bool((grad_norm + hessian_norm).isfinite().all()):
+        raise ValueError("the network's derivatives are not finite here: its weights or inputs are too large or NaN")
+    return Geometry(grad_norm, hessian_norm, hessian_norm / (grad_norm + eps), iterations, residual)
+
+
+def top_direction(
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor | None = None,
+    *,
+    scalar: str = "loss",
+    method: str = "lanczos",
+    tol: float = 1e-3,
+    max_iter: int = 100,
+    generator: torch.Generator | None = None,
+) -> tuple[Tensor, Tensor]:
+    """The unit direction in which the gradient changes fastest, and that rate: (eigenvector like ``x``, norm (N,)).
+
+    Arguments and errors as in :func:`geometry`.
+    """
+    with evaluating(model):
+        x, y = _prepare(model, x, y)
+        _, norm, vector, _, _ = _solve(model, x, y, scalar, method, tol, max_iter, generator)
+    return _scale(vector, 1 / _norm(vector)).detach(), norm.detach()

@@ -1,0 +1,182 @@
+"""The networks under study, each as a Standard net and as its low-curvature version (LCNN).
+
+Standard means the authors' baseline: their residual block, BatchNorm without scale and shift, and softplus with β = 1000,
+nearly a ReLU but with a Hessian. LCNN: β trainable from 5, convolutions of norm 1, γ-Lipschitz BatchNorm (paper §3).
+All nets are plain nn.Sequential trees and take images in [0, 1]; where pixels need standardising, put
+``torchvision.transforms.Normalize`` in front: ``nn.Sequential(Normalize(mean, std), net)``.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+
+from .activations import CenteredSoftplus
+from .convert import replace_layers, to_low_curvature
+from .lipschitz import LipschitzBatchNorm2d, spectral_normalize
+
+__all__ = ["BLOCKS", "AveragedBlock", "mlp", "relu_reading", "resnet", "set_beta", "to_low_curvature", "vgg11"]
+
+BLOCKS = {10: (1, 1, 1, 1), 18: (2, 2, 2, 2), 34: (3, 4, 6, 3)}
+
+
+class _Parts:
+    """The layers that differ between the two kinds of net, made for a running image size."""
+
+    def __init__(self, image_size: int, lcnn: bool, beta: float | None, gamma: float) -> None:
+        self.size, self.lcnn, self.gamma = image_size, lcnn, gamma
+        self.beta = beta if beta is not None else (5.0 if lcnn else 1000.0)
+
+    def activation(self) -> nn.Module:
+        return CenteredSoftplus(self.beta, trainable=self.lcnn)
+
+    def conv(self, c_in: int, c_out: int, kernel: int, stride: int, size: int) -> list[nn.Module]:
+        """Convolution of a ``size`` x ``size`` image and its normalisation."""
+        conv: nn.Module = nn.Conv2d(c_in, c_out, kernel, stride, kernel // 2, bias=False)
+        if not self.lcnn:
+            return [conv, nn.BatchNorm2d(c_out, affine=False)]
+        return [spectral_normalize(conv, (c_in, size, size)), LipschitzBatchNorm2d(c_out, self.gamma)]
+
+    def head(self, features: int, num_classes: int) -> list[nn.Module]:
+        """Global average, then a classifier of norm 1, in the Standard net too (as the authors have it)."""
+        linear = spectral_normalize(nn.Linear(features, num_classes), None)
+        return [nn.AdaptiveAvgPool2d(1), nn.Flatten(), linear]
+
+
+class AveragedBlock(nn.Module):
+    """The authors' residual block: x ↦ φ(½(F(x/√2) + S(x/√2))), with F two convolutions and S the shortcut.
+
+    Doubling the input as (x, x)/√2 keeps its norm and averaging the branches divides it by √2, so the block's slope is
+    at most max(slope F, slope S)/√2, where a plain sum would add the slopes.
+    """
+
+    def __init__(self, c_in: int, c_out: int, stride: int, size: int, parts: _Parts) -> None:
+        super().__init__()
+        self.branch = nn.Sequential(
+            *parts.conv(c_in, c_out, 3, stride, size),
+            parts.activation(),
+            *parts.conv(c_out, c_out, 3, 1, math.ceil(size / stride)),
+        )
+        same = stride == 1 and c_in == c_out
+        self.shortcut = nn.Identity() if same else nn.Sequential(*parts.conv(c_in, c_out, 1, stride, size))
+        self.activation = parts.activation()
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x / math.sqrt(2)
+        return self.activation((self.branch(x) + self.shortcut(x)) / 2)
+
+
+def resnet(
+    depth: int = 18,
+    *,
+    num_classes: int,
+    width: int = 64,
+    in_channels: int = 3,
+    image_size: int = 32,
+    lcnn: bool = False,
+    beta: float | None = None,
+    gamma: float = 10.0,
+) -> nn.Sequential:
+    """ResNet for small images with the authors' averaged blocks: (N, C, H, W) in [0, 1] → logits (N, num_classes).
+
+    Args:
+        depth: 10, 18 or 34.
+        width: channels of the first stage; doubled at each of the three that follow.
+        image_size: side of the images, on which the norms of convolutions depend.
+        lcnn: low-curvature layers, or the Standard net.
+        beta: starting β; default 5 (LCNN, trainable) or 1000 (Standard, fixed).
+        gamma: starting γ of each BatchNorm (LCNN).
+
+    Raises:
+        ValueError: unknown depth, or a number that is not positive.
+    """
+    if depth not in BLOCKS:
+        raise ValueError(f"resnet depth must be one of {', '.join(map(str, BLOCKS))}, got {depth}")
+    _check_positive(num_classes=num_classes, width=width, in_channels=in_channels, image_size=image_size)
+    parts, size, channels = _Parts(image_size, lcnn, beta, gamma), image_size, width
+    layers = [*parts.conv(in_channels, width, 3, 1, size), parts.activation()]
+    for stage, blocks in enumerate(BLOCKS[depth]):
+        for block in range(blocks):
+            stride = 2 if stage > 0 and block == 0 else 1
+            layers.append(AveragedBlock(channels, width * 2**stage, stride, size, parts))
+            channels, size = width * 2**stage, math.ceil(size / stride)
+    return nn.Sequential(*layers, *parts.head(channels, num_classes))
+
+
+def vgg11(
+    *,
+    num_classes: int,
+    width: int = 64,
+    in_channels: int = 3,
+    image_size: int = 32,
+    lcnn: bool = False,
+    beta: float | None = None,
+    gamma: float = 10.0,
+) -> nn.Sequential:
+    """VGG-11 with average pooling (a maximum has kinks) and one β a layer; arguments and errors as :func:`resnet`."""
+    _check_positive(num_classes=num_classes, width=width, in_channels=in_channels, image_size=image_size)
+    parts, size, channels = _Parts(image_size, lcnn, beta, gamma), image_size, in_channels
+    layers: list[nn.Module] = []
+    for factors in ((1,), (2,), (4, 4), (8, 8), (8, 8)):
+        for factor in factors:
+            layers += [*parts.conv(channels, width * factor, 3, 1, size), parts.activation()]
+            channels = width * factor
+        if size > 1:
+            layers.append(nn.AvgPool2d(2))
+            size //= 2
+    return nn.Sequential(*layers, *parts.head(channels, num_classes))
+
+
+def mlp(sizes: Sequence[int], *, lcnn: bool = False, beta: float | None = None) -> nn.Sequential:
+    """Multilayer perceptron (N, sizes[0]) → logits (N, sizes[-1]); images are flattened first.
+
+    The LCNN's hidden layers have norm 1 and a trainable β. Its read-out is free: it sets the scale of the logits, which
+    normalised curvature does not see.
+
+    Raises:
+        ValueError: fewer than two sizes, or one that is not positive.
+    """
+    if len(sizes) < 2:
+        raise ValueError(f"mlp needs the sizes of its input and output at least, got {list(sizes)}")
+    _check_positive(**{f"sizes[{i}]": size for i, size in enumerate(sizes)})
+    parts = _Parts(1, lcnn, beta, 10.0)
+    layers: list[nn.Module] = [nn.Flatten()]
+    for inputs, outputs in zip(sizes[:-2], sizes[1:-1], strict=True):
+        linear: nn.Module = nn.Linear(inputs, outputs)
+        layers += [spectral_normalize(linear, None) if lcnn else linear, parts.activation()]
+    return nn.Sequential(*layers, nn.Linear(sizes[-2], sizes[-1]))
+
+
+def _check_positive(**numbers: int) -> None:
+    for name, number in numbers.items():
+        if not isinstance(number, int) or number < 1:
+            raise ValueError(f"{name} must be a whole number of at least 1, got {number!r}")
+
+
+def set_beta(model: nn.Module, beta: float) -> nn.Module:
+    """Give every centered softplus of ``model`` the sharpness ``beta`` (in place); returns the model.
+
+    Raises:
+        ValueError: β is not finite and positive, or there is no centered softplus.
+    """
+    layers = [module for module in model.modules() if isinstance(module, CenteredSoftplus)]
+    if not layers:
+        raise ValueError("this model has no CenteredSoftplus: convert it with to_low_curvature first")
+    for layer in layers:
+        layer.beta = beta
+    return model
+
+
+def relu_reading(model: nn.Module) -> nn.Module:
+    """A copy with the same weights whose activations are ReLUs (the limit β → ∞)."""
+    return replace_layers(
+        copy.deepcopy(model),
+        lambda module: (
+            None
+            if not isinstance(module, CenteredSoftplus)
+            else (nn.ReLU() if module.cap is None else nn.Hardtanh(0.0, module.cap))
+        ),
+    )

@@ -1,0 +1,128 @@
+"""What every room asks of the machine: which device, which folders, fast mode, and how a file is written safely.
+
+Environment variables, read only here:
+
+- ``LCNN_DATA``: folder of the datasets (default ``data/`` of the project);
+- ``LCNN_STORE``: folder for trained models and results (default ``data/``);
+- ``LCNN_FAST=1``: smaller settings, for tests and impatient readers;
+- ``LCNN_DEVICE``: ``cpu``, ``cuda``, ``mps``, … (default: a GPU when there is one).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+PROJECT = Path(__file__).resolve().parent.parent
+
+
+def data_root(root: str | Path | None = None) -> Path:
+    """Folder of the datasets: the argument, else ``LCNN_DATA``, else ``data/`` of the project."""
+    return Path(root or os.environ.get("LCNN_DATA") or PROJECT / "data").expanduser()
+
+
+def store_root() -> Path:
+    """Folder for trained models and results: ``LCNN_STORE``, else ``data/`` of the project."""
+    return Path(os.environ.get("LCNN_STORE") or PROJECT / "data").expanduser()
+
+
+def fast() -> bool:
+    """Whether fast mode (``LCNN_FAST=1``) is on."""
+    return os.environ.get("LCNN_FAST", "0") not in ("", "0")
+
+
+def pick_device(device: str | torch.device | None = None) -> torch.device:
+    """The device to compute on: the argument, else ``LCNN_DEVICE``, else a GPU when there is one, else the CPU.
+
+    Raises:
+        RuntimeError: a device was asked for by name and this machine does not have it.
+    """
+    wanted = device or os.environ.get("LCNN_DEVICE")
+    if wanted is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        chosen = torch.device(wanted)
+        torch.empty(0, device=chosen)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise RuntimeError(
+            f"device {str(wanted)!r} is not available here ({str(error).splitlines()[0]}): "
+            "use device='cpu', or unset LCNN_DEVICE to let the lab choose"
+        ) from None
+    return chosen
+
+
+@contextlib.contextmanager
+def atomic_path(path: Path) -> Iterator[Path]:
+    """Yield a temporary path beside ``path``; rename it to ``path`` on success, delete it on failure.
+
+    A reader therefore never sees a half-written file, and a full disk leaves nothing behind.
+
+    Raises:
+        OSError: the folder cannot be written or the disk is full; the message names the folder and the way out.
+    """
+    temporary = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}-", suffix=path.suffix)
+        os.close(handle)
+        temporary = Path(name)
+        yield temporary
+        os.chmod(temporary, 0o644)  # mkstemp makes files private; results are for everybody
+        os.replace(temporary, path)
+    except OSError as error:
+        raise type(error)(
+            error.errno, f"cannot write {path} ({error.strerror}): free some space, or set LCNN_STORE to a folder of yours"
+        ) from error
+    finally:
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> Path:
+    """Write ``text`` to ``path`` atomically; see :func:`atomic_path`."""
+    with atomic_path(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+    return path
+
+
+def nearest(name: str, known: list[str] | tuple[str, ...], kind: str) -> str:
+    """Return ``name`` if it is one of ``known``; otherwise raise a ValueError that lists them and suggests one."""
+    import difflib
+
+    if name in known:
+        return name
+    close = difflib.get_close_matches(str(name), known, n=1, cutoff=0.5)
+    hint = f"; did you mean {close[0]!r}?" if close else ""
+    raise ValueError(f"unknown {kind} {name!r}: known are {', '.join(known)}{hint}")
+
+
+@dataclass(frozen=True)
+class Lab:
+    """What a notebook runs with: its device, its seeds and whether fast mode is on."""
+
+    device: torch.device
+    seeds: tuple[int, ...]
+    fast: bool
+
+
+def setup(*, seeds: int = 3, show: Callable[[str], None] = print) -> Lab:
+    """Start a notebook: choose the device, set the figure style, and state what will be used.
+
+    Args:
+        seeds: number of random seeds of the experiments (2 in fast mode).
+        show: receives the one line that says it all.
+    """
+    from . import figures
+
+    figures.use_style()
+    lab = Lab(pick_device(), tuple(range(min(seeds, 2) if fast() else seeds)), fast())
+    name = torch.cuda.get_device_name(lab.device) if lab.device.type == "cuda" else f"{torch.get_num_threads()} threads"
+    mode = "on (small settings)" if lab.fast else "off"
+    show(f"torch {torch.__version__} · device {lab.device} ({name}) · seeds {list(lab.seeds)} · fast mode {mode}")
+    return lab

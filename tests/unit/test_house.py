@@ -1,0 +1,190 @@
+"""The house: what installs the lab, what it says of itself, and that it names no machine."""
+
+import re
+import shutil
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+import yaml
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
+from packaging.utils import canonicalize_name
+
+PROJECT = Path(__file__).resolve().parents[2]
+PYPROJECT = tomllib.loads((PROJECT / "pyproject.toml").read_text(encoding="utf-8"))
+LOCK = (PROJECT / "requirements.lock").read_text(encoding="utf-8")
+DIRECT = [
+    Requirement(text)
+    for text in PYPROJECT["project"]["dependencies"] + PYPROJECT["project"]["optional-dependencies"]["dev"]
+]
+PINS = [Requirement(line.rstrip("\\ ")) for line in LOCK.splitlines() if line[:1].isalnum()]
+
+
+# ------------------------------------------------------------------------------------------------- requirements
+@pytest.mark.parametrize("need", DIRECT, ids=lambda need: need.name)
+def test_every_direct_dependency_is_locked_within_its_bounds(need):
+    pins = [pin for pin in PINS if canonicalize_name(pin.name) == canonicalize_name(need.name)]
+    assert pins, f"{need.name} is not in requirements.lock: run `make lock`"
+    for pin in pins:
+        (exact,) = pin.specifier
+        assert exact.operator == "=="
+        assert need.specifier.contains(exact.version)
+
+
+def test_every_locked_package_has_hashes_and_none_names_a_server():
+    entries = re.split(r"\n(?=[a-z0-9])", LOCK)
+    assert len(entries) == len(PINS)
+    for entry in entries:
+        assert "--hash=sha256:" in entry, entry.splitlines()[0]
+    assert "://" not in LOCK
+    assert not re.search(r"^\s*-(?!-hash)", LOCK, re.MULTILINE)  # no option but hashes: no server, no folder
+
+
+def test_torch_has_lower_bounds_only():
+    """A spec that admits nothing newer than some torch picks builds that no torchvision fits."""
+    for need in DIRECT:
+        if need.name in ("torch", "torchvision"):
+            assert [spec.operator for spec in need.specifier] == [">="]
+
+
+def test_the_build_needs_only_what_is_locked():
+    """`make` installs the project without build isolation, hence without a second download."""
+    (build,) = (Requirement(text) for text in PYPROJECT["build-system"]["requires"])
+    (pin,) = (pin for pin in PINS if pin.name == build.name)
+    assert pin.marker is None
+    assert build.specifier.contains(next(iter(pin.specifier)).version)
+
+
+def test_environment_yml():
+    environment = yaml.safe_load((PROJECT / "environment.yml").read_text(encoding="utf-8"))
+    assert set(environment) == {"name", "channels", "dependencies"}
+    assert environment["channels"] == ["conda-forge", "nodefaults"]
+    *conda, with_pip = environment["dependencies"]
+    python, pip = (Requirement(text) for text in conda)
+    assert (python.name, pip.name) == ("python", "pip")
+    assert python.specifier == SpecifierSet(PYPROJECT["project"]["requires-python"])
+    (line,) = with_pip["pip"]  # no -r line: micromamba breaks on it
+    extra = re.fullmatch(r"-e \.\[(\w+)\]", line)[1]
+    assert extra in PYPROJECT["project"]["optional-dependencies"]
+
+
+# ----------------------------------------------------------------------------------------------------- Makefile
+def make(*args: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(["make", *args], cwd=PROJECT, capture_output=True, text=True, timeout=60)
+
+
+needs_make = pytest.mark.skipif(shutil.which("make") is None, reason="there is no make here")
+
+
+@needs_make
+def test_make_lists_its_targets():
+    listed = {line.split()[1] for line in make().stdout.splitlines()}
+    assert listed >= {"lab", "test", "figures", "doctor", "notebooks", "lock", "clean"}
+
+
+@needs_make
+def test_make_with_a_python_of_ones_own():
+    lab = make("-n", "lab", "PY=some-python", "LAB_ARGS=--no-browser --port 9999").stdout
+    assert lab.split("\n") == ["some-python -m lcnn_utils lab --no-browser --port 9999", ""]
+    steps = make("-n", "test", "PY=some-python").stdout.splitlines()
+    assert all(step.startswith("some-python -m ") for step in steps)
+    assert steps[-1] == "some-python -m pytest tests"  # one run, its closing line the last
+
+
+def fake_python(folder: Path, body: str) -> str:
+    program = folder / "fake-python"
+    program.write_text(f"#!/bin/sh\n{body}\n")
+    program.chmod(0o755)
+    return str(program)
+
+
+@needs_make
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        (
+            '[ "$1" = -V ] && echo Python 3.9.6; exit 1',
+            "needs Python 3.11 or newer, but .* says 'Python 3.9.6':",
+        ),
+        ('case "$2" in *ensurepip*) exit 1;; esac', "cannot make virtual environments .*apt install python3-venv"),
+    ],
+)
+def test_make_explains_a_python_that_will_not_do(tmp_path, body, message):
+    venv = tmp_path / "venv"
+    done = make("lab", f"PYTHON={fake_python(tmp_path, body)}", f"VENV={venv}")
+    assert done.returncode != 0
+    assert re.search(message, done.stderr)
+    assert "make lab PYTHON=python3.12" in done.stderr
+    assert not venv.exists()
+
+
+@needs_make
+def test_a_failed_set_up_leaves_no_stamp(tmp_path):
+    """A Python whose environments have a pip that fails: uv first, then pip, then an end, and not taken for done."""
+    copy = 'mkdir -p "$3/bin" && cp "$0" "$3/bin/python"'
+    body = f'case "$*" in "-m venv"*) {copy};; *" uv"*|*" install "*) echo failing: "$*" >&2; exit 1;; esac'
+    venv = tmp_path / "venv"
+    done = make("lab", f"PYTHON={fake_python(tmp_path, body)}", f"VENV={venv}")
+    assert done.returncode != 0
+    assert "going on with pip" in done.stdout
+    assert "failing: -m pip install" in done.stderr
+    assert "--require-hashes -r requirements.lock" in done.stderr
+    assert (venv / "bin" / "python").exists()
+    assert not (venv / ".installed").exists()
+
+
+# ------------------------------------------------------------------------------------------------ papers and rules
+def test_citation():
+    citation = yaml.safe_load((PROJECT / "CITATION.cff").read_text(encoding="utf-8"))
+    assert citation["cff-version"] == "1.2.0"
+    assert {"message", "title", "authors"} <= set(citation)
+    assert citation["title"].startswith("LCNN Lab")
+    assert citation["version"] == PYPROJECT["project"]["version"]
+    assert citation["license"] == PYPROJECT["project"]["license"]
+    (paper,) = citation["references"]
+    assert paper["title"] == "Efficient Training of Low-Curvature Neural Networks"
+    assert [author["family-names"] for author in paper["authors"]] == ["Srinivas", "Matoba", "Lakkaraju", "Fleuret"]
+    assert paper["year"] == 2022
+    assert "2206.07144" in paper["url"]
+
+
+def test_version_is_said_once():
+    import lcnn_utils
+
+    assert lcnn_utils.__version__ == PYPROJECT["project"]["version"]
+    assert (PROJECT / "LICENSE").read_text(encoding="utf-8").startswith(f"{PYPROJECT['project']['license']} License")
+
+
+def test_importing_the_package_costs_little_over_torch():
+    code = (
+        "import time, torch\n"
+        "start = time.perf_counter()\n"
+        "import lcnn_utils, lcnn_utils.runtime, lcnn_utils.activations\n"
+        "print(time.perf_counter() - start)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120)
+    assert float(done.stdout) < 0.3
+
+
+def test_no_file_names_a_machine():
+    """No path of one machine and no package server: what is committed must work on any."""
+    listing = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+    try:
+        names = subprocess.run(listing, cwd=PROJECT, capture_output=True, text=True, check=True).stdout.split("\0")
+    except (OSError, subprocess.CalledProcessError):
+        pytest.skip("not a git clone: there is no list of its files")
+    private = re.compile(r"(^|[^A-Za-z0-9_.])/(work|farm|root|home)/[A-Za-z]|index[-]url", re.MULTILINE)
+    found = []
+    for name in names:
+        path = PROJECT / name
+        if not path.is_file() or name.startswith("tests/") or name.endswith(".lock"):
+            continue
+        try:
+            text = path.read_text(encoding="utf-8")
+        except UnicodeDecodeError:
+            continue
+        found += [f"{name}: {hit[0]!r}" for hit in private.finditer(text)]
+    assert found == []

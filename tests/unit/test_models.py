@@ -1,0 +1,205 @@
+"""Networks: shapes, what LCNN layers promise, and conversion that keeps the function."""
+
+import math
+import warnings
+
+import pytest
+import torch
+import torchvision
+from torch import nn
+
+from lcnn_utils.activations import CenteredSoftplus
+from lcnn_utils.lipschitz import LipschitzBatchNorm2d, conv_norm, refresh_norms
+from lcnn_utils.models import AveragedBlock, mlp, relu_reading, resnet, set_beta, to_low_curvature, vgg11
+
+NETS = {
+    "resnet10": lambda lcnn: resnet(10, num_classes=5, width=4, in_channels=1, image_size=8, lcnn=lcnn),
+    "resnet18": lambda lcnn: resnet(18, num_classes=10, width=4, image_size=16, lcnn=lcnn),
+    "resnet34": lambda lcnn: resnet(34, num_classes=10, width=2, image_size=32, lcnn=lcnn),
+    "vgg11": lambda lcnn: vgg11(num_classes=10, width=2, image_size=32, lcnn=lcnn),
+}
+
+
+@pytest.mark.parametrize("lcnn", [False, True])
+@pytest.mark.parametrize("name", NETS)
+def test_networks_give_finite_logits_and_gradients_to_every_parameter(name, lcnn):
+    torch.manual_seed(0)
+    net = NETS[name](lcnn)
+    first = next(m for m in net.modules() if isinstance(m, nn.Conv2d))
+    side = {"resnet10": 8, "resnet18": 16}.get(name, 32)
+    x = torch.rand(4, first.in_channels, side, side)
+    logits = net(x)
+    assert logits.shape == (4, 5 if name == "resnet10" else 10)
+    logits.logsumexp(1).sum().backward()
+    missing = [n for n, p in net.named_parameters() if p.grad is None]
+    assert not missing
+    assert all(p.grad.isfinite().all() for p in net.parameters())
+
+
+def test_lcnn_layers_are_what_they_are_called():
+    torch.manual_seed(0)
+    net = resnet(18, num_classes=10, width=4, image_size=16, lcnn=True)
+    refresh_norms(net, 200)
+    shapes = {}
+    for m in net.modules():
+        if isinstance(m, nn.Conv2d):
+            m.register_forward_pre_hook(lambda m, inputs: shapes.update({m: tuple(inputs[0].shape[1:])}))
+    net.eval()(torch.rand(1, 3, 16, 16))
+    assert len(shapes) == 20
+    for conv, shape in shapes.items():  # normalised at the size that really arrives
+        assert conv_norm(conv, shape, "exact").item() == pytest.approx(1, abs=0.02)
+    assert torch.linalg.matrix_norm(net[-1].weight, 2).item() == pytest.approx(1, abs=1e-3)
+    assert not [m for m in net.modules() if isinstance(m, nn.BatchNorm2d)]
+    betas = [m for m in net.modules() if isinstance(m, CenteredSoftplus)]
+    assert len(betas) == 17
+    assert all(m.beta.item() == pytest.approx(5) and m.log_beta.requires_grad for m in betas)
+    standard = resnet(18, num_classes=10, width=4, image_size=16)
+    fixed = [m.beta.item() for m in standard.modules() if isinstance(m, CenteredSoftplus)]
+    assert fixed == pytest.approx([1000] * 17, rel=1e-5)
+    assert not [n for n, _ in standard.named_parameters() if "beta" in n]
+
+
+def test_averaged_block_has_the_slope_its_docstring_claims():
+    """max(slope F, slope S)/√2 against the Jacobian's norm, with F and S of known slope."""
+    torch.manual_seed(0)
+    net = resnet(10, num_classes=2, width=3, in_channels=1, image_size=5, lcnn=True, gamma=1.5).double()
+    block = next(m for m in net.modules() if isinstance(m, AveragedBlock))
+    refresh_norms(block, 300)
+    block.eval()
+    norms = [m.lipschitz_constant() for m in block.branch if isinstance(m, LipschitzBatchNorm2d)]
+    bound = max(math.prod(n.item() for n in norms), 1.0) / math.sqrt(2)
+    for _ in range(5):
+        jacobian = torch.func.jacrev(lambda z: block(z[None])[0])(torch.randn(3, 5, 5).double()).reshape(75, 75)
+        assert torch.linalg.matrix_norm(jacobian, 2) <= bound * (1 + 1e-3)
+
+
+def test_mlp_takes_images_or_points():
+    assert mlp([2, 8, 3])(torch.randn(5, 2)).shape == (5, 3)
+    net = mlp([64, 16, 16, 10], lcnn=True)
+    refresh_norms(net)
+    assert net(torch.rand(5, 1, 8, 8)).shape == (5, 10)
+    linears = [m for m in net.modules() if isinstance(m, nn.Linear)]
+    norms = [torch.linalg.matrix_norm(m.weight, 2).item() for m in linears]
+    assert norms[:2] == pytest.approx([1, 1], abs=1e-3)
+
+
+def test_set_beta_and_relu_reading():
+    torch.manual_seed(0)
+    net = mlp([4, 32, 3])
+    x = torch.randn(64, 4)
+    relu = relu_reading(net)
+    assert not [m for m in relu.modules() if isinstance(m, CenteredSoftplus)]
+    torch.testing.assert_close(relu(x), net(x), atol=2e-3, rtol=0)  # β = 1000 is ReLU to log2/1000 a unit
+    set_beta(net, 1e-4)
+    affine = net(x) - net(torch.zeros(1, 4))
+    torch.testing.assert_close(affine, 2 * (net(x / 2) - net(torch.zeros(1, 4))), atol=1e-3, rtol=1e-3)
+    with pytest.raises(ValueError, match="CenteredSoftplus"):
+        set_beta(nn.Linear(2, 2), 1.0)
+    with pytest.raises(ValueError, match="beta"):
+        set_beta(net, -1.0)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: resnet(19, num_classes=2), "10, 18, 34, got 19"),
+        (lambda: resnet(18, num_classes=0), "num_classes"),
+        (lambda: resnet(18, num_classes=2, lcnn=True, gamma=-1), "gamma"),
+        (lambda: mlp([3]), "sizes"),
+        (lambda: mlp([3, 0, 2]), r"sizes\[1\]"),
+        (lambda: vgg11(num_classes=2, beta=math.nan), "beta"),
+    ],
+)
+def test_bad_numbers_are_named(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+def warm(model: nn.Module, size: int) -> nn.Module:
+    """Random weights, scale and shift, and statistics of random images, as a trained network would have."""
+    torch.manual_seed(0)
+    for m in model.modules():
+        if isinstance(m, nn.BatchNorm2d):
+            m.weight.data.uniform_(0.5, 1.5)
+            m.bias.data.uniform_(-0.5, 0.5)
+            m.momentum = None  # plain average
+    model.train()
+    for _ in range(2):
+        with torch.no_grad():
+            model(torch.rand(8, 3, size, size).to(next(model.parameters())))
+    return model.eval()
+
+
+TORCHVISION = {
+    "resnet18": (torchvision.models.resnet18, 32, {"maxpool (MaxPool2d) is kept"}),
+    "resnet50": (torchvision.models.resnet50, 32, {"maxpool (MaxPool2d) is kept"}),
+    "vgg11_bn": (torchvision.models.vgg11_bn, 32, {"features.3 (MaxPool2d) is kept"}),
+    "mobilenet_v2": (torchvision.models.mobilenet_v2, 32, set()),
+}
+
+
+@pytest.mark.parametrize("name", TORCHVISION)
+def test_conversion_keeps_the_function_when_the_constraints_are_slack(name):
+    build, size, expected = TORCHVISION[name]
+    model = warm(build(num_classes=7).double(), size)
+    x = torch.rand(4, 3, size, size).double()
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        converted = to_low_curvature(model, x, beta=1e8, gamma=1e6, iterations=2)
+    said = {note for w in caught for note in str(w.message).partition(": ")[2].split("; ")} - {""}
+    assert expected <= said
+    assert not [note for note in said if "loses its scale" in note]
+    want, got = model(x), converted(x)
+    assert (got - want).abs().max() <= 1e-4 * want.abs().max()
+    left = [type(m).__name__ for m in converted.modules() if isinstance(m, nn.ReLU | nn.ReLU6 | nn.BatchNorm2d)]
+    assert not left
+    assert [m for m in model.modules() if isinstance(m, nn.BatchNorm2d)], "the original was changed"
+
+
+def test_conversion_names_what_densenet_hides():
+    model = warm(torchvision.models.densenet121(num_classes=7), 32)
+    with pytest.warns(UserWarning, match="the model.forward calls relu itself") as caught:
+        converted = to_low_curvature(model, torch.rand(2, 3, 32, 32), iterations=2)
+    text = str(caught[0].message)
+    assert "features.pool0 (MaxPool2d) is kept" in text
+    assert "features.denseblock1.denselayer1.conv2 loses its scale" in text
+    assert converted(torch.rand(2, 3, 32, 32)).isfinite().all()
+
+
+def test_converted_convolutions_have_norm_one_and_slopes_stay_below_gamma():
+    model = warm(torchvision.models.resnet18(num_classes=5), 32)
+    with pytest.warns(UserWarning, match="maxpool"):
+        converted = to_low_curvature(model, torch.rand(1, 3, 32, 32), gamma=2.0, iterations=50)
+    conv = converted.layer4[1].conv2
+    assert conv_norm(conv, (512, 1, 1), "exact").item() == pytest.approx(1, abs=0.02)
+    slopes = [m.lipschitz_constant() for m in converted.modules() if isinstance(m, LipschitzBatchNorm2d)]
+    assert len(slopes) == 20
+    assert max(slopes) <= 2.0 + 1e-5
+
+
+def test_conversion_of_an_mlp_and_of_what_cannot_be():
+    plain = nn.Sequential(nn.Linear(6, 9), nn.ReLU(), nn.Linear(9, 3), nn.GELU())
+    with pytest.warns(UserWarning, match=r"3 \(GELU\) is kept"):
+        converted = to_low_curvature(plain, torch.randn(2, 6), beta=1e4)
+    x = torch.randn(10, 6)
+    torch.testing.assert_close(converted(x), plain(x), atol=1e-3, rtol=1e-3)
+    with pytest.raises(ValueError, match="nothing to convert"):
+        to_low_curvature(nn.Linear(2, 2), torch.randn(1, 2))
+    with pytest.raises(ValueError, match="does not run on an input of shape"):
+        to_low_curvature(plain, torch.randn(1, 5))
+    with pytest.raises(ValueError, match="beta"):
+        to_low_curvature(plain, torch.randn(1, 6), beta=0)
+
+
+def test_shared_relu_becomes_one_shared_unit():
+    class Twice(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.relu = nn.ReLU(inplace=True)
+            self.also = self.relu
+
+        def forward(self, x):
+            return self.also(self.relu(x) - 1)
+
+    converted = to_low_curvature(Twice(), torch.randn(1, 2))
+    assert converted.relu is converted.also
