@@ -109,9 +109,9 @@ class Figures:
     """Regenerate every figure and table into figures/."""
 
     def run(self) -> int:
-        from . import gallery
+        from .gallery import make_all
 
-        made = gallery.make_all()
+        made = make_all()
         folders = sorted({str(path.parent) for path in made})
         print(f"{len(made)} files in {', '.join(folders)}" if made else "nothing to make yet")
         return 0

@@ -39,7 +39,7 @@ class _Watch(TorchFunctionMode):
         super().__init__()
         self.names = {module: name or "the model" for name, module in model.named_modules()}
         self.running: list[nn.Module] = []
-        self.shapes: dict[nn.Module, tuple[int, ...]] = {}
+        self.shapes: dict[nn.Module, tuple[int, int, int]] = {}
         self.made_by: dict[int, nn.Module] = {}
         self.reads: dict[nn.Module, nn.Module] = {}
         self.kept: list[Tensor] = []  # keeps ids unique
@@ -48,7 +48,7 @@ class _Watch(TorchFunctionMode):
     def before(self, module: nn.Module, inputs: tuple) -> None:
         self.running.append(module)
         if isinstance(module, nn.Conv2d):
-            self.shapes[module] = tuple(inputs[0].shape[1:])
+            self.shapes[module] = inputs[0].shape[1], inputs[0].shape[2], inputs[0].shape[3]
         elif isinstance(module, nn.BatchNorm2d) and (conv := self.made_by.get(id(inputs[0]))) is not None:
             self.reads[module] = conv
 
@@ -141,6 +141,7 @@ def _lipschitz_from(
     bn: nn.BatchNorm2d, conv: nn.Module | None, shapes: dict, gamma: float, iterations: int
 ) -> LipschitzBatchNorm2d:
     """γ-BatchNorm with the weights of ``bn``; the convolution it reads is given norm 1 and its scale is absorbed."""
+    assert bn.running_var is not None
     sigma = torch.ones((), device=bn.running_var.device)
     if isinstance(conv, nn.Conv2d) and conv.padding_mode == "zeros":
         before = conv.weight.detach().clone()
@@ -148,7 +149,7 @@ def _lipschitz_from(
         sigma = before.norm() / conv.weight.detach().norm()
         if conv.bias is not None:
             conv.bias.data /= sigma
-    made = LipschitzBatchNorm2d(bn.num_features, gamma, affine=bn.affine, momentum=bn.momentum)
+    made = LipschitzBatchNorm2d(bn.num_features, gamma, affine=bn.affine, momentum=bn.momentum or 0.1)
     made = made.to(bn.running_var.device)
     made.eps = bn.eps / float(sigma) ** 2
     made.load_state_dict(bn.state_dict() | {"log_gamma": made.log_gamma.detach()})

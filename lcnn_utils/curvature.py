@@ -23,6 +23,7 @@ from .runtime import nearest
 
 SCALARS = ("loss", "margin", "logit")
 METHODS = ("power", "lanczos", "exact")
+CONFIRM = 4  # without it 1 sample in 1,000 is off by more than 1 %, with it none of 6,000 (random nets, d = 20 and 300)
 
 
 @dataclass(frozen=True)
@@ -77,13 +78,14 @@ def gradient_and_hvp(
     """Per-sample gradient of f, and the function v ↦ ∇²f·v for every sample of the batch (both shaped like ``x``).
 
     The model must be in eval mode for as long as the products are used. ∇²f is symmetric, so the product is the
-    transposed one (reverse over reverse), which keeps its graph: 0.5 of the time of jvp-of-grad.
+    transposed one (reverse over reverse) on a graph that is kept, which is cheaper than forward
+    over reverse.
     """
 
     def gradient(x: Tensor) -> Tensor:
         return torch.func.grad(lambda x: scalar_of(model(x), y, scalar).sum())(x)
 
-    grad, transposed = torch.func.vjp(gradient, x)
+    grad, transposed = torch.func.vjp(gradient, x)[:2]
     return grad, lambda v: transposed(v)[0].detach()
 
 
@@ -104,10 +106,10 @@ def _random_unit(x: Tensor, generator: torch.Generator | None) -> Tensor:
 def _lanczos(hvp: Callable, v: Tensor, tol: float, max_iter: int) -> tuple[Tensor, ...]:
     """Largest |eigenvalue| by Lanczos with full reorthogonalisation: (norm, vector, products, relative residual).
 
-    A Ritz pair (θ, z) has ‖Hz − θz‖ = b_k |s_k|, so an eigenvalue lies within that of θ; where θ is separated by
-    ``gap`` from the other Ritz values, within its square over the gap (Parlett, thm. 11.7.1).
+    A Ritz pair (θ, z) has ‖Hz − θz‖ = b_k |s_k|: an eigenvalue lies that close to θ (Parlett, thm. 4.5.1), but not for
+    certain the largest, of which a random start may hold little. So ``CONFIRM`` more products have to agree.
     """
-    basis, diagonal, off = [v], [], []
+    basis, diagonal, off, agreed = [v], [], [], 0
     tiny, eps = torch.finfo(v.dtype).tiny, torch.finfo(v.dtype).eps
     scale = torch.zeros_like(_norm(v))
     max_iter = min(max_iter, v[0].numel())
@@ -124,16 +126,17 @@ def _lanczos(hvp: Callable, v: Tensor, tol: float, max_iter: int) -> tuple[Tenso
         if k < 3 and k < max_iter:
             continue
         side = torch.stack(off, 1)[:, :-1]
-        tridiagonal = torch.diag_embed(torch.stack(diagonal, 1)) + torch.diag_embed(side, 1) + torch.diag_embed(side, -1)
+        tridiagonal = (
+            torch.diag_embed(torch.stack(diagonal, 1)) + torch.diag_embed(side, 1) + torch.diag_embed(side, -1)
+        )
         values, vectors = torch.linalg.eigh(tridiagonal.double())
         at = values.abs().argmax(1, keepdim=True)
         theta = values.gather(1, at)
         combination = vectors.gather(2, at[:, None].expand(-1, k, 1)).squeeze(2)  # (N, k)
         residual = off[-1].double() * combination[:, -1].abs()
-        gap = (values - theta).abs().scatter(1, at, torch.inf).amin(1)
-        error = residual if k == 1 else torch.minimum(residual, residual**2 / gap)
-        error = error / (theta.abs().squeeze(1) + tiny)
-        if k == max_iter or bool((error <= tol).all()):
+        error = residual / (theta.abs().squeeze(1) + tiny)
+        agreed = agreed + 1 if bool((error <= tol).all()) else 0
+        if k == max_iter or agreed > CONFIRM:
             break
     ritz = torch.einsum("nkd,nk->nd", stack, combination.to(v.dtype)).view_as(v)
     return theta.abs().squeeze(1).to(v.dtype), ritz, torch.full_like(off[-1], k).long(), error.to(v.dtype)

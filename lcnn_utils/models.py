@@ -1,7 +1,7 @@
 """The networks under study, each as a Standard net and as its low-curvature version (LCNN).
 
-Standard means the authors' baseline: their residual block, BatchNorm without scale and shift, and softplus with β = 1000,
-nearly a ReLU but with a Hessian. LCNN: β trainable from 5, convolutions of norm 1, γ-Lipschitz BatchNorm (paper §3).
+Standard means the authors' baseline: their residual block, BatchNorm without scale and shift, softplus with β = 1000
+(nearly a ReLU, but with a Hessian). LCNN: β trainable from 5, convolutions of norm 1, γ-Lipschitz BatchNorm (paper §3).
 All nets are plain nn.Sequential trees and take images in [0, 1]; where pixels need standardising, put
 ``torchvision.transforms.Normalize`` in front: ``nn.Sequential(Normalize(mean, std), net)``.
 """
@@ -9,6 +9,7 @@ All nets are plain nn.Sequential trees and take images in [0, 1]; where pixels n
 from __future__ import annotations
 
 import copy
+import itertools
 import math
 from collections.abc import Sequence
 
@@ -35,14 +36,14 @@ class _Parts:
 
     def conv(self, c_in: int, c_out: int, kernel: int, stride: int, size: int) -> list[nn.Module]:
         """Convolution of a ``size`` x ``size`` image and its normalisation."""
-        conv: nn.Module = nn.Conv2d(c_in, c_out, kernel, stride, kernel // 2, bias=False)
+        conv = nn.Conv2d(c_in, c_out, kernel, stride, kernel // 2, bias=False)
         if not self.lcnn:
             return [conv, nn.BatchNorm2d(c_out, affine=False)]
         return [spectral_normalize(conv, (c_in, size, size)), LipschitzBatchNorm2d(c_out, self.gamma)]
 
     def head(self, features: int, num_classes: int) -> list[nn.Module]:
         """Global average, then a classifier of norm 1, in the Standard net too (as the authors have it)."""
-        linear = spectral_normalize(nn.Linear(features, num_classes), None)
+        linear = spectral_normalize(nn.Linear(features, num_classes))
         return [nn.AdaptiveAvgPool2d(1), nn.Flatten(), linear]
 
 
@@ -130,11 +131,11 @@ def vgg11(
     return nn.Sequential(*layers, *parts.head(channels, num_classes))
 
 
-def mlp(sizes: Sequence[int], *, lcnn: bool = False, beta: float | None = None) -> nn.Sequential:
+def mlp(sizes: Sequence[int], *, lcnn: bool = False, beta: float | None = None, gamma: float = 10.0) -> nn.Sequential:
     """Multilayer perceptron (N, sizes[0]) → logits (N, sizes[-1]); images are flattened first.
 
-    The LCNN's hidden layers have norm 1 and a trainable β. Its read-out is free: it sets the scale of the logits, which
-    normalised curvature does not see.
+    A hidden layer of the LCNN is built as one of a CNN: a linear map of norm 1, γ-BatchNorm, a trainable β. Its
+    read-out is free: it mostly sets the scale of the logits, which normalised curvature does not see.
 
     Raises:
         ValueError: fewer than two sizes, or one that is not positive.
@@ -142,11 +143,12 @@ def mlp(sizes: Sequence[int], *, lcnn: bool = False, beta: float | None = None) 
     if len(sizes) < 2:
         raise ValueError(f"mlp needs the sizes of its input and output at least, got {list(sizes)}")
     _check_positive(**{f"sizes[{i}]": size for i, size in enumerate(sizes)})
-    parts = _Parts(1, lcnn, beta, 10.0)
+    parts = _Parts(1, lcnn, beta, gamma)
     layers: list[nn.Module] = [nn.Flatten()]
-    for inputs, outputs in zip(sizes[:-2], sizes[1:-1], strict=True):
-        linear: nn.Module = nn.Linear(inputs, outputs)
-        layers += [spectral_normalize(linear, None) if lcnn else linear, parts.activation()]
+    for inputs, outputs in itertools.pairwise(sizes[:-1]):
+        linear = nn.Linear(inputs, outputs)
+        layers += [spectral_normalize(linear), LipschitzBatchNorm2d(outputs, gamma)] if lcnn else [linear]
+        layers.append(parts.activation())
     return nn.Sequential(*layers, nn.Linear(sizes[-2], sizes[-1]))
 
 

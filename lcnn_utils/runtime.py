@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import os
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -77,7 +78,8 @@ def atomic_path(path: Path) -> Iterator[Path]:
         os.replace(temporary, path)
     except OSError as error:
         raise type(error)(
-            error.errno, f"cannot write {path} ({error.strerror}): free some space, or set LCNN_STORE to a folder of yours"
+            error.errno,
+            f"cannot write {path} ({error.strerror}): free some space, or set LCNN_STORE to a folder of yours",
         ) from error
     finally:
         if temporary is not None:
@@ -104,11 +106,17 @@ def nearest(name: str, known: list[str] | tuple[str, ...], kind: str) -> str:
 
 @dataclass(frozen=True)
 class Lab:
-    """What a notebook runs with: its device, its seeds and whether fast mode is on."""
+    """What a notebook runs with: its device, its seeds, whether fast mode is on, and when it began."""
 
     device: torch.device
     seeds: tuple[int, ...]
     fast: bool
+    started: float
+
+    def finish(self) -> str:
+        """How long the notebook took, from :func:`setup` on: the sentence for its last cell."""
+        seconds, where = time.perf_counter() - self.started, f"{self.device}, {torch.get_num_threads()} threads"
+        return f"ran in {seconds:.0f} s ({where}, torch {torch.__version__}, fast mode {'on' if self.fast else 'off'})"
 
 
 def setup(*, seeds: int = 3, show: Callable[[str], None] = print) -> Lab:
@@ -121,7 +129,8 @@ def setup(*, seeds: int = 3, show: Callable[[str], None] = print) -> Lab:
     from . import figures
 
     figures.use_style()
-    lab = Lab(pick_device(), tuple(range(min(seeds, 2) if fast() else seeds)), fast())
+    chosen = tuple(range(min(seeds, 2) if fast() else seeds))
+    lab = Lab(pick_device(), chosen, fast(), time.perf_counter())
     name = torch.cuda.get_device_name(lab.device) if lab.device.type == "cuda" else f"{torch.get_num_threads()} threads"
     mode = "on (small settings)" if lab.fast else "off"
     show(f"torch {torch.__version__} · device {lab.device} ({name}) · seeds {list(lab.seeds)} · fast mode {mode}")

@@ -1,0 +1,209 @@
+"""Interactive figures: plain computations drawn into one reused figure, behind keyboard-usable sliders.
+
+Every control is made by ``_explore``, which keeps it in ``CONTROLS`` with the picture it redraws, so that a test can
+move each one to its ends: Jupyter swallows what a widget callback raises.
+"""
+
+from __future__ import annotations
+
+import copy
+import io
+from collections.abc import Callable, Sequence
+
+import contourpy
+import ipywidgets as widgets
+import numpy as np
+import pandas as pd
+import torch
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from PIL import Image
+from torch import Tensor, nn
+
+from . import studies
+from .figures import ACTIVATION, CLASS_COLOURS, CURVATURE_MAP, METHOD
+from .models import set_beta
+
+CONTROLS: list[tuple[widgets.ValueWidget, widgets.Image]] = []
+
+
+class Picture:
+    """A figure shown as a PNG widget. Only ``moving`` artists are drawn anew, over a stored background."""
+
+    def __init__(self, figure: Figure, moving: Sequence) -> None:
+        self.canvas, self.moving = FigureCanvasAgg(figure), moving
+        for artist in moving:
+            artist.set_animated(True)
+        self.canvas.draw()  # lays the figure out, once
+        figure.set_layout_engine("none")
+        width = int(figure.get_figwidth() * figure.dpi)
+        self.image = widgets.Image(format="png", layout={"width": f"{width}px", "max_width": "100%"})
+        self.frame()
+
+    def frame(self) -> None:
+        """Draw what stands still: needed when axis limits or titles changed."""
+        self.canvas.draw()
+        self.background = self.canvas.copy_from_bbox(self.canvas.figure.bbox)
+
+    def draw(self) -> None:
+        self.canvas.restore_region(self.background)
+        for artist in self.moving:
+            artist.axes.draw_artist(artist)
+        buffer = io.BytesIO()
+        Image.fromarray(np.asarray(self.canvas.buffer_rgba())[..., :3]).save(buffer, "png", compress_level=1)
+        self.image.value = buffer.getvalue()
+
+
+def _explore(picture: Picture, update: Callable[..., str], **controls: widgets.ValueWidget) -> widgets.VBox:
+    """Controls above a picture above a line of text; ``update(**values)`` changes the artists and returns the text."""
+    text = widgets.HTML()
+
+    def changed(_=None) -> None:
+        text.value = update(**{name: control.value for name, control in controls.items()})
+        picture.draw()
+
+    for control in controls.values():
+        control.style.description_width = "11em"
+        control.layout.width = "34em"
+        control.observe(changed, "value")
+        CONTROLS.append((control, picture.image))
+    changed()
+    return widgets.VBox([*controls.values(), picture.image, text])
+
+
+def beta_slider(value: float = 5.0) -> widgets.FloatLogSlider:
+    """The one β slider: logarithmic, 0.01 to 1000."""
+    return widgets.FloatLogSlider(
+        value, base=10, min=-2, max=3, step=0.05, description="β: sharpness", readout_format=".3g"
+    )
+
+
+def beta_explorer() -> widgets.VBox:
+    """Value, slope and curvature of ReLU, softplus and centered softplus under β, and their n-fold composition."""
+    figure = Figure(figsize=(11, 3.1), dpi=90, layout="constrained")
+    axes = figure.subplots(1, 4)
+    titles = ("value φ(x)", "slope φ′(x)", "curvature φ″(x)", "φ composed n times")
+    lines: dict[tuple[str, int], Line2D] = {}
+    for panel, (axis, title) in enumerate(zip(axes, titles, strict=True)):
+        axis.set(title=title, xlabel="input x")
+        for name, (label, colour, style) in ACTIVATION.items():
+            lines[name, panel] = axis.plot([], [], style, color=colour, label=label)[0]
+    axes[1].set_ylim(-0.05, 1.1)
+    axes[2].set(yscale="log", ylim=(1e-4, 1e3))
+    axes[0].legend(fontsize=8, loc="upper left")
+    picture = Picture(figure, list(lines.values()))
+    shown = 0.0
+
+    def update(beta: float, span: float, depth: int) -> str:
+        nonlocal shown
+        x = torch.linspace(-span, span, 400)
+        frame = studies.activation_frame((beta,), x)
+        composed = dict(zip(("softplus", "centered"), studies.composition(x, beta, depth), strict=True))
+        for name in ACTIVATION:
+            part = frame[frame.activation == name]
+            for panel, column in enumerate(("value", "slope", "curvature")):
+                lines[name, panel].set_data(part.x, part[column])
+            lines[name, 3].set_data(x, composed.get(name, x.relu()))
+        if span != shown:
+            shown = span
+            for axis in axes:
+                axis.set_xlim(-span, span)
+            for axis in (axes[0], axes[3]):
+                axis.set_ylim(-0.5 * span, 1.3 * span)
+            picture.frame()
+        drift, kept = (value.item() for value in studies.composition(torch.zeros(1), beta, depth))
+        return (
+            f"Largest curvature β/4 = <b>{beta / 4:.3g}</b>. At x = 0, {depth} softplus layer{'s' * (depth > 1)} give "
+            f"<b>{drift:.3g}</b> = log({depth + 1})/β; centered ones give <b>{kept:.3g}</b>."
+        )
+
+    span = widgets.FloatLogSlider(
+        4, base=10, min=-1, max=2, step=0.1, description="range of x: ±", readout_format=".3g"
+    )
+    depth = widgets.IntSlider(1, min=1, max=20, description="n: layers")
+    return _explore(picture, update, beta=beta_slider(2.0), span=span, depth=depth)
+
+
+def moons_explorer(models: dict[str, nn.Module], x: Tensor, y: Tensor, resolution: int = 80) -> widgets.VBox:
+    """Decision regions, curvature of the margin and accuracy of trained nets when every β is set by hand.
+
+    Args:
+        models: by method name; they are copied.
+        x, y: test points (n, 2) and labels (n,).
+        resolution: points a side of the grid on which the net is evaluated.
+    """
+    copies = {METHOD[method][0]: copy.deepcopy(model) for method, model in models.items()}
+    grid = studies.moons_grid(resolution)
+    figure = Figure(figsize=(9.5, 3.7), dpi=90, layout="constrained")
+    left, right = figure.subplots(1, 2)
+    extent, blank = studies.MOONS_BOX, np.zeros((resolution, resolution))
+    regions = left.imshow(blank, "coolwarm", origin="lower", extent=extent, aspect="auto", vmin=-4, vmax=4, alpha=0.6)
+    heat = right.imshow(blank, CURVATURE_MAP, origin="lower", extent=extent, aspect="auto", vmin=-2, vmax=2.5)
+    moving = [regions, heat]
+    for label, colour, marker in zip((0, 1), CLASS_COLOURS, ("o", "^"), strict=True):
+        moving += left.plot(*x[y == label][:150].T, marker, color=colour, ms=3.5, mec="black", mew=0.3)
+    boundaries = [left.plot([], [], "k-", lw=1.5)[0], right.plot([], [], "w-", lw=1.5)[0]]
+    left.set(title="sign of the margin (test points on top)", xlabel="x₁", ylabel="x₂")
+    right.set(title="curvature of the margin", xlabel="x₁")
+    figure.colorbar(heat, ax=right, label="log₁₀ C (1/unit of x)")
+    for axis in (left, right):
+        axis.grid(False)
+        axis.set(xlim=extent[:2], ylim=extent[2:])
+    picture = Picture(figure, moving + boundaries)
+
+    def update(net: str, beta: float) -> str:
+        model = set_beta(copies[net], beta)
+        margin, curvature = (field.view(resolution, resolution).numpy() for field in studies.moons_fields(model, grid))
+        regions.set_data(margin)
+        heat.set_data(np.log10(curvature + 1e-12))
+        x1, x2 = grid.view(resolution, resolution, 2).permute(2, 0, 1).numpy()
+        segments = contourpy.contour_generator(x=x1, y=x2, z=margin, line_type=contourpy.LineType.Separate)
+        pieces = [np.vstack([np.asarray(line), [[np.nan, np.nan]]]) for line in segments.lines(0.0)] or [
+            np.empty((0, 2))
+        ]
+        for boundary in boundaries:
+            boundary.set_data(*np.vstack(pieces).T)
+        share = studies.accuracy(model, x, y)
+        median = np.median(curvature)
+        return (
+            f"{net}, every β = {beta:.3g}: test accuracy <b>{share:.1%}</b>, median C on the grid <b>{median:.3g}</b>."
+        )
+
+    net = widgets.Dropdown(options=list(copies), description="trained net")
+    return _explore(picture, update, net=net, beta=beta_slider(5.0))
+
+
+def convergence_explorer(frame: pd.DataFrame) -> widgets.VBox:
+    """How estimates of ‖∇²f‖ of one sample approach the exact value, product by product.
+
+    Args:
+        frame: of :func:`studies.convergence_frame`.
+    """
+    figure = Figure(figsize=(7, 3.4), dpi=90, layout="constrained")
+    axis = figure.subplots()
+    estimators = list(frame.estimator.unique())
+    colours, styles = ("#0173b2", "#de8f05", "#029e73"), ("o-", "X-", "s--")
+    lines = [
+        axis.plot([], [], s, color=c, label=n, ms=5)[0] for n, s, c in zip(estimators, styles, colours, strict=True)
+    ]
+    axis.axhline(1, color="0.4", linewidth=1, linestyle=":", label="exact (dense Hessian)")
+    last = int(frame.products.max())
+    axis.set(xlim=(0, last + 1), ylim=(0, 1.25), xlabel="Hessian-vector products", ylabel="estimate / exact ‖∇²f‖₂")
+    axis.legend(fontsize=8, loc="lower right")
+    picture = Picture(figure, lines)
+    table = frame.assign(ratio=frame.estimate / frame.exact).pivot(
+        index=["sample", "products"], columns="estimator", values="ratio"
+    )
+
+    def update(sample: int, products: int) -> str:
+        part = table.loc[sample].loc[:products]
+        for line, name in zip(lines, estimators, strict=True):
+            line.set_data(part.index, part[name])
+        errors = ", ".join(f"{name}: <b>{part[name].iloc[-1] - 1:+.2%}</b>" for name in estimators)
+        return f"After {products} product{'s' * (products > 1)} — {errors}"
+
+    sample = widgets.IntSlider(0, min=0, max=int(frame["sample"].max()), description="test image number")
+    return _explore(
+        picture, update, sample=sample, products=widgets.IntSlider(3, min=1, max=last, description="k: products")
+    )

@@ -1,0 +1,268 @@
+"""Figures: each function takes a tidy frame and returns a Figure; ``save`` alone writes files.
+
+A method has the same colour and marker in every figure (seaborn's colour-blind palette).
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import seaborn as sns
+from matplotlib.figure import Figure
+
+from . import __version__
+from .runtime import PROJECT, atomic_path, write_text
+
+STYLE = Path(__file__).with_name("lcnn.mplstyle")
+METHOD = {  # name: (label, colour, marker)
+    "standard": ("Standard", "#0173b2", "o"),
+    "lcnn": ("LCNN", "#de8f05", "s"),
+    "gradreg": ("GradReg", "#029e73", "^"),
+    "lcnn_gradreg": ("LCNN + GradReg", "#d55e00", "D"),
+    "cure": ("CURE", "#cc78bc", "v"),
+    "softplus_wd": ("Softplus + weight decay", "#ca9161", "P"),
+    "adversarial": ("Adversarial training", "#949494", "X"),
+    "minimal": ("Minimal recipe", "#56b4e9", "*"),
+    "relu": ("Standard, read as ReLU", "#000000", "d"),
+}
+ACTIVATION = {  # name: (label, colour, line style)
+    "relu": ("ReLU", "#000000", ":"),
+    "centered": ("centered softplus s₀", "#de8f05", "-"),
+    "softplus": ("softplus", "#cc78bc", "--"),  # drawn last: it has the slope and curvature of the centered one
+}
+PALETTE = {label: colour for label, colour, _ in METHOD.values()}
+MARKERS = {label: marker for label, _, marker in METHOD.values()}
+CURVATURE_MAP = "viridis"  # even in lightness, readable without colour vision
+CLASS_COLOURS = ("#56b4e9", "#ca9161")  # not those of Standard and LCNN
+
+
+def use_style() -> None:
+    """Apply the project's matplotlib style."""
+    plt.style.use(STYLE)
+
+
+def save(figure: Figure, name: str, provenance: dict[str, object], folder: Path | None = None) -> list[Path]:
+    """Write ``name``.png, .svg and .json (what produced it) into ``figures/``; the only place that saves a figure.
+
+    Raises:
+        OSError: the folder cannot be written.
+    """
+    folder = folder or PROJECT / "figures"
+    paths = []
+    for suffix, metadata in ((".png", {"Software": None}), (".svg", {"Date": None})):
+        with atomic_path(folder / f"{name}{suffix}") as temporary:
+            figure.savefig(temporary, metadata=metadata)
+        paths.append(folder / f"{name}{suffix}")
+    plt.close(figure)
+    return [*paths, _write_provenance(folder / f"{name}.json", provenance)]
+
+
+def save_table(frame: pd.DataFrame, name: str, provenance: dict[str, object], folder: Path | None = None) -> list[Path]:
+    """Write ``name``.csv, .md and .json (what produced it) into ``figures/``; errors as :func:`save`."""
+    folder = folder or PROJECT / "figures"
+    paths = [write_text(folder / f"{name}.csv", frame.to_csv(index=False))]
+    paths.append(write_text(folder / f"{name}.md", markdown(frame)))
+    return [*paths, _write_provenance(folder / f"{name}.json", provenance)]
+
+
+def _write_provenance(path: Path, provenance: dict[str, object]) -> Path:
+    import torch
+
+    versions = {"lcnn_utils": __version__, "torch": torch.__version__, "python": platform.python_version()}
+    record = provenance | {"versions": versions, "processor": f"{platform.machine()} CPU"}
+    return write_text(path, json.dumps(record, indent=1, ensure_ascii=False) + "\n")
+
+
+def markdown(frame: pd.DataFrame) -> str:
+    """A frame as a markdown table."""
+    rows = [list(map(str, frame.columns)), ["---"] * frame.shape[1], *frame.astype(str).to_numpy().tolist()]
+    return "\n".join("| " + " | ".join(row) + " |" for row in rows) + "\n"
+
+
+def activations(frame: pd.DataFrame) -> Figure:
+    """Value, slope and curvature of activations.
+
+    Args:
+        frame: columns x, activation, beta, value, slope, curvature.
+    """
+    figure, axes = plt.subplots(1, 3, figsize=(10, 3.2))
+    for (activation, beta), part in frame.groupby(["activation", "beta"], dropna=False, sort=False):
+        label, colour, style = ACTIVATION[str(activation)]
+        for axis, column in zip(axes, ("value", "slope", "curvature"), strict=True):
+            axis.plot(
+                part.x, part[column], style, color=colour, label=label if beta != beta else f"{label}, β = {beta:g}"
+            )
+    for axis, name in zip(axes, ("value φ(x)", "slope φ′(x)", "curvature φ″(x)"), strict=True):
+        axis.set(xlabel="input x", ylabel=name)
+    axes[0].legend(fontsize=8)
+    return figure
+
+
+def figure_1c(frame: pd.DataFrame) -> Figure:
+    """The paper's Figure 1(c): softplus and centered softplus for several β. Columns as in :func:`activations`."""
+    figure, axes = plt.subplots(1, 2, figsize=(8.6, 3.4), sharex=True, sharey=True)
+    betas = sorted(frame.beta.dropna().unique())
+    shades = sns.color_palette("viridis", len(betas))
+    relu = frame[frame.activation == "relu"]
+    for axis, name in zip(axes, ("softplus", "centered"), strict=True):
+        for beta, shade in zip(betas, shades, strict=True):
+            part = frame[(frame.activation == name) & (frame.beta == beta)]
+            axis.plot(part.x, part.value, color=shade, label=f"β = {beta:g}")
+        axis.plot(relu.x, relu.value, "k:", label="ReLU (β → ∞)")
+        axis.plot(relu.x, relu.x / 2, color="0.5", linestyle="-.", linewidth=1.2, label="x/2")
+        axis.set(xlabel="input x", ylabel="output", title=ACTIVATION[name][0])
+    axes[0].set_ylim(relu.x.min() / 2 - 0.3, relu.x.max() * 1.6)
+    axes[1].legend(fontsize=8)
+    return figure
+
+
+def composition(frame: pd.DataFrame) -> Figure:
+    """n-fold compositions of an activation. Columns: x, activation, beta, depth, value."""
+    betas = sorted(frame.beta.unique())
+    figure, axes = plt.subplots(
+        2, len(betas), figsize=(3.3 * len(betas), 5.2), sharex=True, sharey="row", squeeze=False
+    )
+    depths = sorted(frame.depth.unique())
+    shades = sns.color_palette("flare", len(depths))
+    for row, name in zip(axes, ("softplus", "centered"), strict=True):
+        for axis, beta in zip(row, betas, strict=True):
+            for depth, shade in zip(depths, shades, strict=True):
+                part = frame[(frame.activation == name) & (frame.beta == beta) & (frame.depth == depth)]
+                axis.plot(part.x, part.value, color=shade, label=f"n = {depth}")
+            axis.set_title(f"{ACTIVATION[name][0]}, β = {beta:g}")
+        row[0].set_ylabel("output after n layers")
+    for axis in axes[1]:
+        axis.set_xlabel("input x")
+    axes[0, 0].legend(fontsize=8)
+    return figure
+
+
+def normalised_curvature(frame: pd.DataFrame) -> Figure:
+    """φ″/φ′ of centered softplus against β, at several x. Columns: x, beta, normalised."""
+    figure, axis = plt.subplots(figsize=(5.4, 3.6))
+    points = sorted(frame.x.unique())
+    for x, shade, style in zip(
+        points, sns.color_palette("colorblind", len(points)), ("-", "--", "-.", ":", "-"), strict=False
+    ):
+        part = frame[frame.x == x]
+        axis.loglog(part.beta, part.normalised, style, color=shade, label=f"x = {x:g}")
+    ends = np.array([frame.beta.min(), frame.beta.max()])
+    axis.loglog(ends, ends, color="0.6", linewidth=1, label="bound β")
+    axis.set(xlabel="sharpness β (1/unit of x)", ylabel="s₀″/s₀′ = β(1 − σ(βx))", ylim=(1e-4, 2e3))
+    axis.legend(fontsize=8)
+    return figure
+
+
+def moons(frame: pd.DataFrame, points: pd.DataFrame) -> Figure:
+    """The paper's Figure 1(a, b): decision regions above, curvature of the margin below, a column a method.
+
+    Args:
+        frame: columns x1, x2 (a full grid), method, margin, curvature, accuracy.
+        points: columns x1, x2, label.
+    """
+    methods = list(frame.method.unique())
+    figure, axes = plt.subplots(2, len(methods), figsize=(3.9 * len(methods) + 0.7, 6.4), sharex=True, sharey=True)
+    for column, method in zip(axes.T, methods, strict=True):
+        part = frame[frame.method == method]
+        margin, curvature = (part.pivot(index="x2", columns="x1", values=v) for v in ("margin", "curvature"))
+        extent = (part.x1.min(), part.x1.max(), part.x2.min(), part.x2.max())
+        column[0].contourf(
+            margin.columns, margin.index, margin, levels=[-1e9, 0, 1e9], colors=CLASS_COLOURS, alpha=0.25
+        )
+        for label, colour, marker in zip((0, 1), CLASS_COLOURS, ("o", "^"), strict=True):
+            cloud = points[points.label == label]
+            column[0].scatter(
+                cloud.x1, cloud.x2, s=9, color=colour, marker=marker, label=f"class {label}", linewidths=0
+            )
+        column[0].set_title(f"{METHOD[method][0]}: test accuracy {part.accuracy.iloc[0]:.1%}")
+        image = column[1].imshow(
+            np.log10(curvature.to_numpy() + 1e-12), origin="lower", extent=extent, aspect="auto",
+            vmin=-2, vmax=2.5, cmap=CURVATURE_MAP,
+        )  # fmt: skip
+        column[1].contour(margin.columns, margin.index, margin, levels=[0], colors="white", linewidths=1)
+        column[1].set(xlabel="x₁")
+        for axis in column:
+            axis.grid(False)
+    for axis in axes[:, 0]:
+        axis.set_ylabel("x₂")
+    axes[0, 0].legend(fontsize=8, loc="lower left")
+    figure.colorbar(image, ax=axes[1], label="log₁₀ C of the margin (1/unit of x)")
+    return figure
+
+
+def curvature_distribution(frame: pd.DataFrame) -> Figure:
+    """Distribution of C_f over test images, one curve a seed. Columns: label (of METHOD), seed, curvature, accuracy."""
+    figure, axes = plt.subplots(1, 2, figsize=(9.4, 3.6), width_ratios=(3, 2))
+    labels = list(frame.label.unique())
+    for label in labels:
+        for _, part in frame[frame.label == label].groupby("seed"):
+            values = np.sort(part.curvature)
+            axes[0].plot(
+                values, np.arange(1, len(values) + 1) / len(values), color=PALETTE[label], alpha=0.8, linewidth=1.3
+            )
+    axes[0].set(
+        xscale="log", xlabel="normalised curvature C of the loss (1/pixel unit)", ylabel="share of test images below"
+    )
+    runs = frame.groupby(["label", "seed"], sort=False).agg(
+        curvature=("curvature", "mean"), accuracy=("accuracy", "first")
+    )
+    runs = runs.reset_index()
+    for label in labels:
+        part = runs[runs.label == label]
+        axes[1].errorbar(
+            part.curvature.mean(), 100 * part.accuracy.mean(),
+            xerr=part.curvature.std(), yerr=100 * part.accuracy.std(),
+            marker=MARKERS[label], color=PALETTE[label], capsize=3, label=label, linestyle="none",
+        )  # fmt: skip
+    axes[1].set(xscale="log", xlim=(1, 100), xlabel="mean C of the test images", ylabel="test accuracy (%)")
+    axes[1].set_title(f"mean ± standard deviation over {runs.seed.nunique()} seeds", fontsize=9)
+    axes[1].legend(fontsize=8)
+    return figure
+
+
+def taylor(frame: pd.DataFrame) -> Figure:
+    """Error of the first- and second-order Taylor polynomials against ‖δ‖. Columns: length, order, error."""
+    figure, axis = plt.subplots(figsize=(5.6, 3.4))
+    for (order, part), marker in zip(frame.groupby("order"), "os", strict=True):
+        axis.loglog(part.length, part.error, marker + "-", label=f"order {order}")
+        guide = part.error.iloc[-1] * (part.length / part.length.iloc[-1]) ** (order + 1)  # type: ignore[operator]
+        axis.loglog(part.length, guide, color="0.6", linewidth=1, linestyle=":", label=f"∝ ‖δ‖^{order + 1}")  # type: ignore[operator]
+    axis.set(xlabel="length of the step ‖δ‖ (units of x)", ylabel="|f(x + δ) − Taylor polynomial|")
+    axis.legend(fontsize=8)
+    return figure
+
+
+def gradient_and_hessian(frame: pd.DataFrame) -> Figure:
+    """‖∇²f‖ against ‖∇f‖ of every image, on lines of equal C. Columns: label (of METHOD), grad_norm, hessian_norm."""
+    figure, axis = plt.subplots(figsize=(5.6, 4.0))
+    for label, part in frame.groupby("label", sort=False):
+        axis.loglog(
+            part.grad_norm, part.hessian_norm, MARKERS[str(label)], color=PALETTE[str(label)], ms=3, label=label
+        )
+    ends = np.array([frame.grad_norm.min(), frame.grad_norm.max()])
+    for c in (1, 10, 100):
+        axis.loglog(ends, c * ends, color="0.6", linewidth=1, linestyle=":")
+        axis.annotate(f"C = {c}", (ends[1], c * ends[1]), fontsize=8, color="0.35", ha="right", va="bottom")
+    axis.set(xlabel="gradient norm ‖∇f‖ (loss per pixel unit)", ylabel="Hessian norm ‖∇²f‖₂")
+    axis.legend(fontsize=8)
+    return figure
+
+
+def convergence(frame: pd.DataFrame) -> Figure:
+    """Relative error of ‖∇²f‖ against products. Columns: estimator, products, error (of every sample)."""
+    figure, axis = plt.subplots(figsize=(6.0, 3.6))
+    names = list(frame.estimator.unique())
+    palette = dict(zip(names, sns.color_palette("colorblind", len(names)), strict=True))
+    sns.lineplot(
+        frame, x="products", y="error", hue="estimator", style="estimator", palette=palette, markers=True, dashes=False,
+        estimator="median", errorbar=("pi", 80), ax=axis,
+    )  # fmt: skip
+    axis.axhline(0.01, color="0.5", linewidth=1, linestyle="--")
+    axis.set(yscale="log", ylim=(1e-6, 1.5), xlabel="Hessian-vector products", ylabel="relative error of ‖∇²f‖₂")
+    axis.legend(fontsize=8, title="median and middle 80 % of samples", title_fontsize=8)
+    return figure

@@ -1,0 +1,67 @@
+"""Every figure and table that exists so far, made from scratch on a CPU without a network: ``make figures``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pandas as pd
+import torch
+from matplotlib.figure import Figure
+from tqdm import tqdm
+
+from . import figures, studies
+from .training import fit, samples
+
+Made = Iterator[tuple[str, Figure | pd.DataFrame, dict[str, object]]]  # file name, what to save, its provenance
+SEEDS = (0, 1, 2)
+
+
+def activations() -> Made:
+    x = torch.linspace(-4, 4, 401)
+    yield "figure_1c", figures.figure_1c(studies.activation_frame((0.5, 1.0, 2.0, 5.0), x)), {}
+    yield "activations", figures.activations(studies.activation_frame((2.0,), x)), {}
+    yield "composition", figures.composition(studies.composition_frame((0.5, 2.0, 10.0), (1, 2, 5, 10), x)), {}
+    betas = torch.logspace(-2, 3, 121).tolist()
+    frame = studies.normalised_curvature_frame(betas, (-1.0, 0.0, 0.1, 1.0))
+    yield "normalised_curvature", figures.normalised_curvature(frame), {}
+
+
+def moons() -> Made:
+    models = {method: fit(studies.moons_recipe(method), device="cpu")[0] for method in ("standard", "lcnn")}
+    yield "figure_1ab", figures.moons(*studies.moons_study(models)), {"dataset": "two moons", "seeds": [0]}
+
+
+def digits() -> Made:
+    frame, about = studies.digits_study(SEEDS, device="cpu"), {"dataset": "digits, 360 test images"}
+    yield "digits_curvature", figures.curvature_distribution(frame), about | {"seeds": list(SEEDS)}
+    yield "digits_geometry", studies.geometry_table(frame), about | {"seeds": list(SEEDS)}
+
+
+def convergence() -> Made:
+    recipe = studies.digits_recipe("standard")
+    model, (x, y) = fit(recipe, device="cpu")[0], samples(recipe, "test")
+    frame = studies.convergence_frame(model, x[:32], y[:32], products=20)
+    yield "convergence", figures.convergence(frame), {"dataset": "digits, 32 test images", "seeds": [0]}
+
+
+STEPS: tuple[Callable[[], Made], ...] = (activations, moons, digits, convergence)
+
+
+def make_all(folder: Path | None = None, progress: bool = True) -> list[Path]:
+    """Make every figure and table into ``folder`` (default ``figures/``), on the CPU; returns the files.
+
+    Raises:
+        OSError: the folder cannot be written.
+    """
+    figures.use_style()
+    paths: list[Path] = []
+    for step in (bar := tqdm(STEPS, "figures", disable=not progress)):
+        bar.set_postfix_str(step.__name__)
+        for name, made, about in step():
+            about = {"made_by": "lcnn figures"} | about
+            if isinstance(made, Figure):
+                paths += figures.save(made, name, about, folder)
+            else:
+                paths += figures.save_table(made, name, about, folder)
+    return paths

@@ -1,0 +1,174 @@
+"""The measurements behind the figures: each function computes a tidy frame, for the notebooks and the gallery alike."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor, nn
+
+from .activations import centered_softplus
+from .curvature import evaluating, geometry, gradient_and_hvp
+from .figures import METHOD
+from .models import relu_reading
+from .objectives import Recipe
+from .training import accuracy, fit, samples
+
+MOONS_BOX = (-2.0, 3.0, -1.5, 2.0)  # x₁ from, to; x₂ from, to
+
+
+def moons_recipe(method: str, seed: int = 0, *, epochs: int = 30) -> Recipe:
+    """Two moons with an MLP 2–32–32–2."""
+    return Recipe("moons", method, "mlp", width=32, seed=seed, epochs=epochs, lambda_beta=1e-2, lambda_gamma=1e-2)
+
+
+def digits_recipe(method: str, seed: int = 0, *, epochs: int = 10) -> Recipe:
+    """Digits with a ResNet-10 of width 8, of the authors' blocks."""
+    return Recipe("digits", method, "resnet10", width=8, seed=seed, epochs=epochs)
+
+
+def activation_frame(betas: Iterable[float], x: Tensor) -> pd.DataFrame:
+    """ReLU and both softplus, with derivatives: columns x, activation, beta, value, slope, curvature."""
+    x = x.double()
+    step, zero = (x > 0).double(), torch.zeros_like(x)
+    rows = [dict(activation="relu", beta=np.nan, value=x.relu(), slope=step, curvature=zero)]
+    for beta in betas:
+        centered = centered_softplus(x, beta)
+        slope = torch.sigmoid(beta * x)
+        shared = dict(beta=beta, slope=slope, curvature=beta * slope * torch.sigmoid(-beta * x))
+        rows += [
+            dict(activation="softplus", value=centered + np.log(2) / beta, **shared),
+            dict(activation="centered", value=centered, **shared),
+        ]
+    return pd.concat([pd.DataFrame({"x": x} | row) for row in rows], ignore_index=True)
+
+
+def composition(x: Tensor, beta: float, depth: int) -> tuple[Tensor, Tensor]:
+    """Softplus and centered softplus composed ``depth`` times.
+
+    In closed form log(n + e^{βx})/β and log(1 + (e^{βx} − 1)/2ⁿ)/β: at 0 the first has run off to log(n + 1)/β, the
+    second is 0; near 0 the second has halved the signal n times.
+    """
+    plain = centered = x.double()
+    for _ in range(depth):
+        plain = centered_softplus(plain, beta) + np.log(2) / beta
+        centered = centered_softplus(centered, beta)
+    return plain, centered
+
+
+def composition_frame(betas: Iterable[float], depths: Iterable[int], x: Tensor) -> pd.DataFrame:
+    """Columns x, activation, beta, depth, value; see :func:`composition`."""
+    return pd.concat(
+        [
+            pd.DataFrame({"x": x, "activation": name, "beta": beta, "depth": depth, "value": value})
+            for beta in betas
+            for depth in depths
+            for name, value in zip(("softplus", "centered"), composition(x, beta, depth), strict=True)
+        ],
+        ignore_index=True,
+    )
+
+
+def normalised_curvature_frame(betas: Iterable[float], points: Sequence[float]) -> pd.DataFrame:
+    """s₀″/s₀′ = β(1 − σ(βx)): columns x, beta, normalised."""
+    rows = [(x, beta, beta * torch.sigmoid(torch.tensor(-beta * x)).item()) for x in points for beta in betas]
+    return pd.DataFrame(rows, columns=["x", "beta", "normalised"])
+
+
+def moons_grid(resolution: int) -> Tensor:
+    """The points of a square grid over the two moons, (resolution², 2), row by row from below."""
+    x1, x2 = (torch.linspace(*ends, resolution) for ends in (MOONS_BOX[:2], MOONS_BOX[2:]))
+    return torch.cartesian_prod(x2, x1).flip(1)
+
+
+def moons_fields(model: nn.Module, grid: Tensor) -> tuple[Tensor, Tensor]:
+    """Margin logit₁ − logit₀ and curvature C of that margin at each grid point, each (n,)."""
+    ones = torch.ones(len(grid), dtype=torch.long)
+    curvature = geometry(model, grid, ones, scalar="margin", method="exact", batch_size=len(grid)).curvature
+    with torch.no_grad(), evaluating(model):
+        logits = model(grid)
+    return logits[:, 1] - logits[:, 0], curvature
+
+
+def moons_study(models: dict[str, nn.Module], resolution: int = 150) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Fields of each method's model, and the training points, as :func:`figures.moons` takes them."""
+    grid, parts = moons_grid(resolution), []
+    x, y = samples(moons_recipe("standard"), "test")
+    for method, model in models.items():
+        margin, curvature = moons_fields(model, grid)
+        columns = {"x1": grid[:, 0], "x2": grid[:, 1], "margin": margin, "curvature": curvature}
+        parts.append(pd.DataFrame({"method": method, "accuracy": accuracy(model, x, y)} | columns))
+    x, y = samples(moons_recipe("standard"), "train")
+    return pd.concat(parts, ignore_index=True), pd.DataFrame({"x1": x[:, 0], "x2": x[:, 1], "label": y})
+
+
+def digits_study(
+    seeds: Iterable[int], *, epochs: int = 10, device: str | None = None, scalar: str = "loss"
+) -> pd.DataFrame:
+    """Geometry of every test image for Standard, the same weights read as ReLU, and LCNN, over seeds.
+
+    Columns: label, method, seed, image, grad_norm, hessian_norm, curvature, products, correct, accuracy.
+    """
+    parts = []
+    for seed in seeds:
+        for method in ("standard", "lcnn"):
+            recipe = digits_recipe(method, seed, epochs=epochs)
+            model, _ = fit(recipe, device=device)
+            x, y = samples(recipe, "test", next(model.parameters()).device)
+            for name, net in {method: model, **({"relu": relu_reading(model)} if method == "standard" else {})}.items():
+                g = geometry(net, x, y, scalar=scalar)
+                with torch.no_grad():
+                    correct = net(x).argmax(1) == y
+                values = {"grad_norm": g.grad_norm, "hessian_norm": g.hessian_norm, "curvature": g.curvature}
+                values |= {"products": g.iterations, "correct": correct}
+                columns = {"label": METHOD[name][0], "method": name, "seed": seed, "image": range(len(y))}
+                columns |= {k: v.cpu().numpy() for k, v in values.items()}
+                parts.append(pd.DataFrame(columns | {"accuracy": correct.float().mean().item()}))
+    return pd.concat(parts, ignore_index=True)
+
+
+def geometry_table(frame: pd.DataFrame) -> pd.DataFrame:
+    """One row a method, as in the paper's Table 1: mean over images, then mean ± standard deviation over seeds."""
+    columns = {"‖∇f‖": "grad_norm", "‖∇²f‖": "hessian_norm", "C": "curvature", "accuracy %": "accuracy"}
+    runs = frame.groupby(["label", "seed"], sort=False)[list(columns.values())].mean()
+    runs["median"] = frame.groupby(["label", "seed"], sort=False).curvature.median()
+    runs["accuracy"] *= 100
+    table = {"net": list(dict.fromkeys(frame.label))}
+    for name, column in (columns | {"median C": "median"}).items():
+        part = runs[column].groupby("label", sort=False)
+        table[name] = [f"{m:.4g} ± {s:.2g}" for m, s in zip(part.mean(), part.std(), strict=True)]
+    return pd.DataFrame(table)
+
+
+def convergence_frame(model: nn.Module, x: Tensor, y: Tensor, products: int = 30, scalar: str = "loss") -> pd.DataFrame:
+    """Error of three estimators of ‖∇²f‖ after 1, 2, … products, for each sample against the exact Hessian.
+
+    Columns: estimator, products, sample, estimate, exact, error. The third is the authors' |uᵀHu|, which can pass
+    through 0 where two eigenvalues of opposite sign are nearly tied.
+    """
+    exact = geometry(model, x, y, scalar=scalar, method="exact").hessian_norm
+    names = {"power": "power iteration, ‖Hu‖", "lanczos": "Lanczos"}
+    rows = []
+    for k in range(1, products + 1):
+        for method, name in names.items():
+            estimate = geometry(model, x, y, scalar=scalar, method=method, tol=1e-12, max_iter=k).hessian_norm
+            rows.append((name, k, estimate))
+    with evaluating(model):
+        hvp = gradient_and_hvp(model, x, y, scalar)[1]
+        u = torch.randn(x.shape, generator=torch.Generator().manual_seed(0), dtype=x.dtype).to(x.device)
+        for k in range(1, products + 1):
+            u = u / u.flatten(1).norm(dim=1).view(-1, *[1] * (x.dim() - 1))
+            w = hvp(u)
+            rows.append(("power iteration, |uᵀHu| (published)", k, (u * w).flatten(1).sum(1).abs()))
+            u = w
+    parts = [
+        pd.DataFrame(
+            {"estimator": name, "products": k, "sample": range(len(x)), "estimate": e.cpu(), "exact": exact.cpu()}
+        )
+        for name, k, e in rows
+    ]
+    frame = pd.concat(parts, ignore_index=True)
+    frame["error"] = ((frame.estimate - frame.exact) / frame.exact).abs().clip(lower=1e-7)
+    return frame
