@@ -6,7 +6,6 @@ move each one to its ends: Jupyter swallows what a widget callback raises.
 
 from __future__ import annotations
 
-import copy
 import io
 from collections.abc import Callable, Sequence
 
@@ -22,8 +21,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from . import studies
-from .figures import ACTIVATION, CLASS_COLOURS, CURVATURE_MAP, METHOD
-from .models import set_beta
+from .style import ACTIVATION, CLASS_COLOURS, CURVATURE_MAP, METHOD
 
 CONTROLS: list[tuple[widgets.ValueWidget, widgets.Image]] = []
 
@@ -129,11 +127,11 @@ def moons_explorer(models: dict[str, nn.Module], x: Tensor, y: Tensor, resolutio
     """Decision regions, curvature of the margin and accuracy of trained nets when every β is set by hand.
 
     Args:
-        models: by method name; they are copied.
+        models: by method name; they are not changed.
         x, y: test points (n, 2) and labels (n,).
         resolution: points a side of the grid on which the net is evaluated.
     """
-    copies = {METHOD[method][0]: copy.deepcopy(model) for method, model in models.items()}
+    named = {METHOD[method][0]: model for method, model in models.items()}
     grid = studies.moons_grid(resolution)
     figure = Figure(figsize=(9.5, 3.7), dpi=90, layout="constrained")
     left, right = figure.subplots(1, 2)
@@ -153,7 +151,7 @@ def moons_explorer(models: dict[str, nn.Module], x: Tensor, y: Tensor, resolutio
     picture = Picture(figure, moving + boundaries)
 
     def update(net: str, beta: float) -> str:
-        model = set_beta(copies[net], beta)
+        model = studies.with_beta(named[net], beta)
         margin, curvature = (field.view(resolution, resolution).numpy() for field in studies.moons_fields(model, grid))
         regions.set_data(margin)
         heat.set_data(np.log10(curvature + 1e-12))
@@ -170,7 +168,7 @@ def moons_explorer(models: dict[str, nn.Module], x: Tensor, y: Tensor, resolutio
             f"{net}, every β = {beta:.3g}: test accuracy <b>{share:.1%}</b>, median C on the grid <b>{median:.3g}</b>."
         )
 
-    net = widgets.Dropdown(options=list(copies), description="trained net")
+    net = widgets.Dropdown(options=list(named), description="trained net")
     return _explore(picture, update, net=net, beta=beta_slider(5.0))
 
 

@@ -1,87 +1,16 @@
-"""Figures: each function takes a tidy frame and returns a Figure; ``save`` alone writes files.
-
-A method has the same colour and marker in every figure (seaborn's colour-blind palette).
-"""
+"""Figures: each function takes a tidy frame and returns a Figure; it computes nothing and saves nothing."""
 
 from __future__ import annotations
-
-import json
-import platform
-from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import seaborn as sns
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.image import AxesImage
 
-from . import __version__
-from .runtime import PROJECT, atomic_path, write_text
-
-STYLE = Path(__file__).with_name("lcnn.mplstyle")
-METHOD = {  # name: (label, colour, marker)
-    "standard": ("Standard", "#0173b2", "o"),
-    "lcnn": ("LCNN", "#de8f05", "s"),
-    "gradreg": ("GradReg", "#029e73", "^"),
-    "lcnn_gradreg": ("LCNN + GradReg", "#d55e00", "D"),
-    "cure": ("CURE", "#cc78bc", "v"),
-    "softplus_wd": ("Softplus + weight decay", "#ca9161", "P"),
-    "adversarial": ("Adversarial training", "#949494", "X"),
-    "minimal": ("Minimal recipe", "#56b4e9", "*"),
-    "relu": ("Standard, read as ReLU", "#000000", "d"),
-}
-ACTIVATION = {  # name: (label, colour, line style)
-    "relu": ("ReLU", "#000000", ":"),
-    "centered": ("centered softplus s₀", "#de8f05", "-"),
-    "softplus": ("softplus", "#cc78bc", "--"),  # drawn last: it has the slope and curvature of the centered one
-}
-PALETTE = {label: colour for label, colour, _ in METHOD.values()}
-MARKERS = {label: marker for label, _, marker in METHOD.values()}
-CURVATURE_MAP = "viridis"  # even in lightness, readable without colour vision
-CLASS_COLOURS = ("#56b4e9", "#ca9161")  # not those of Standard and LCNN
-
-
-def use_style() -> None:
-    """Apply the project's matplotlib style."""
-    plt.style.use(STYLE)
-
-
-def save(figure: Figure, name: str, provenance: dict[str, object], folder: Path | None = None) -> list[Path]:
-    """Write ``name``.png, .svg and .json (what produced it) into ``figures/``; the only place that saves a figure.
-
-    Raises:
-        OSError: the folder cannot be written.
-    """
-    folder = folder or PROJECT / "figures"
-    paths = []
-    for suffix, metadata in ((".png", {"Software": None}), (".svg", {"Date": None})):
-        with atomic_path(folder / f"{name}{suffix}") as temporary:
-            figure.savefig(temporary, metadata=metadata)
-        paths.append(folder / f"{name}{suffix}")
-    plt.close(figure)
-    return [*paths, _write_provenance(folder / f"{name}.json", provenance)]
-
-
-def save_table(frame: pd.DataFrame, name: str, provenance: dict[str, object], folder: Path | None = None) -> list[Path]:
-    """Write ``name``.csv, .md and .json (what produced it) into ``figures/``; errors as :func:`save`."""
-    folder = folder or PROJECT / "figures"
-    paths = [write_text(folder / f"{name}.csv", frame.to_csv(index=False))]
-    paths.append(write_text(folder / f"{name}.md", markdown(frame)))
-    return [*paths, _write_provenance(folder / f"{name}.json", provenance)]
-
-
-def _write_provenance(path: Path, provenance: dict[str, object]) -> Path:
-    import torch
-
-    versions = {"lcnn_utils": __version__, "torch": torch.__version__, "python": platform.python_version()}
-    record = provenance | {"versions": versions, "processor": f"{platform.machine()} CPU"}
-    return write_text(path, json.dumps(record, indent=1, ensure_ascii=False) + "\n")
-
-
-def markdown(frame: pd.DataFrame) -> str:
-    """A frame as a markdown table."""
-    rows = [list(map(str, frame.columns)), ["---"] * frame.shape[1], *frame.astype(str).to_numpy().tolist()]
-    return "\n".join("| " + " | ".join(row) + " |" for row in rows) + "\n"
+from .style import ACTIVATION, CLASS_COLOURS, CURVATURE_MAP, MARKERS, METHOD, PALETTE
 
 
 def activations(frame: pd.DataFrame) -> Figure:
@@ -169,8 +98,7 @@ def moons(frame: pd.DataFrame, points: pd.DataFrame) -> Figure:
     figure, axes = plt.subplots(2, len(methods), figsize=(3.9 * len(methods) + 0.7, 6.4), sharex=True, sharey=True)
     for column, method in zip(axes.T, methods, strict=True):
         part = frame[frame.method == method]
-        margin, curvature = (part.pivot(index="x2", columns="x1", values=v) for v in ("margin", "curvature"))
-        extent = (part.x1.min(), part.x1.max(), part.x2.min(), part.x2.max())
+        margin = part.pivot(index="x2", columns="x1", values="margin")
         column[0].contourf(
             margin.columns, margin.index, margin, levels=[-1e9, 0, 1e9], colors=CLASS_COLOURS, alpha=0.25
         )
@@ -180,19 +108,39 @@ def moons(frame: pd.DataFrame, points: pd.DataFrame) -> Figure:
                 cloud.x1, cloud.x2, s=9, color=colour, marker=marker, label=f"class {label}", linewidths=0
             )
         column[0].set_title(f"{METHOD[method][0]}: test accuracy {part.accuracy.iloc[0]:.1%}")
-        image = column[1].imshow(
-            np.log10(curvature.to_numpy() + 1e-12), origin="lower", extent=extent, aspect="auto",
-            vmin=-2, vmax=2.5, cmap=CURVATURE_MAP,
-        )  # fmt: skip
-        column[1].contour(margin.columns, margin.index, margin, levels=[0], colors="white", linewidths=1)
+        image = _curvature_map(column[1], part)
         column[1].set(xlabel="x₁")
-        for axis in column:
-            axis.grid(False)
+        column[0].grid(False)
     for axis in axes[:, 0]:
         axis.set_ylabel("x₂")
     axes[0, 0].legend(fontsize=8, loc="lower left")
     figure.colorbar(image, ax=axes[1], label="log₁₀ C of the margin (1/unit of x)")
     return figure
+
+
+def beta_maps(frame: pd.DataFrame) -> Figure:
+    """Curvature of a net at several β, its boundary in white. Columns: x1, x2, beta, margin, curvature, accuracy."""
+    betas = sorted(frame.beta.unique(), reverse=True)
+    figure, axes = plt.subplots(1, len(betas), figsize=(3.3 * len(betas) + 0.7, 3.1), sharex=True, sharey=True)
+    for axis, beta in zip(axes, betas, strict=True):
+        part = frame[frame.beta == beta]
+        image = _curvature_map(axis, part)
+        axis.set(title=f"β = {beta:g}: accuracy {part.accuracy.iloc[0]:.1%}", xlabel="x₁")
+    axes[0].set_ylabel("x₂")
+    figure.colorbar(image, ax=axes, label="log₁₀ C of the margin")
+    return figure
+
+
+def _curvature_map(axis: Axes, part: pd.DataFrame) -> AxesImage:
+    """log₁₀ of the curvature on a full grid, and the decision boundary."""
+    margin, curvature = (part.pivot(index="x2", columns="x1", values=v) for v in ("margin", "curvature"))
+    image = axis.imshow(
+        np.log10(curvature.to_numpy() + 1e-12), origin="lower", aspect="auto", vmin=-2, vmax=2.5, cmap=CURVATURE_MAP,
+        extent=(part.x1.min(), part.x1.max(), part.x2.min(), part.x2.max()),
+    )  # fmt: skip
+    axis.contour(margin.columns, margin.index, margin, levels=[0], colors="white", linewidths=1)
+    axis.grid(False)
+    return image
 
 
 def curvature_distribution(frame: pd.DataFrame) -> Figure:
@@ -230,8 +178,10 @@ def taylor(frame: pd.DataFrame) -> Figure:
     figure, axis = plt.subplots(figsize=(5.6, 3.4))
     for (order, part), marker in zip(frame.groupby("order"), "os", strict=True):
         axis.loglog(part.length, part.error, marker + "-", label=f"order {order}")
-        guide = part.error.iloc[-1] * (part.length / part.length.iloc[-1]) ** (order + 1)  # type: ignore[operator]
-        axis.loglog(part.length, guide, color="0.6", linewidth=1, linestyle=":", label=f"∝ ‖δ‖^{order + 1}")  # type: ignore[operator]
+        guide = part.error.iloc[0] * (part.length / part.length.iloc[0]) ** (order + 1)  # type: ignore[operator]
+        axis.loglog(
+            part.length, guide, color="0.6", linewidth=1, linestyle=":", label="∝ ‖δ‖²" if order == 1 else "∝ ‖δ‖³"
+        )  # type: ignore[operator]
     axis.set(xlabel="length of the step ‖δ‖ (units of x)", ylabel="|f(x + δ) − Taylor polynomial|")
     axis.legend(fontsize=8)
     return figure
@@ -255,7 +205,7 @@ def gradient_and_hessian(frame: pd.DataFrame) -> Figure:
 
 def convergence(frame: pd.DataFrame) -> Figure:
     """Relative error of ‖∇²f‖ against products. Columns: estimator, products, error (of every sample)."""
-    figure, axis = plt.subplots(figsize=(6.0, 3.6))
+    figure, axis = plt.subplots(figsize=(8.0, 3.4))
     names = list(frame.estimator.unique())
     palette = dict(zip(names, sns.color_palette("colorblind", len(names)), strict=True))
     sns.lineplot(
@@ -264,5 +214,11 @@ def convergence(frame: pd.DataFrame) -> Figure:
     )  # fmt: skip
     axis.axhline(0.01, color="0.5", linewidth=1, linestyle="--")
     axis.set(yscale="log", ylim=(1e-6, 1.5), xlabel="Hessian-vector products", ylabel="relative error of ‖∇²f‖₂")
-    axis.legend(fontsize=8, title="median and middle 80 % of samples", title_fontsize=8)
+    axis.legend(
+        fontsize=8,
+        title="median and middle 80 % of samples",
+        title_fontsize=8,
+        loc="center left",
+        bbox_to_anchor=(1, 0.5),
+    )
     return figure

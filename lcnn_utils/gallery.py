@@ -10,7 +10,7 @@ import torch
 from matplotlib.figure import Figure
 from tqdm import tqdm
 
-from . import figures, studies
+from . import figures, studies, style
 from .training import fit, samples
 
 Made = Iterator[tuple[str, Figure | pd.DataFrame, dict[str, object]]]  # file name, what to save, its provenance
@@ -54,14 +54,14 @@ def make_all(folder: Path | None = None, progress: bool = True) -> list[Path]:
     Raises:
         OSError: the folder cannot be written.
     """
-    figures.use_style()
+    style.use_style()
     paths: list[Path] = []
     for step in (bar := tqdm(STEPS, "figures", disable=not progress)):
         bar.set_postfix_str(step.__name__)
         for name, made, about in step():
             about = {"made_by": "lcnn figures"} | about
             if isinstance(made, Figure):
-                paths += figures.save(made, name, about, folder)
+                paths += style.save(made, name, about, folder)
             else:
-                paths += figures.save_table(made, name, about, folder)
+                paths += style.save_table(made, name, about, folder)
     return paths

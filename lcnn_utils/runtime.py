@@ -126,9 +126,9 @@ def setup(*, seeds: int = 3, show: Callable[[str], None] = print) -> Lab:
         seeds: number of random seeds of the experiments (2 in fast mode).
         show: receives the one line that says it all.
     """
-    from . import figures
+    from .style import use_style
 
-    figures.use_style()
+    use_style()
     chosen = tuple(range(min(seeds, 2) if fast() else seeds))
     lab = Lab(pick_device(), chosen, fast(), time.perf_counter())
     name = torch.cuda.get_device_name(lab.device) if lab.device.type == "cuda" else f"{torch.get_num_threads()} threads"

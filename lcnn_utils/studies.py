@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable, Sequence
 
 import numpy as np
@@ -11,9 +12,9 @@ from torch import Tensor, nn
 
 from .activations import centered_softplus
 from .curvature import evaluating, geometry, gradient_and_hvp
-from .figures import METHOD
-from .models import relu_reading
+from .models import relu_reading, set_beta
 from .objectives import Recipe
+from .style import METHOD
 from .training import accuracy, fit, samples
 
 MOONS_BOX = (-2.0, 3.0, -1.5, 2.0)  # x₁ from, to; x₂ from, to
@@ -39,8 +40,8 @@ def activation_frame(betas: Iterable[float], x: Tensor) -> pd.DataFrame:
         slope = torch.sigmoid(beta * x)
         shared = dict(beta=beta, slope=slope, curvature=beta * slope * torch.sigmoid(-beta * x))
         rows += [
-            dict(activation="softplus", value=centered + np.log(2) / beta, **shared),
             dict(activation="centered", value=centered, **shared),
+            dict(activation="softplus", value=centered + np.log(2) / beta, **shared),
         ]
     return pd.concat([pd.DataFrame({"x": x} | row) for row in rows], ignore_index=True)
 
@@ -90,6 +91,35 @@ def moons_fields(model: nn.Module, grid: Tensor) -> tuple[Tensor, Tensor]:
     with torch.no_grad(), evaluating(model):
         logits = model(grid)
     return logits[:, 1] - logits[:, 0], curvature
+
+
+def with_beta(model: nn.Module, beta: float) -> nn.Module:
+    """A copy of ``model`` in which every activation has the sharpness ``beta``."""
+    return set_beta(copy.deepcopy(model), beta)
+
+
+def beta_maps_frame(models: dict[float, nn.Module], resolution: int) -> pd.DataFrame:
+    """Fields of nets that differ in β: columns x1, x2, beta, margin, curvature, accuracy."""
+    grid, (x, y) = moons_grid(resolution), samples(moons_recipe("standard"), "test")
+    parts = []
+    for beta, model in models.items():
+        margin, curvature = moons_fields(model, grid)
+        columns = {"x1": grid[:, 0], "x2": grid[:, 1], "margin": margin, "curvature": curvature}
+        parts.append(pd.DataFrame({"beta": beta, "accuracy": accuracy(model, x, y)} | columns))
+    return pd.concat(parts, ignore_index=True)
+
+
+def turning(model: nn.Module, start: Tensor, end: Tensor, steps: int = 20_000) -> tuple[float, float]:
+    """How far the gradient of the margin turns on the way from ``start`` to ``end``, and what the Hessian accounts for.
+
+    The first is Σ‖∇f(x_{i+1}) − ∇f(x_i)‖ over the steps, the second the trapezoidal sum of ∫‖∇²f(x(t)) ẋ‖dt.
+    """
+    path = torch.lerp(start, end, torch.linspace(0, 1, steps + 1)[:, None]).double()
+    double, ones = copy.deepcopy(model).double(), torch.ones(steps + 1, dtype=torch.long)
+    with evaluating(double):
+        gradient, hvp = gradient_and_hvp(double, path, ones, "margin")
+        speed = hvp((end - start).double().expand_as(path)).norm(dim=1)
+    return gradient.diff(dim=0).norm(dim=1).sum().item(), torch.trapezoid(speed, dx=1 / steps).item()
 
 
 def moons_study(models: dict[str, nn.Module], resolution: int = 150) -> tuple[pd.DataFrame, pd.DataFrame]:

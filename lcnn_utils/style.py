@@ -1,0 +1,82 @@
+"""One look for all figures, and the only place that saves them.
+
+A method has the same colour and marker in every figure (seaborn's colour-blind palette).
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import pandas as pd
+from matplotlib.figure import Figure
+
+from . import __version__
+from .runtime import PROJECT, atomic_path, write_text
+
+STYLE = Path(__file__).with_name("lcnn.mplstyle")
+METHOD = {  # name: (label, colour, marker)
+    "standard": ("Standard", "#0173b2", "o"),
+    "lcnn": ("LCNN", "#de8f05", "s"),
+    "gradreg": ("GradReg", "#029e73", "^"),
+    "lcnn_gradreg": ("LCNN + GradReg", "#d55e00", "D"),
+    "cure": ("CURE", "#cc78bc", "v"),
+    "softplus_wd": ("Softplus + weight decay", "#ca9161", "P"),
+    "adversarial": ("Adversarial training", "#949494", "X"),
+    "minimal": ("Minimal recipe", "#56b4e9", "*"),
+    "relu": ("Standard, read as ReLU", "#000000", "d"),
+}
+ACTIVATION = {  # name: (label, colour, line style)
+    "relu": ("ReLU", "#000000", ":"),
+    "centered": ("centered softplus s₀", "#de8f05", "-"),
+    "softplus": ("softplus", "#cc78bc", "--"),  # drawn last: it has the slope and curvature of the centered one
+}
+PALETTE = {label: colour for label, colour, _ in METHOD.values()}
+MARKERS = {label: marker for label, _, marker in METHOD.values()}
+CURVATURE_MAP = "viridis"  # even in lightness, readable without colour vision
+CLASS_COLOURS = ("#56b4e9", "#ca9161")  # not those of Standard and LCNN
+
+
+def use_style() -> None:
+    """Apply the project's matplotlib style."""
+    plt.style.use(STYLE)
+
+
+def save(figure: Figure, name: str, provenance: dict[str, object], folder: Path | None = None) -> list[Path]:
+    """Write ``name``.png, .svg and .json (what produced it) into ``figures/``; the only place that saves a figure.
+
+    Raises:
+        OSError: the folder cannot be written.
+    """
+    folder = folder or PROJECT / "figures"
+    paths = []
+    for suffix, metadata in ((".png", {"Software": None}), (".svg", {"Date": None})):
+        with atomic_path(folder / f"{name}{suffix}") as temporary:
+            figure.savefig(temporary, metadata=metadata)
+        paths.append(folder / f"{name}{suffix}")
+    plt.close(figure)
+    return [*paths, _write_provenance(folder / f"{name}.json", provenance)]
+
+
+def save_table(frame: pd.DataFrame, name: str, provenance: dict[str, object], folder: Path | None = None) -> list[Path]:
+    """Write ``name``.csv, .md and .json (what produced it) into ``figures/``; errors as :func:`save`."""
+    folder = folder or PROJECT / "figures"
+    paths = [write_text(folder / f"{name}.csv", frame.to_csv(index=False))]
+    paths.append(write_text(folder / f"{name}.md", markdown(frame)))
+    return [*paths, _write_provenance(folder / f"{name}.json", provenance)]
+
+
+def _write_provenance(path: Path, provenance: dict[str, object]) -> Path:
+    import torch
+
+    versions = {"lcnn_utils": __version__, "torch": torch.__version__, "python": platform.python_version()}
+    record = provenance | {"versions": versions, "processor": f"{platform.machine()} CPU"}
+    return write_text(path, json.dumps(record, indent=1, ensure_ascii=False) + "\n")
+
+
+def markdown(frame: pd.DataFrame) -> str:
+    """A frame as a markdown table."""
+    rows = [list(map(str, frame.columns)), ["---"] * frame.shape[1], *frame.astype(str).to_numpy().tolist()]
+    return "\n".join("| " + " | ".join(row) + " |" for row in rows) + "\n"
