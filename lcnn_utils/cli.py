@@ -35,10 +35,10 @@ def lab_command(port: int | None, *, browser: bool, root: bool, extra: Sequence[
     """The command line that starts JupyterLab with this Python, in the project's folder, on the first notebook.
 
     ``port=None`` lets Jupyter take the first free one from 8888 on; ``root`` is the superuser, whom it refuses unless
-    told; ``extra`` arguments come last and therefore win.
+    told; an ``extra`` argument replaces ours of the same name (Jupyter refuses two values for some).
     """
-    return [
-        *(sys.executable, "-m", "jupyterlab"),
+    given = {argument.partition("=")[0] for argument in extra}
+    ours = [
         f"--ServerApp.root_dir={PROJECT}",
         f"--LabApp.default_url=/lab/tree/{FIRST_NOTEBOOK}",
         # the lab's versions are locked: no message over the first page that a newer JupyterLab is out
@@ -46,8 +46,9 @@ def lab_command(port: int | None, *, browser: bool, root: bool, extra: Sequence[
         *([f"--ServerApp.port={port}", "--ServerApp.port_retries=0"] if port is not None else []),
         *([] if browser else ["--no-browser"]),
         *(["--allow-root"] if root else []),
-        *extra,
     ]
+    kept = [argument for argument in ours if argument.partition("=")[0] not in given]
+    return [sys.executable, "-m", "jupyterlab", *kept, *extra]
 
 
 def require_free(port: int) -> None:

@@ -89,6 +89,12 @@ def beta_explorer() -> widgets.VBox:
             lines[name, panel] = axis.plot([], [], style, color=colour, label=label)[0]
     axes[1].set_ylim(-0.05, 1.1)
     axes[2].set(yscale="log", ylim=(1e-4, 1e3))
+    axes[2].set_yticks([1e-4, 1e-2, 1, 100])
+    axes[2].minorticks_off()  # ticks are most of the time of a full redraw
+    for axis in axes:
+        axis.locator_params(axis="x", nbins=3)
+    for axis in (axes[0], axes[3]):
+        axis.locator_params(axis="y", nbins=4)
     axes[0].legend(fontsize=8, loc="upper left")
     picture = Picture(figure, list(lines.values()))
     shown = 0.0

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
@@ -76,7 +78,7 @@ def normalised_curvature(frame: pd.DataFrame) -> Figure:
     figure, axis = plt.subplots(figsize=(5.4, 3.6))
     points = sorted(frame.x.unique())
     for x, shade, style in zip(
-        points, sns.color_palette("colorblind", len(points)), ("-", "--", "-.", ":", "-"), strict=False
+        points, sns.color_palette("colorblind", len(points)), itertools.cycle(("-", "--", "-.", ":")), strict=False
     ):
         part = frame[frame.x == x]
         axis.loglog(part.beta, part.normalised, style, color=shade, label=f"x = {x:g}")
@@ -95,7 +97,9 @@ def moons(frame: pd.DataFrame, points: pd.DataFrame) -> Figure:
         points: columns x1, x2, label.
     """
     methods = list(frame.method.unique())
-    figure, axes = plt.subplots(2, len(methods), figsize=(3.9 * len(methods) + 0.7, 6.4), sharex=True, sharey=True)
+    figure, axes = plt.subplots(
+        2, len(methods), figsize=(3.9 * len(methods) + 0.7, 6.4), sharex=True, sharey=True, squeeze=False
+    )
     for column, method in zip(axes.T, methods, strict=True):
         part = frame[frame.method == method]
         margin = part.pivot(index="x2", columns="x1", values="margin")
@@ -121,12 +125,14 @@ def moons(frame: pd.DataFrame, points: pd.DataFrame) -> Figure:
 def beta_maps(frame: pd.DataFrame) -> Figure:
     """Curvature of a net at several β, its boundary in white. Columns: x1, x2, beta, margin, curvature, accuracy."""
     betas = sorted(frame.beta.unique(), reverse=True)
-    figure, axes = plt.subplots(1, len(betas), figsize=(3.3 * len(betas) + 0.7, 3.1), sharex=True, sharey=True)
-    for axis, beta in zip(axes, betas, strict=True):
+    figure, axes = plt.subplots(
+        1, len(betas), figsize=(3.3 * len(betas) + 0.7, 3.1), sharex=True, sharey=True, squeeze=False
+    )
+    for axis, beta in zip(axes[0], betas, strict=True):
         part = frame[frame.beta == beta]
         image = _curvature_map(axis, part)
         axis.set(title=f"β = {beta:g}: accuracy {part.accuracy.iloc[0]:.1%}", xlabel="x₁")
-    axes[0].set_ylabel("x₂")
+    axes[0, 0].set_ylabel("x₂")
     figure.colorbar(image, ax=axes, label="log₁₀ C of the margin")
     return figure
 
@@ -167,7 +173,12 @@ def curvature_distribution(frame: pd.DataFrame) -> Figure:
             xerr=part.curvature.std(), yerr=100 * part.accuracy.std(),
             marker=MARKERS[label], color=PALETTE[label], capsize=3, label=label, linestyle="none",
         )  # fmt: skip
-    axes[1].set(xscale="log", xlim=(1, 100), xlabel="mean C of the test images", ylabel="test accuracy (%)")
+    axes[1].set(
+        xscale="log",
+        xlim=(min(1, runs.curvature.min() / 2), max(100, runs.curvature.max() * 2)),
+        xlabel="mean C of the test images",
+        ylabel="test accuracy (%)",
+    )
     axes[1].set_title(f"mean ± standard deviation over {runs.seed.nunique()} seeds", fontsize=9)
     axes[1].legend(fontsize=8)
     return figure

@@ -11,13 +11,14 @@ from matplotlib.figure import Figure
 from tqdm import tqdm
 
 from . import figures, studies, style
+from .runtime import one_thread
 from .training import fit, samples
 
 Made = Iterator[tuple[str, Figure | pd.DataFrame, dict[str, object]]]  # file name, what to save, its provenance
 SEEDS = (0, 1, 2)
 
 
-def activations() -> Made:
+def activations(progress: bool = True) -> Made:
     x = torch.linspace(-4, 4, 401)
     yield "figure_1c", figures.figure_1c(studies.activation_frame((0.5, 1.0, 2.0, 5.0), x)), {}
     yield "activations", figures.activations(studies.activation_frame((2.0,), x)), {}
@@ -27,25 +28,27 @@ def activations() -> Made:
     yield "normalised_curvature", figures.normalised_curvature(frame), {}
 
 
-def moons() -> Made:
-    models = {method: fit(studies.moons_recipe(method), device="cpu")[0] for method in ("standard", "lcnn")}
+def moons(progress: bool = True) -> Made:
+    models = {
+        method: fit(studies.moons_recipe(method), device="cpu", progress=progress)[0] for method in ("standard", "lcnn")
+    }
     yield "figure_1ab", figures.moons(*studies.moons_study(models)), {"dataset": "two moons", "seeds": [0]}
 
 
-def digits() -> Made:
-    frame, about = studies.digits_study(SEEDS, device="cpu"), {"dataset": "digits, 360 test images"}
+def digits(progress: bool = True) -> Made:
+    frame, about = studies.digits_study(SEEDS, device="cpu", progress=progress), {"dataset": "digits, 360 test images"}
     yield "digits_curvature", figures.curvature_distribution(frame), about | {"seeds": list(SEEDS)}
     yield "digits_geometry", studies.geometry_table(frame), about | {"seeds": list(SEEDS)}
 
 
-def convergence() -> Made:
+def convergence(progress: bool = True) -> Made:
     recipe = studies.digits_recipe("standard")
-    model, (x, y) = fit(recipe, device="cpu")[0], samples(recipe, "test")
+    model, (x, y) = fit(recipe, device="cpu", progress=progress)[0], samples(recipe, "test")
     frame = studies.convergence_frame(model, x[:32], y[:32], products=20)
     yield "convergence", figures.convergence(frame), {"dataset": "digits, 32 test images", "seeds": [0]}
 
 
-STEPS: tuple[Callable[[], Made], ...] = (activations, moons, digits, convergence)
+STEPS: tuple[Callable[[bool], Made], ...] = (activations, moons, digits, convergence)
 
 
 def make_all(folder: Path | None = None, progress: bool = True) -> list[Path]:
@@ -55,10 +58,11 @@ def make_all(folder: Path | None = None, progress: bool = True) -> list[Path]:
         OSError: the folder cannot be written.
     """
     style.use_style()
+    one_thread()
     paths: list[Path] = []
     for step in (bar := tqdm(STEPS, "figures", disable=not progress)):
         bar.set_postfix_str(step.__name__)
-        for name, made, about in step():
+        for name, made, about in step(progress):
             about = {"made_by": "lcnn figures"} | about
             if isinstance(made, Figure):
                 paths += style.save(made, name, about, folder)

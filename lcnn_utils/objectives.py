@@ -52,15 +52,22 @@ class Recipe:
         nearest(self.dataset, DATASETS, "dataset")
         nearest(self.method, tuple(OBJECTIVES), "method")
         nearest(self.model, MODELS, "model")
-        for name in ("width", "epochs", "batch_size"):
-            if not isinstance(getattr(self, name), int) or getattr(self, name) < 1:
-                raise ValueError(f"{name} must be a whole number of at least 1, got {getattr(self, name)!r}")
-        for name in ("lr", "beta", "gamma"):
-            if not 0 < getattr(self, name) < math.inf:
-                raise ValueError(f"{name} must be a finite number > 0, got {getattr(self, name)}")
-        for name in ("lambda_beta", "lambda_gamma", "weight_decay", "momentum"):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise ValueError(f"{name} must be a finite number >= 0, got {getattr(self, name)}")
+        if self.dataset == "moons" and self.model != "mlp":
+            raise ValueError(f"moons are points (N, 2), which {self.model} cannot take: use model='mlp'")
+        for name, low in (("width", 1), ("epochs", 1), ("batch_size", 1), ("seed", 0)):
+            value = getattr(self, name)
+            if type(value) is not int or value < low:
+                raise ValueError(f"{name} must be a whole number of at least {low}, got {value!r}")
+        if type(self.augment) is not bool:
+            raise ValueError(f"augment must be True or False, got {self.augment!r}")
+        zero_or_more = ("lambda_beta", "lambda_gamma", "weight_decay", "momentum")
+        for name in ("lr", "beta", "gamma", *zero_or_more):
+            value, top = getattr(self, name), 1 if name == "momentum" else math.inf
+            number = isinstance(value, int | float) and not isinstance(value, bool)
+            if not number or not 0 <= value < top or (value == 0 and name not in zero_or_more):
+                bounds = (">= 0" if name in zero_or_more else "> 0") + (" and < 1" if name == "momentum" else "")
+                raise ValueError(f"{name} must be a finite number {bounds}, got {value!r}")
+            object.__setattr__(self, name, float(value))  # 1 == 1.0: equal recipes have one state
 
 
 def standard(model: nn.Module, x: Tensor, y: Tensor, recipe: Recipe) -> tuple[Tensor, dict[str, Tensor]]:

@@ -44,7 +44,7 @@ def pick_device(device: str | torch.device | None = None) -> torch.device:
     Raises:
         RuntimeError: a device was asked for by name and this machine does not have it.
     """
-    wanted = device or os.environ.get("LCNN_DEVICE")
+    wanted = device or os.environ.get("LCNN_DEVICE") or None
     if wanted is None:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -56,6 +56,16 @@ def pick_device(device: str | torch.device | None = None) -> torch.device:
             "use device='cpu', or unset LCNN_DEVICE to let the lab choose"
         ) from None
     return chosen
+
+
+def one_thread() -> None:
+    """Let torch compute with one thread, unless ``OMP_NUM_THREADS`` says otherwise.
+
+    The nets of the notebooks hardly gain from a second one, and lose by far more as soon as another program wants the
+    same core, because waiting threads spin.
+    """
+    if "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(1)
 
 
 @contextlib.contextmanager
@@ -115,12 +125,13 @@ class Lab:
 
     def finish(self) -> str:
         """How long the notebook took, from :func:`setup` on: the sentence for its last cell."""
-        seconds, where = time.perf_counter() - self.started, f"{self.device}, {torch.get_num_threads()} threads"
+        seconds = time.perf_counter() - self.started
+        where = f"{self.device}, {torch.get_num_threads()} thread(s)"
         return f"ran in {seconds:.0f} s ({where}, torch {torch.__version__}, fast mode {'on' if self.fast else 'off'})"
 
 
 def setup(*, seeds: int = 3, show: Callable[[str], None] = print) -> Lab:
-    """Start a notebook: choose the device, set the figure style, and state what will be used.
+    """Start a notebook: choose the device, set style and threads, and state what will be used.
 
     Args:
         seeds: number of random seeds of the experiments (2 in fast mode).
@@ -129,9 +140,12 @@ def setup(*, seeds: int = 3, show: Callable[[str], None] = print) -> Lab:
     from .style import use_style
 
     use_style()
+    one_thread()
     chosen = tuple(range(min(seeds, 2) if fast() else seeds))
     lab = Lab(pick_device(), chosen, fast(), time.perf_counter())
-    name = torch.cuda.get_device_name(lab.device) if lab.device.type == "cuda" else f"{torch.get_num_threads()} threads"
+    name = (
+        torch.cuda.get_device_name(lab.device) if lab.device.type == "cuda" else f"{torch.get_num_threads()} thread(s)"
+    )
     mode = "on (small settings)" if lab.fast else "off"
     show(f"torch {torch.__version__} · device {lab.device} ({name}) · seeds {list(lab.seeds)} · fast mode {mode}")
     return lab

@@ -135,7 +135,7 @@ def moons_study(models: dict[str, nn.Module], resolution: int = 150) -> tuple[pd
 
 
 def digits_study(
-    seeds: Iterable[int], *, epochs: int = 10, device: str | None = None, scalar: str = "loss"
+    seeds: Iterable[int], *, epochs: int = 10, device: str | None = None, scalar: str = "loss", progress: bool = True
 ) -> pd.DataFrame:
     """Geometry of every test image for Standard, the same weights read as ReLU, and LCNN, over seeds.
 
@@ -145,7 +145,7 @@ def digits_study(
     for seed in seeds:
         for method in ("standard", "lcnn"):
             recipe = digits_recipe(method, seed, epochs=epochs)
-            model, _ = fit(recipe, device=device)
+            model, _ = fit(recipe, device=device, progress=progress)
             x, y = samples(recipe, "test", next(model.parameters()).device)
             for name, net in {method: model, **({"relu": relu_reading(model)} if method == "standard" else {})}.items():
                 g = geometry(net, x, y, scalar=scalar)
@@ -168,7 +168,9 @@ def geometry_table(frame: pd.DataFrame) -> pd.DataFrame:
     table = {"net": list(dict.fromkeys(frame.label))}
     for name, column in (columns | {"median C": "median"}).items():
         part = runs[column].groupby("label", sort=False)
-        table[name] = [f"{m:.4g} ± {s:.2g}" for m, s in zip(part.mean(), part.std(), strict=True)]
+        table[name] = [
+            f"{m:.4g}" + (f" ± {s:.2g}" if s == s else "") for m, s in zip(part.mean(), part.std(), strict=True)
+        ]
     return pd.DataFrame(table)
 
 

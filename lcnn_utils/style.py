@@ -53,7 +53,7 @@ def save(figure: Figure, name: str, provenance: dict[str, object], folder: Path 
     folder = folder or PROJECT / "figures"
     paths = []
     for suffix, metadata in ((".png", {"Software": None}), (".svg", {"Date": None})):
-        with atomic_path(folder / f"{name}{suffix}") as temporary:
+        with plt.rc_context({"svg.hashsalt": "lcnn"}), atomic_path(folder / f"{name}{suffix}") as temporary:
             figure.savefig(temporary, metadata=metadata)
         paths.append(folder / f"{name}{suffix}")
     plt.close(figure)
@@ -79,4 +79,4 @@ def _write_provenance(path: Path, provenance: dict[str, object]) -> Path:
 def markdown(frame: pd.DataFrame) -> str:
     """A frame as a markdown table."""
     rows = [list(map(str, frame.columns)), ["---"] * frame.shape[1], *frame.astype(str).to_numpy().tolist()]
-    return "\n".join("| " + " | ".join(row) + " |" for row in rows) + "\n"
+    return "\n".join("| " + " | ".join(cell.replace("|", r"\|") for cell in row) + " |" for row in rows) + "\n"

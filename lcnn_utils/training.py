@@ -13,7 +13,7 @@ from typing import Any
 import pandas as pd
 import safetensors
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -68,14 +68,24 @@ def state_path(recipe: Recipe) -> Path:
     return store_root() / "runs" / f"{recipe.dataset}-{recipe.method}-seed{recipe.seed}-{digest}.safetensors"
 
 
+def _digest(tensors: dict[str, Tensor], metadata: dict[str, str]) -> str:
+    """SHA-256 of a state: safetensors has no checksum of its own."""
+    digest = hashlib.sha256(f"{metadata['epoch']} {metadata['history']}".encode())
+    for name in sorted(tensors):
+        digest.update(name.encode() + tensors[name].cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
 def _save(path: Path, epoch: int, model: nn.Module, optimizer: torch.optim.Optimizer, generator, history) -> None:
     tensors = {f"model.{name}": value.detach().clone() for name, value in model.state_dict().items()}
     for index, state in optimizer.state_dict()["state"].items():
         if (buffer := state.get("momentum_buffer")) is not None:
             tensors[f"momentum.{index}"] = buffer.clone()
     tensors["generator"] = generator.get_state()
+    metadata = {"epoch": str(epoch), "history": json.dumps(history)}
+    content = save(tensors, metadata | {"sha256": _digest(tensors, metadata)})
     with atomic_path(path) as temporary:
-        save_file(tensors, temporary, metadata={"epoch": str(epoch), "history": json.dumps(history)})
+        temporary.write_bytes(content)  # not save_file, whose error on a full disk is no OSError
 
 
 def _load(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, generator) -> tuple[int, list[dict]]:
@@ -84,6 +94,8 @@ def _load(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, genera
         with safetensors.safe_open(path, "pt") as file:
             metadata = file.metadata()
         tensors = load_file(path)
+        if metadata.get("sha256") != _digest(tensors, metadata):
+            raise ValueError("its content does not match its SHA-256")
         model.load_state_dict({k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")})
         momentum = {
             int(k.split(".")[1]): {"momentum_buffer": v} for k, v in tensors.items() if k.startswith("momentum")
@@ -91,7 +103,7 @@ def _load(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, genera
         optimizer.load_state_dict({"state": momentum, "param_groups": optimizer.state_dict()["param_groups"]})
         generator.set_state(tensors["generator"])
         return int(metadata["epoch"]), json.loads(metadata["history"])
-    except (safetensors.SafetensorError, RuntimeError, KeyError, TypeError, ValueError) as error:
+    except (safetensors.SafetensorError, RuntimeError, LookupError, TypeError, ValueError, AttributeError) as error:
         raise RuntimeError(
             f"{path} is damaged or of another version ({str(error).splitlines()[0]}): "
             "delete it, or call fit(…, resume=False) to train anew"
@@ -159,8 +171,10 @@ def fit(
             optimizer.step()
             logged.append(terms)
         row = {name: torch.stack([terms[name] for terms in logged]).mean().item() for name in logged[0]}
-        if not math.isfinite(row["loss"]):
-            raise RuntimeError(f"the loss is not finite in epoch {epoch} of {recipe}: lower lr (now {recipe.lr})")
+        if not math.isfinite(row["loss"]) or not all(bool(v.isfinite().all()) for v in model.state_dict().values()):
+            raise RuntimeError(
+                f"the loss or a weight is not finite in epoch {epoch + 1} of {recipe}: lower lr (now {recipe.lr})"
+            )
         history.append({"epoch": epoch + 1} | row)
         _save(path, epoch + 1, model, optimizer, generator, history)
         bar.set_postfix({name: f"{value:.3g}" for name, value in row.items()})

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: two spinning threads on shared cores cost far more
+
 PROJECT = Path(__file__).resolve().parent.parent
 FOLDERS = ("cifar-10-batches-py", "cifar-100-python")
 

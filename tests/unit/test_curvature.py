@@ -1,5 +1,6 @@
 """Curvature against torch.func.hessian in float64 and closed forms."""
 
+import itertools
 import math
 
 import pytest
@@ -16,7 +17,7 @@ from lcnn_utils.curvature import METHODS, SCALARS, evaluating, geometry, gradien
 def mlp(seed: int, sizes=(20, 32, 32, 5), beta=5.0) -> nn.Module:
     torch.manual_seed(seed)
     layers: list[nn.Module] = []
-    for a, b in zip(sizes[:-1], sizes[1:], strict=True):
+    for a, b in itertools.pairwise(sizes):
         layers += [nn.Linear(a, b), CenteredSoftplus(beta)]
     return nn.Sequential(*layers[:-1]).double()
 
