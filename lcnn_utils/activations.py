@@ -9,6 +9,7 @@ Reference: S. Srinivas et al., NeurIPS 2022, arXiv:2206.07144.
 from __future__ import annotations
 
 import math
+import numbers
 from typing import Any
 
 import torch
@@ -99,7 +100,7 @@ def _slope(x: Tensor, beta: Tensor) -> Tensor:
 
 def check_beta(beta: float) -> float:
     """Return ``beta`` if it is a finite positive number, otherwise raise a ValueError that says what to do."""
-    if not (isinstance(beta, (int, float)) and 0 < beta < math.inf):
+    if isinstance(beta, bool) or not isinstance(beta, numbers.Real) or not 0 < beta < math.inf:
         raise ValueError(f"beta must be a finite number > 0, got {beta}: use e.g. 1e-3 for nearly linear, 1e3 for ReLU")
     return float(beta)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import warnings
+from collections import Counter
 from collections.abc import Callable
 
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 from torch.overrides import TorchFunctionMode
 
-from .activations import CenteredSoftplus
+from .activations import CenteredSoftplus, check_beta
 from .lipschitz import LipschitzBatchNorm2d, spectral_normalize
 
 
@@ -33,7 +34,11 @@ class _Watch(TorchFunctionMode):
     """During one forward pass, notes what a walk over modules can't see: shapes, which BatchNorm reads which
     convolution, and kinked functions that a ``forward`` calls directly."""
 
-    KINKED = frozenset({"relu", "relu_", "relu6", "hardtanh", "hardtanh_", "leaky_relu", "max_pool2d", "hardswish"})
+    KINKED = frozenset({
+        "relu", "relu_", "relu6", "hardtanh", "hardtanh_", "leaky_relu", "elu", "selu", "prelu", "hardswish", "abs",
+        "hardsigmoid", "maximum", "minimum", "max", "min", "amax", "amin", "clamp", "clamp_", "clamp_min", "clamp_max",
+        "clip", "max_pool2d", "boolean_dispatch", "adaptive_max_pool2d",
+    })  # fmt: skip
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -43,14 +48,18 @@ class _Watch(TorchFunctionMode):
         self.made_by: dict[int, nn.Module] = {}
         self.reads: dict[nn.Module, nn.Module] = {}
         self.kept: list[Tensor] = []  # keeps ids unique
+        self.uses: Counter[nn.Module] = Counter()  # how many functions read a convolution's output
+        self.norms: Counter[nn.Module] = Counter()  # how often a BatchNorm is used
         self.direct: set[str] = set()
 
     def before(self, module: nn.Module, inputs: tuple) -> None:
         self.running.append(module)
         if isinstance(module, nn.Conv2d):
             self.shapes[module] = inputs[0].shape[1], inputs[0].shape[2], inputs[0].shape[3]
-        elif isinstance(module, nn.BatchNorm2d) and (conv := self.made_by.get(id(inputs[0]))) is not None:
-            self.reads[module] = conv
+        elif isinstance(module, nn.BatchNorm2d):
+            self.norms[module] += 1
+            if (conv := self.made_by.get(id(inputs[0]))) is not None:
+                self.reads[module] = conv
 
     def after(self, module: nn.Module, inputs: tuple, output: Tensor) -> None:
         self.running.pop()
@@ -63,6 +72,9 @@ class _Watch(TorchFunctionMode):
         name = getattr(func, "__name__", "")
         if name in self.KINKED and module is not None and any(module.children()):  # not called by a layer of its own
             self.direct.add(f"{self.names.get(module, '?')}.forward calls {name} itself")
+        if name not in ("__get__", "size", "dim"):
+            inner = [a for argument in args for a in (argument if isinstance(argument, list | tuple) else [argument])]
+            self.uses.update(self.made_by[id(a)] for a in inner if id(a) in self.made_by)
         return func(*args, **(kwargs or {}))
 
     def run(self, model: nn.Module, example_input: Tensor) -> None:
@@ -90,6 +102,7 @@ def to_low_curvature(
     A convolution is divided by its norm σ; the BatchNorm that reads it takes σ back (mean/σ, var/σ², ε/σ²), so with β
     and γ large the function is kept. What can't be carried over is named in one warning: convolutions that no
     BatchNorm reads (their scale is lost), layers with kinks (max-pooling) and functions called inside a ``forward``.
+    A BatchNorm that averages without momentum gets 0.1.
 
     Args:
         module: the network; it is not changed. Linear layers are kept as they are.
@@ -100,6 +113,8 @@ def to_low_curvature(
     Raises:
         ValueError: β or γ not positive, nothing to convert, or the model cannot run on ``example_input``.
     """
+    check_beta(beta)
+    LipschitzBatchNorm2d(1, gamma)  # raises for a bad γ
     model = copy.deepcopy(module).eval()
     watch = _Watch(model)
     try:
@@ -108,6 +123,10 @@ def to_low_curvature(
         raise ValueError(f"the model does not run on an input of shape {tuple(example_input.shape)}: {error}") from None
     scaled = {conv: bn for bn, conv in watch.reads.items()}
     notes, converted = sorted(watch.direct), 0
+    for conv in scaled:
+        if watch.uses[conv] > 1:
+            notes.append(f"{watch.names[conv]} is read by more than its BatchNorm: its scale is lost there")
+    notes += [f"{watch.names[bn]} is used more than once" for bn, times in watch.norms.items() if times > 1]
 
     def new(layer: nn.Module) -> nn.Module | None:
         nonlocal converted
@@ -146,7 +165,8 @@ def _lipschitz_from(
     if isinstance(conv, nn.Conv2d) and conv.padding_mode == "zeros":
         before = conv.weight.detach().clone()
         spectral_normalize(conv, shapes[conv], iterations)
-        sigma = before.norm() / conv.weight.detach().norm()
+        after = conv.weight.detach().norm()
+        sigma = torch.where(after > 0, before.norm() / after, 1)  # a zero kernel stays one
         if conv.bias is not None:
             conv.bias.data /= sigma
     made = LipschitzBatchNorm2d(bn.num_features, gamma, affine=bn.affine, momentum=bn.momentum or 0.1)

@@ -21,6 +21,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from . import studies
+from .activations import CenteredSoftplus
 from .style import ACTIVATION, CLASS_COLOURS, CURVATURE_MAP, METHOD
 
 CONTROLS: list[tuple[widgets.ValueWidget, widgets.Image]] = []
@@ -118,8 +119,8 @@ def beta_explorer() -> widgets.VBox:
             picture.frame()
         drift, kept = (value.item() for value in studies.composition(torch.zeros(1), beta, depth))
         return (
-            f"Largest curvature β/4 = <b>{beta / 4:.3g}</b>. At x = 0, {depth} softplus layer{'s' * (depth > 1)} give "
-            f"<b>{drift:.3g}</b> = log({depth + 1})/β; centered ones give <b>{kept:.3g}</b>."
+            f"Largest curvature: <b>{beta / 4:.3g}</b>. For x = 0, {depth} softplus layer{'s' * (depth > 1)} "
+            f"put out <b>{drift:.3g}</b>, centered softplus <b>{kept:.3g}</b>."
         )
 
     span = widgets.FloatLogSlider(
@@ -156,6 +157,9 @@ def moons_explorer(models: dict[str, nn.Module], x: Tensor, y: Tensor, resolutio
         axis.set(xlim=extent[:2], ylim=extent[2:])
     picture = Picture(figure, moving + boundaries)
 
+    trained = {name: [layer.beta.item() for layer in model.modules() if isinstance(layer, CenteredSoftplus)]
+               for name, model in named.items()}  # fmt: skip
+
     def update(net: str, beta: float) -> str:
         model = studies.with_beta(named[net], beta)
         margin, curvature = (field.view(resolution, resolution).numpy() for field in studies.moons_fields(model, grid))
@@ -171,11 +175,19 @@ def moons_explorer(models: dict[str, nn.Module], x: Tensor, y: Tensor, resolutio
         share = studies.accuracy(model, x, y)
         median = np.median(curvature)
         return (
-            f"{net}, every β = {beta:.3g}: test accuracy <b>{share:.1%}</b>, median C on the grid <b>{median:.3g}</b>."
+            f"{net} (trained with β = {', '.join(f'{value:.4g}' for value in trained[net])}), every β = {beta:.3g}: "
+            f"test accuracy <b>{share:.1%}</b>, median C on the grid <b>{median:.3g}</b>, "
+            f"largest <b>{curvature.max():.3g}</b>."
         )
 
     net = widgets.Dropdown(options=list(named), description="trained net")
-    return _explore(picture, update, net=net, beta=beta_slider(5.0))
+    beta = beta_slider(float(np.exp(np.mean(np.log(trained[net.value])))))
+
+    def start_where_trained(change: dict) -> None:
+        beta.value = float(np.exp(np.mean(np.log(trained[change["new"]]))))
+
+    net.observe(start_where_trained, "value")
+    return _explore(picture, update, net=net, beta=beta)
 
 
 def convergence_explorer(frame: pd.DataFrame) -> widgets.VBox:

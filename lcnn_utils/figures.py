@@ -7,12 +7,16 @@ import itertools
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 
-from .style import ACTIVATION, CLASS_COLOURS, CURVATURE_MAP, MARKERS, METHOD, PALETTE
+from .style import ACTIVATION, CLASS_COLOURS, CURVATURE_MAP, CYCLE, MARKERS, METHOD, PALETTE
+
+
+def _shades(name: str, n: int) -> np.ndarray:
+    """``n`` colours of a matplotlib colour map, without its palest end: (n, 4)."""
+    return plt.colormaps[name](np.linspace(0, 0.85, n))
 
 
 def activations(frame: pd.DataFrame) -> Figure:
@@ -38,7 +42,7 @@ def figure_1c(frame: pd.DataFrame) -> Figure:
     """The paper's Figure 1(c): softplus and centered softplus for several β. Columns as in :func:`activations`."""
     figure, axes = plt.subplots(1, 2, figsize=(8.6, 3.4), sharex=True, sharey=True)
     betas = sorted(frame.beta.dropna().unique())
-    shades = sns.color_palette("viridis", len(betas))
+    shades = _shades("viridis", len(betas))
     relu = frame[frame.activation == "relu"]
     for axis, name in zip(axes, ("softplus", "centered"), strict=True):
         for beta, shade in zip(betas, shades, strict=True):
@@ -59,7 +63,7 @@ def composition(frame: pd.DataFrame) -> Figure:
         2, len(betas), figsize=(3.3 * len(betas), 5.2), sharex=True, sharey="row", squeeze=False
     )
     depths = sorted(frame.depth.unique())
-    shades = sns.color_palette("flare", len(depths))
+    shades = _shades("plasma", len(depths))
     for row, name in zip(axes, ("softplus", "centered"), strict=True):
         for axis, beta in zip(row, betas, strict=True):
             for depth, shade in zip(depths, shades, strict=True):
@@ -77,9 +81,7 @@ def normalised_curvature(frame: pd.DataFrame) -> Figure:
     """φ″/φ′ of centered softplus against β, at several x. Columns: x, beta, normalised."""
     figure, axis = plt.subplots(figsize=(5.4, 3.6))
     points = sorted(frame.x.unique())
-    for x, shade, style in zip(
-        points, sns.color_palette("colorblind", len(points)), itertools.cycle(("-", "--", "-.", ":")), strict=False
-    ):
+    for x, shade, style in zip(points, itertools.cycle(CYCLE), itertools.cycle(("-", "--", "-.", ":")), strict=False):
         part = frame[frame.x == x]
         axis.loglog(part.beta, part.normalised, style, color=shade, label=f"x = {x:g}")
     ends = np.array([frame.beta.min(), frame.beta.max()])
@@ -218,7 +220,9 @@ def convergence(frame: pd.DataFrame) -> Figure:
     """Relative error of ‖∇²f‖ against products. Columns: estimator, products, error (of every sample)."""
     figure, axis = plt.subplots(figsize=(8.0, 3.4))
     names = list(frame.estimator.unique())
-    palette = dict(zip(names, sns.color_palette("colorblind", len(names)), strict=True))
+    import seaborn as sns  # here only: it takes seconds to import
+
+    palette = dict(zip(names, CYCLE, strict=False))
     sns.lineplot(
         frame, x="products", y="error", hue="estimator", style="estimator", palette=palette, markers=True, dashes=False,
         estimator="median", errorbar=("pi", 80), ax=axis,

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from unittest import mock
 
 import pandas as pd
 import torch
@@ -59,6 +62,11 @@ def make_all(folder: Path | None = None, progress: bool = True) -> list[Path]:
     """
     style.use_style()
     one_thread()
+    with tempfile.TemporaryDirectory() as store, mock.patch.dict(os.environ, LCNN_STORE=store):  # nothing read back
+        return _make_all(folder, progress)
+
+
+def _make_all(folder: Path | None, progress: bool) -> list[Path]:
     paths: list[Path] = []
     for step in (bar := tqdm(STEPS, "figures", disable=not progress)):
         bar.set_postfix_str(step.__name__)

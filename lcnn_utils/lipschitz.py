@@ -109,7 +109,7 @@ def conv_norm(
 
     ``"power"`` makes ``iterations`` power iterations, a *lower* estimate, differentiable in ``conv.weight``; its start
     is always the same unless a ``generator`` draws it. ``"exact"`` takes the SVD of the dense matrix, for small sizes.
-    ``"bound"`` is a certified *upper* bound, within 1 % at 32×32 (3×3 kernels), looser on small images (10 % at 4×4).
+    ``"bound"`` is a certified *upper* bound, within 1 % at 32×32 (3×3 kernels), looser on small images.
     ``input_shape`` is that of this layer's input: the norm grows with it. Scalar like the weight, computed in float64.
     Raises ValueError: not a zero-padded Conv2d, a shape that does not fit, NaN or infinite weights, a matrix too large.
     """

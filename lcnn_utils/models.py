@@ -135,7 +135,8 @@ def mlp(sizes: Sequence[int], *, lcnn: bool = False, beta: float | None = None, 
     """Multilayer perceptron (N, sizes[0]) → logits (N, sizes[-1]); images are flattened first.
 
     A hidden layer of the LCNN is built as one of a CNN: a linear map of norm 1, γ-BatchNorm, a trainable β. Its
-    read-out is free: it mostly sets the scale of the logits, which normalised curvature does not see.
+    read-out is free: it mostly sets the scale of the logits, which the curvature of a margin or a logit doesn't see
+    (that of the loss does).
 
     Raises:
         ValueError: fewer than two sizes, or one that is not positive.

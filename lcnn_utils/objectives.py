@@ -24,7 +24,8 @@ MODELS = ("mlp", "resnet10", "resnet18", "resnet34", "vgg11")
 
 @dataclass(frozen=True)
 class Recipe:
-    """Everything that determines a training run; equal recipes give equal models (bit for bit on one CPU).
+    """Everything that determines a training run; equal recipes give equal models (bit for bit on
+    one CPU with one number of threads).
 
     λ = 1e-3 is the authors' October 2022 value; their later 1e-2 collapses short schedules, as λ acts through λ·Σ lr.
 

@@ -69,7 +69,7 @@ def one_thread() -> None:
 
 
 @contextlib.contextmanager
-def atomic_path(path: Path) -> Iterator[Path]:
+def atomic_path(path: Path, way_out: str = "set LCNN_STORE to a folder of yours") -> Iterator[Path]:
     """Yield a temporary path beside ``path``; rename it to ``path`` on success, delete it on failure.
 
     A reader therefore never sees a half-written file, and a full disk leaves nothing behind.
@@ -89,16 +89,16 @@ def atomic_path(path: Path) -> Iterator[Path]:
     except OSError as error:
         raise type(error)(
             error.errno,
-            f"cannot write {path} ({error.strerror}): free some space, or set LCNN_STORE to a folder of yours",
+            f"cannot write {path} ({error.strerror}): free some space, or {way_out}",
         ) from error
     finally:
         if temporary is not None:
             temporary.unlink(missing_ok=True)
 
 
-def write_text(path: Path, text: str) -> Path:
+def write_text(path: Path, text: str, way_out: str = "choose another folder") -> Path:
     """Write ``text`` to ``path`` atomically; see :func:`atomic_path`."""
-    with atomic_path(path) as temporary:
+    with atomic_path(path, way_out) as temporary:
         temporary.write_text(text, encoding="utf-8")
     return path
 

@@ -25,7 +25,7 @@ def moons_recipe(method: str, seed: int = 0, *, epochs: int = 30) -> Recipe:
     return Recipe("moons", method, "mlp", width=32, seed=seed, epochs=epochs, lambda_beta=1e-2, lambda_gamma=1e-2)
 
 
-def digits_recipe(method: str, seed: int = 0, *, epochs: int = 10) -> Recipe:
+def digits_recipe(method: str, seed: int = 0, *, epochs: int = 8) -> Recipe:
     """Digits with a ResNet-10 of width 8, of the authors' blocks."""
     return Recipe("digits", method, "resnet10", width=8, seed=seed, epochs=epochs)
 
@@ -135,11 +135,12 @@ def moons_study(models: dict[str, nn.Module], resolution: int = 150) -> tuple[pd
 
 
 def digits_study(
-    seeds: Iterable[int], *, epochs: int = 10, device: str | None = None, scalar: str = "loss", progress: bool = True
+    seeds: Iterable[int], *, epochs: int = 8, device: str | None = None, progress: bool = True
 ) -> pd.DataFrame:
     """Geometry of every test image for Standard, the same weights read as ReLU, and LCNN, over seeds.
 
-    Columns: label, method, seed, image, grad_norm, hessian_norm, curvature, products, correct, accuracy.
+    Columns: label, method, seed, image; grad_norm, hessian_norm, curvature, products of the loss of the true label;
+    margin_curvature; correct, accuracy.
     """
     parts = []
     for seed in seeds:
@@ -148,11 +149,11 @@ def digits_study(
             model, _ = fit(recipe, device=device, progress=progress)
             x, y = samples(recipe, "test", next(model.parameters()).device)
             for name, net in {method: model, **({"relu": relu_reading(model)} if method == "standard" else {})}.items():
-                g = geometry(net, x, y, scalar=scalar)
+                g, margin = (geometry(net, x, y, scalar=scalar) for scalar in ("loss", "margin"))
                 with torch.no_grad():
                     correct = net(x).argmax(1) == y
                 values = {"grad_norm": g.grad_norm, "hessian_norm": g.hessian_norm, "curvature": g.curvature}
-                values |= {"products": g.iterations, "correct": correct}
+                values |= {"margin_curvature": margin.curvature, "products": g.iterations, "correct": correct}
                 columns = {"label": METHOD[name][0], "method": name, "seed": seed, "image": range(len(y))}
                 columns |= {k: v.cpu().numpy() for k, v in values.items()}
                 parts.append(pd.DataFrame(columns | {"accuracy": correct.float().mean().item()}))
@@ -161,7 +162,8 @@ def digits_study(
 
 def geometry_table(frame: pd.DataFrame) -> pd.DataFrame:
     """One row a method, as in the paper's Table 1: mean over images, then mean ± standard deviation over seeds."""
-    columns = {"‖∇f‖": "grad_norm", "‖∇²f‖": "hessian_norm", "C": "curvature", "accuracy %": "accuracy"}
+    columns = {"‖∇f‖": "grad_norm", "‖∇²f‖": "hessian_norm", "C": "curvature", "C of the margin": "margin_curvature"}
+    columns |= {"accuracy %": "accuracy"}
     runs = frame.groupby(["label", "seed"], sort=False)[list(columns.values())].mean()
     runs["median"] = frame.groupby(["label", "seed"], sort=False).curvature.median()
     runs["accuracy"] *= 100
@@ -172,6 +174,16 @@ def geometry_table(frame: pd.DataFrame) -> pd.DataFrame:
             f"{m:.4g}" + (f" ± {s:.2g}" if s == s else "") for m, s in zip(part.mean(), part.std(), strict=True)
         ]
     return pd.DataFrame(table)
+
+
+def vanishing_gradient(grad_norm: Tensor, hessian_norm: Tensor) -> Tensor:
+    """Which samples owe a top-tenth C = H/(g + 1e-6) to a small gradient, bool (N,); both norms are (N,).
+
+    C is at least its 0.9 quantile, and log g lies further below its median than log H lies above its own.
+    """
+    c = hessian_norm / (grad_norm + 1e-6)
+    g, h = grad_norm.log(), hessian_norm.log()
+    return (c >= c.quantile(0.9)) & (g.quantile(0.5) - g > h - h.quantile(0.5))
 
 
 def convergence_frame(model: nn.Module, x: Tensor, y: Tensor, products: int = 30, scalar: str = "loss") -> pd.DataFrame:

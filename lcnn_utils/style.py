@@ -35,6 +35,7 @@ ACTIVATION = {  # name: (label, colour, line style)
 }
 PALETTE = {label: colour for label, colour, _ in METHOD.values()}
 MARKERS = {label: marker for label, _, marker in METHOD.values()}
+CYCLE = ("#0173b2", "#de8f05", "#029e73", "#d55e00", "#cc78bc", "#ca9161")  # for what is no method
 CURVATURE_MAP = "viridis"  # even in lightness, readable without colour vision
 CLASS_COLOURS = ("#56b4e9", "#ca9161")  # not those of Standard and LCNN
 
@@ -53,9 +54,10 @@ def save(figure: Figure, name: str, provenance: dict[str, object], folder: Path 
     folder = folder or PROJECT / "figures"
     paths = []
     for suffix, metadata in ((".png", {"Software": None}), (".svg", {"Date": None})):
-        with plt.rc_context({"svg.hashsalt": "lcnn"}), atomic_path(folder / f"{name}{suffix}") as temporary:
+        path = folder / f"{name}{suffix}"
+        with plt.rc_context({"svg.hashsalt": "lcnn"}), atomic_path(path, "make the folder writable") as temporary:
             figure.savefig(temporary, metadata=metadata)
-        paths.append(folder / f"{name}{suffix}")
+        paths.append(path)
     plt.close(figure)
     return [*paths, _write_provenance(folder / f"{name}.json", provenance)]
 

@@ -218,6 +218,11 @@ def test_labels_default_to_the_prediction_and_affine_nets_are_flat():
         (dict(x=torch.full((2, 3, 10, 10), math.nan).double()), "NaN"),
         (dict(y=torch.tensor([0, 9])), "9"),
         (dict(y=torch.tensor([0])), "label"),
+        (dict(x=torch.rand(2, 5, 10, 10).double()), r"does not take inputs of shape \(2, 5, 10, 10\)"),
+        (dict(x=torch.rand(2, 3, 10, 10)), "float32.*float64"),
+        (dict(x=torch.zeros(0, 3, 10, 10).double()), "at least one sample"),
+        (dict(x=[1.0]), "at least one sample, got list"),
+        (dict(batch_size=0), "batch_size"),
     ],
 )
 def test_bad_input_is_named(change, message):
@@ -236,3 +241,19 @@ def test_points_that_are_not_finite_and_huge_hessians_are_refused():
     broken[0].weight.data[0] = math.nan
     with pytest.raises(ValueError, match="not finite"):
         geometry(broken, torch.rand(2, 20).double())
+
+
+def test_top_direction_where_the_hessian_is_zero():
+    flat = nn.Linear(20, 3).double()
+    for method in ("power", "lanczos", "exact"):
+        direction, norm = top_direction(flat, torch.rand(2, 20).double(), scalar="logit", method=method)
+        assert direction.isfinite().all(), method
+        assert (norm == 0).all()
+
+
+def test_scaling_logits_changes_the_curvature_of_the_loss_but_not_of_the_margin():
+    model, x, y = case("mlp", 1, 5)
+    for scalar, same in (("margin", True), ("loss", False)):
+        plain = geometry(model, x, y, scalar=scalar, tol=1e-6, eps=0).curvature
+        scaled = geometry(nn.Sequential(model, Scale(3.0)), x, y, scalar=scalar, tol=1e-6, eps=0).curvature
+        assert torch.allclose(plain, scaled, rtol=1e-3) == same

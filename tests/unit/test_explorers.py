@@ -148,7 +148,7 @@ def test_blitting_shows_what_a_fresh_explorer_shows(name, end, seen):
     for control in walked[0]:
         for value in reversed(ends(control)) if end == 0 else ends(control):
             control.value = value
-    for control in reversed(straight[0]):
+    for control in straight[0]:
         control.value = ends(control)[end]
     np.testing.assert_array_equal(pixels(walked[1]), pixels(straight[1]))
     assert walked[2].value == straight[2].value
@@ -190,7 +190,6 @@ def test_the_numbers_under_the_activations(beta, depth):
     assert float(largest) == pytest.approx(beta / 4, rel=5e-3)
     assert float(drift) == pytest.approx(math.log(depth + 1) / beta, rel=5e-3)
     assert float(kept) == 0
-    assert f"log({depth + 1})/β" in text.value
     assert ("layers" in text.value) == (depth > 1)
 
 
@@ -226,10 +225,11 @@ def test_the_numbers_under_the_moons(method, beta, seen):
         if isinstance(module, CenteredSoftplus):
             module.beta = beta
     x, y = POINTS
-    share, median = numbers(text)
+    share, median, largest = numbers(text)
     assert share == f"{(model(x).argmax(1) == y).float().mean().item():.1%}"
     margin, curvature = studies.moons_fields(model, studies.moons_grid(RESOLUTION))
     assert float(median) == pytest.approx(np.median(curvature.numpy()), rel=1e-2)
+    assert float(largest) == pytest.approx(curvature.max().item(), rel=1e-2)
     assert METHOD[method][0] in text.value
     left, right = seen[0].canvas.figure.axes[:2]
     np.testing.assert_allclose(left.images[0].get_array(), margin.view(RESOLUTION, -1), rtol=1e-4, atol=1e-5)

@@ -188,3 +188,18 @@ def test_no_file_names_a_machine():
             continue
         found += [f"{name}: {hit[0]!r}" for hit in private.finditer(text)]
     assert found == []
+
+
+@pytest.mark.parametrize("table", ["figures/digits_geometry.md", "benchmarks/results/geometry.md"])
+def test_tables_in_the_readme_are_the_measured_ones(table):
+    rows = [line for line in (PROJECT / table).read_text(encoding="utf-8").splitlines() if line.startswith("|")]
+    assert len(rows) > 3
+    assert "\n".join(rows) in (PROJECT / "README.md").read_text(encoding="utf-8"), f"{table} and the README differ"
+
+
+def test_every_picture_of_the_readme_exists_and_is_described():
+    pictures = re.findall(r"!\[(.*?)\]\((.*?)\)", (PROJECT / "README.md").read_text(encoding="utf-8"))
+    assert len(pictures) >= 3
+    for alt, path in pictures:
+        assert (PROJECT / path).is_file(), path
+        assert len(alt) > 40, path

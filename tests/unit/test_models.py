@@ -203,3 +203,52 @@ def test_shared_relu_becomes_one_shared_unit():
 
     converted = to_low_curvature(Twice(), torch.randn(1, 2))
     assert converted.relu is converted.also
+
+
+class Reads(nn.Module):
+    """A convolution whose output is read by its BatchNorm and, if told so, by something else or through a clamp."""
+
+    def __init__(self, also=False, clamp=False):
+        super().__init__()
+        self.conv, self.bn, self.relu = nn.Conv2d(2, 2, 3, padding=1), nn.BatchNorm2d(2), nn.ReLU()
+        self.also, self.clamp = also, clamp
+
+    def forward(self, x):
+        h = self.conv(x)
+        y = self.bn(h) + h if self.also else self.bn(h)
+        return self.relu(y.clamp(max=1.0) if self.clamp else y)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [(dict(also=True), "conv is read by more than its BatchNorm"), (dict(clamp=True), "forward calls clamp itself")],
+)
+def test_conversion_names_hidden_readers_and_functions(options, message):
+    with pytest.warns(UserWarning, match=message):
+        to_low_curvature(Reads(**options).eval(), torch.rand(1, 2, 6, 6))
+
+
+def test_conversion_of_a_zero_kernel_and_bad_constants():
+    plain = Reads().eval()
+    plain.conv.weight.data.zero_()
+    x = torch.rand(1, 2, 6, 6)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        converted = to_low_curvature(plain, x, beta=1e4, gamma=1e6)
+    torch.testing.assert_close(converted(x), plain(x), atol=1e-3, rtol=0)
+    for bad in (dict(beta=math.nan), dict(gamma=-1.0)):
+        with pytest.raises(ValueError, match=next(iter(bad))):
+            to_low_curvature(nn.Sequential(nn.Conv2d(2, 2, 3)), x, **bad)
+
+
+def test_a_batch_norm_used_twice_is_named():
+    class Twice(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b, self.bn = nn.Conv2d(2, 2, 1), nn.Conv2d(2, 2, 1), nn.BatchNorm2d(2)
+
+        def forward(self, x):
+            return self.bn(self.a(x)) + self.bn(self.b(x))
+
+    with pytest.warns(UserWarning, match="bn is used more than once"):
+        to_low_curvature(Twice().eval(), torch.rand(1, 2, 4, 4))

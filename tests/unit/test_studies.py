@@ -12,8 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from lcnn_utils import studies
+from lcnn_utils import exercises, studies
 from lcnn_utils.activations import CenteredSoftplus
+from lcnn_utils.curvature import geometry
 from lcnn_utils.objectives import Recipe
 from lcnn_utils.style import METHOD
 from lcnn_utils.training import fit, samples, state_path
@@ -260,7 +261,8 @@ def tiny(monkeypatch):
 def test_digits_study(tiny, store):
     frame = studies.digits_study((0,), epochs=1, device="cpu")
     assert list(frame.columns) == [
-        "label", "method", "seed", "image", "grad_norm", "hessian_norm", "curvature", "products", "correct", "accuracy",
+        "label", "method", "seed", "image", "grad_norm", "hessian_norm", "curvature", "margin_curvature", "products",
+        "correct", "accuracy",
     ]  # fmt: skip
     assert frame.groupby("method", sort=False).size().to_dict() == {"standard": 360, "relu": 360, "lcnn": 360}
     assert all(METHOD[row.method][0] == row.label for row in frame.drop_duplicates("method").itertuples())
@@ -280,17 +282,12 @@ def test_digits_study(tiny, store):
     np.testing.assert_array_equal(part.correct, (model(x).argmax(1) == y).numpy())
     gradient = torch.func.vmap(torch.func.grad(lambda x, y: F.cross_entropy(model(x[None]), y[None])))(x[:20], y[:20])
     np.testing.assert_allclose(part.grad_norm[:20], gradient.flatten(1).norm(dim=1).detach(), rtol=1e-3, atol=1e-6)
+    exact = geometry(model, x[:4], y[:4], scalar="margin", method="exact").curvature
+    np.testing.assert_allclose(part.margin_curvature[:4], exact, rtol=1e-2, atol=1e-6)
 
 
-def test_digits_study_of_another_scalar(tiny):
-    frame = studies.digits_study((0,), epochs=1, device="cpu", scalar="logit")
-    model, _ = fit(tiny("lcnn"), device="cpu", progress=False)
-    x, y = samples(tiny("lcnn"), "test")
-    gradient = torch.func.vmap(torch.func.grad(lambda x, y: model(x[None])[0].gather(0, y[None])[0]))(x[:20], y[:20])
-    part = frame[frame.method == "lcnn"]
-    np.testing.assert_allclose(part.grad_norm[:20], gradient.flatten(1).norm(dim=1).detach(), rtol=1e-3, atol=1e-6)
-    with pytest.raises(ValueError, match="unknown scalar 'los'"):
-        studies.digits_study((0,), epochs=1, device="cpu", scalar="los")
+def test_vanishing_gradient_agrees_with_the_exercise(capsys):
+    assert exercises.why_curved(studies.vanishing_gradient), capsys.readouterr().out
 
 
 def test_geometry_table_by_hand():
@@ -300,19 +297,29 @@ def test_geometry_table_by_hand():
         ("A", 0, 1.0, 1.0, 1.0, 1.0), ("A", 1, 1.0, 1.0, 1.0, 1.0),
     ]  # fmt: skip
     frame = pd.DataFrame(rows, columns=["label", "seed", "grad_norm", "hessian_norm", "curvature", "accuracy"])
+    frame["margin_curvature"] = 2 * frame.curvature
     table = studies.geometry_table(frame).set_index("net")
     assert list(table.index) == ["B", "A"], "in the order of the frame"
     # B: means of ‖∇f‖ are 3 and 2; of ‖∇²f‖ 5 and 2; of C 16 and 3; medians of C 5 and 2; standard deviation |a−b|/√2
     assert table.loc["B"].to_dict() == {
-        "‖∇f‖": "2.5 ± 0.71", "‖∇²f‖": "3.5 ± 2.1", "C": "9.5 ± 9.2", "accuracy %": "60 ± 14", "median C": "3.5 ± 2.1",
+        "‖∇f‖": "2.5 ± 0.71", "‖∇²f‖": "3.5 ± 2.1", "C": "9.5 ± 9.2", "C of the margin": "19 ± 18",
+        "accuracy %": "60 ± 14", "median C": "3.5 ± 2.1",
     }  # fmt: skip
-    assert (table.loc["A"].drop("accuracy %") == "1 ± 0").all()
+    assert (table.loc["A"].drop(["accuracy %", "C of the margin"]) == "1 ± 0").all()
     assert table.loc["A", "accuracy %"] == "100 ± 0"
 
 
 def test_geometry_table_of_one_seed_claims_no_spread():
     frame = pd.DataFrame(
-        dict(label=["A"] * 2, seed=0, grad_norm=1.0, hessian_norm=2.0, curvature=[3.0, 5.0], accuracy=0.5)
+        dict(
+            label=["A"] * 2,
+            seed=0,
+            grad_norm=1.0,
+            hessian_norm=2.0,
+            curvature=[3.0, 5.0],
+            accuracy=0.5,
+            margin_curvature=1.0,
+        )
     )
     table = studies.geometry_table(frame)
     assert table["C"].tolist() == ["4"]
