@@ -74,7 +74,7 @@ def _explore(picture: Picture, update: Callable[..., str], **controls: widgets.V
 def beta_slider(value: float = 5.0) -> widgets.FloatLogSlider:
     """The one β slider: logarithmic, 0.01 to 1000."""
     return widgets.FloatLogSlider(
-        value, base=10, min=-2, max=3, step=0.05, description="β: sharpness", readout_format=".3g"
+        value, base=10, min=-2, max=3, step=0.05, description="β: sharpness", readout_format=".4g"
     )
 
 
@@ -124,7 +124,7 @@ def beta_explorer() -> widgets.VBox:
         )
 
     span = widgets.FloatLogSlider(
-        4, base=10, min=-1, max=2, step=0.1, description="range of x: ±", readout_format=".3g"
+        4, base=10, min=-1, max=2, step=0.1, description="range of x: ±", readout_format=".4g"
     )
     depth = widgets.IntSlider(1, min=1, max=20, description="n: layers")
     return _explore(picture, update, beta=beta_slider(2.0), span=span, depth=depth)
@@ -175,7 +175,7 @@ def moons_explorer(models: dict[str, nn.Module], x: Tensor, y: Tensor, resolutio
         share = studies.accuracy(model, x, y)
         median = np.median(curvature)
         return (
-            f"{net} (trained with β = {', '.join(f'{value:.4g}' for value in trained[net])}), every β = {beta:.3g}: "
+            f"{net} (trained with β = {', '.join(f'{value:.4g}' for value in trained[net])}), every β = {beta:.4g}: "
             f"test accuracy <b>{share:.1%}</b>, median C on the grid <b>{median:.3g}</b>, "
             f"largest <b>{curvature.max():.3g}</b>."
         )

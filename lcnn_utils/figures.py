@@ -10,6 +10,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
+from matplotlib.ticker import MaxNLocator
 
 from .style import ACTIVATION, CLASS_COLOURS, CURVATURE_MAP, CYCLE, MARKERS, METHOD, PALETTE
 
@@ -228,6 +229,7 @@ def convergence(frame: pd.DataFrame) -> Figure:
         estimator="median", errorbar=("pi", 80), ax=axis,
     )  # fmt: skip
     axis.axhline(0.01, color="0.5", linewidth=1, linestyle="--")
+    axis.xaxis.set_major_locator(MaxNLocator(integer=True))
     axis.set(yscale="log", ylim=(1e-6, 1.5), xlabel="Hessian-vector products", ylabel="relative error of ‖∇²f‖₂")
     axis.legend(
         fontsize=8,
