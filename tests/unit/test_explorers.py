@@ -22,14 +22,6 @@ from lcnn_utils.style import METHOD
 RESOLUTION = 16
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 @pytest.fixture(autouse=True)
 def seen(monkeypatch, tmp_path):
     """The pictures made by a test; ``CONTROLS`` starts empty."""

@@ -1,6 +1,5 @@
 """Figures draw what their frame holds, touch no file, and are saved byte for byte the same."""
 
-import contextlib
 import json
 import os
 import string
@@ -11,6 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from helpers import files_of_at_most
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from PIL import Image
@@ -333,18 +333,6 @@ def test_a_folder_that_cannot_be_made(tmp_path, save, what):
         save(made, "it", {}, tmp_path / "file" / "sub")
     assert os.listdir(tmp_path) == ["file"]
     assert (tmp_path / "file").read_text() == "in the way"
-
-
-@contextlib.contextmanager
-def files_of_at_most(size: int):
-    """Let the kernel refuse to write more than ``size`` bytes into a file."""
-    resource = pytest.importorskip("resource", reason="POSIX only")
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def test_a_disk_that_fills_up_keeps_the_old_picture(tmp_path):

@@ -73,7 +73,9 @@ def test_environment_yml():
 
 # ----------------------------------------------------------------------------------------------------- Makefile
 def make(*args: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(["make", "--no-print-directory", *args], cwd=PROJECT, capture_output=True, text=True, timeout=60)
+    return subprocess.run(
+        ["make", "--no-print-directory", *args], cwd=PROJECT, capture_output=True, text=True, timeout=60
+    )
 
 
 needs_make = pytest.mark.skipif(shutil.which("make") is None, reason="there is no make here")

@@ -1,6 +1,5 @@
 """Devices, folders, atomic files and the opening line, with disks that are really full or read-only."""
 
-import contextlib
 import errno
 import os
 import shutil
@@ -11,6 +10,7 @@ import matplotlib
 import matplotlib.pyplot as plt
 import pytest
 import torch
+from helpers import files_of_at_most
 
 from lcnn_utils import runtime
 from lcnn_utils.runtime import PROJECT, atomic_path, nearest, write_text
@@ -24,18 +24,6 @@ def clean(monkeypatch, tmp_path):
     threads = torch.get_num_threads()
     yield
     torch.set_num_threads(threads)
-
-
-@contextlib.contextmanager
-def files_of_at_most(size: int):
-    """Let the kernel refuse to write more than ``size`` bytes into a file, which needs no privileges."""
-    resource = pytest.importorskip("resource", reason="POSIX only")
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 @pytest.fixture

@@ -19,22 +19,8 @@ from lcnn_utils.objectives import Recipe
 from lcnn_utils.style import METHOD
 from lcnn_utils.training import fit, samples, state_path
 
+pytestmark = pytest.mark.usefixtures("store")
 X = torch.linspace(-4, 4, 41)
-
-
-@pytest.fixture(autouse=True)
-def store(monkeypatch, tmp_path):
-    monkeypatch.setenv("LCNN_STORE", str(tmp_path / "store"))
-    monkeypatch.setenv("LCNN_DEVICE", "cpu")
-    return tmp_path / "store"
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def moons_net(seed: int = 0, beta: float = 4.0) -> nn.Module:

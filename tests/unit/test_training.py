@@ -1,6 +1,5 @@
 """Training against a loop written out by hand; runs that are stopped, killed, damaged or diverge."""
 
-import contextlib
 import json
 import math
 import os
@@ -15,6 +14,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from helpers import files_of_at_most
 from safetensors.torch import load_file, safe_open, save_file
 from sklearn.datasets import load_digits, make_moons
 from torch import nn
@@ -26,24 +26,10 @@ from lcnn_utils.lipschitz import LipschitzBatchNorm2d, conv_norm
 from lcnn_utils.objectives import DATASETS, MODELS, OBJECTIVES, Recipe
 from lcnn_utils.training import accuracy, build, fit, learning_rate, samples, state_path
 
+pytestmark = pytest.mark.usefixtures("store")
 MOONS = Recipe("moons", "lcnn", "mlp", width=6, epochs=4)
 DIGITS = Recipe("digits", "lcnn", "resnet10", width=2, epochs=3, batch_size=512, augment=True)
 RECIPES = pytest.mark.parametrize("recipe", [MOONS, DIGITS], ids=["moons", "digits"])
-
-
-@pytest.fixture(autouse=True)
-def store(monkeypatch, tmp_path):
-    monkeypatch.setenv("LCNN_STORE", str(tmp_path / "store"))
-    monkeypatch.setenv("LCNN_DEVICE", "cpu")
-    return tmp_path / "store"
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def train(recipe, **options):
@@ -485,18 +471,6 @@ def test_a_store_that_cannot_be_written(monkeypatch, tmp_path):
     with pytest.raises(OSError, match=r"cannot write .*moons-lcnn.*set LCNN_STORE"):
         train(MOONS)
     assert os.listdir(tmp_path) == ["file"]
-
-
-@contextlib.contextmanager
-def files_of_at_most(size: int):
-    """Let the kernel refuse to write more than ``size`` bytes into a file."""
-    resource = pytest.importorskip("resource", reason="POSIX only")
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def test_a_disk_that_fills_up():
