@@ -135,9 +135,9 @@ def moons_study(models: dict[str, nn.Module], resolution: int = 150) -> tuple[pd
 
 
 def digits_study(
-    seeds: Iterable[int], *, epochs: int = 8, device: str | None = None, progress: bool = True
+    seeds: Iterable[int], *, epochs: int = 8, device: str | None = None, images: int = 360, progress: bool = True
 ) -> pd.DataFrame:
-    """Geometry of every test image for Standard, the same weights read as ReLU, and LCNN, over seeds.
+    """Geometry of the first ``images`` test images (of 360), over seeds: Standard, its weights read as ReLU, and LCNN.
 
     Columns: label, method, seed, image; grad_norm, hessian_norm, curvature, products of the loss of the true label;
     margin_curvature; correct, accuracy.
@@ -147,7 +147,7 @@ def digits_study(
         for method in ("standard", "lcnn"):
             recipe = digits_recipe(method, seed, epochs=epochs)
             model, _ = fit(recipe, device=device, progress=progress)
-            x, y = samples(recipe, "test", next(model.parameters()).device)
+            x, y = (part[:images] for part in samples(recipe, "test", next(model.parameters()).device))
             for name, net in {method: model, **({"relu": relu_reading(model)} if method == "standard" else {})}.items():
                 g, margin = (geometry(net, x, y, scalar=scalar) for scalar in ("loss", "margin"))
                 with torch.no_grad():
