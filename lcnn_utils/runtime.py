@@ -1,6 +1,6 @@
 """What every room asks of the machine: which device, which folders, fast mode, and how a file is written safely.
 
-Environment variables, read only here:
+Environment variables read here (``LCNN_MIRRORS`` belongs to ``download``, ``LCNN_BROWSER`` to ``doctor``):
 
 - ``LCNN_DATA``: folder of the datasets (default ``data/`` of the project);
 - ``LCNN_STORE``: folder for trained models and results (default ``data/``);
