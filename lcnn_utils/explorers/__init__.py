@@ -20,9 +20,9 @@ from matplotlib.lines import Line2D
 from PIL import Image
 from torch import Tensor, nn
 
-from . import studies
-from .activations import CenteredSoftplus
-from .style import ACTIVATION, CLASS_COLOURS, CURVATURE_MAP, METHOD
+from .. import studies
+from ..activations import CenteredSoftplus
+from ..style import ACTIVATION, CLASS_COLOURS, CURVATURE_MAP, METHOD
 
 CONTROLS: list[tuple[widgets.ValueWidget, widgets.Image]] = []
 

@@ -10,12 +10,12 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from .activations import centered_softplus
-from .curvature import evaluating, geometry, gradient_and_hvp
-from .models import relu_reading, set_beta
-from .objectives import Recipe
-from .style import METHOD
-from .training import accuracy, fit, samples
+from ..activations import centered_softplus
+from ..curvature import evaluating, geometry, gradient_and_hvp
+from ..models import relu_reading, set_beta
+from ..objectives import Recipe
+from ..style import METHOD
+from ..training import accuracy, fit, samples
 
 MOONS_BOX = (-2.0, 3.0, -1.5, 2.0)  # x₁ from, to; x₂ from, to
 
