@@ -13,7 +13,7 @@ from torch.nn.modules.module import register_module_forward_hook, register_modul
 from torch.overrides import TorchFunctionMode
 
 from .activations import CenteredSoftplus, check_beta
-from .lipschitz import LipschitzBatchNorm2d, spectral_normalize
+from .lipschitz import LipschitzBatchNorm2d, SpectralNorm, spectral_normalize
 
 
 def replace_layers(model: nn.Module, new: Callable[[nn.Module], nn.Module | None]) -> nn.Module:
@@ -89,7 +89,7 @@ class _Watch(TorchFunctionMode):
 
 FAITHFUL = (
     nn.Linear, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.Flatten, nn.Identity, nn.Dropout, nn.ZeroPad2d,
-    CenteredSoftplus, LipschitzBatchNorm2d,
+    CenteredSoftplus, LipschitzBatchNorm2d, SpectralNorm,
 )  # fmt: skip
 
 

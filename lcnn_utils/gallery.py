@@ -14,7 +14,10 @@ from matplotlib.figure import Figure
 from tqdm import tqdm
 
 from . import figures, studies, style
+from .bounds import layer_terms
+from .figures import bounds as bound_figures
 from .runtime import one_thread
+from .studies import bounds as bound_studies
 from .training import fit, samples
 
 Made = Iterator[tuple[str, Figure | pd.DataFrame, dict[str, object]]]  # file name, what to save, its provenance
@@ -51,7 +54,29 @@ def convergence(progress: bool = True) -> Made:
     yield "convergence", figures.convergence(frame), {"dataset": "digits, 32 test images", "seeds": [0]}
 
 
-STEPS: tuple[Callable[[bool], Made], ...] = (activations, moons, digits, convergence)
+def bounds(progress: bool = True) -> Made:
+    nets = {"LCNN, 3-layer MLP": bound_studies.certificate_recipe("lcnn")}
+    nets |= {f"{style.METHOD[m][0]}, ResNet-10": studies.digits_recipe(m) for m in ("lcnn", "standard")}
+    parts = []
+    for name, recipe in nets.items():
+        model, _ = fit(recipe, device="cpu", progress=progress)
+        parts.append(layer_terms(model, input_shape=(1, 8, 8)).assign(net=name))
+    about: dict[str, object] = {"dataset": "digits", "seeds": [0]}
+    yield "bound_waterfall", bound_figures.waterfall(pd.concat(parts, ignore_index=True)), about
+    audited = bound_studies.audit_frame(range(150), points=8)
+    yield "bounds_on_random_nets", bound_figures.audit(audited), {"dataset": "150 random MLPs", "seeds": [0, 149]}
+
+
+def certificates(progress: bool = True) -> Made:
+    frame, about = bound_studies.certificate_study(SEEDS, steps=40), {"dataset": "digits, 360 test images"}
+    colours = dict(zip(frame.net.unique(), style.VARIANTS, strict=True))
+    shares = bound_studies.robust_accuracy(frame, (0, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.7, 1.0))
+    yield "certified_accuracy", bound_figures.robust_accuracy(shares, colours), about | {"seeds": list(SEEDS)}
+    table = bound_studies.certified_table(frame, (0.05, 0.1, 0.2, 0.3))
+    yield "digits_certified", table, about | {"seeds": list(SEEDS)}
+
+
+STEPS: tuple[Callable[[bool], Made], ...] = (activations, moons, digits, convergence, bounds, certificates)
 
 
 def make_all(folder: Path | None = None, progress: bool = True) -> list[Path]:

@@ -84,6 +84,8 @@ def _torus_norm(weight: Tensor, size: tuple[int, ...], geometry: dict[str, Any])
     in blocks [Ŵ(f) for the s_h·s_w folded f] / √(s_h·s_w), each C_out × s_h·s_w·C_in, Ŵ(f) = Σ_j W_j e^(−2πi f·j·d/L).
     Blocks (m, m′) and (−m, −m′) of a real kernel are conjugate: half of the m′ suffice.
     """
+    if weight.shape[2:] == (1, 1) and not any(geometry["padding"]):
+        return torch.linalg.matrix_norm(weight.unflatten(0, (geometry["groups"], -1))[..., 0, 0], 2).max()
     phases = []
     stride, padding, dilation, groups = geometry.values()
     for side, taps, s, p, d in zip(size, weight.shape[2:], stride, padding, dilation, strict=True):
@@ -97,8 +99,11 @@ def _torus_norm(weight: Tensor, size: tuple[int, ...], geometry: dict[str, Any])
     largest = weight.new_zeros(())
     for row in rows:  # one row of frequencies at a time bounds the memory
         block = torch.einsum("ak,gnokbi->gnoabi", row, partial).flatten(3)  # (groups, m′, C_out, s_h·s_w·C_in)
-        gram = block.mH @ block if block.shape[-2] > block.shape[-1] else block @ block.mH
-        largest = torch.maximum(largest, torch.linalg.eigvalsh(gram)[..., -1].max())
+        tall = block.shape[-2] > block.shape[-1]
+        gram = (block.mH @ block if tall else block @ block.mH).flatten(0, 1)
+        failed = torch.linalg.cholesky_ex(torch.eye(gram.shape[-1]).to(gram) * largest - gram).info > 0
+        if bool(failed.any()):  # Cholesky is cheaper: only a block not below the largest so far needs eigenvalues
+            largest = torch.maximum(largest, torch.linalg.eigvalsh(gram[failed])[:, -1].max())
     return (largest / math.prod(stride)).sqrt()
 
 
@@ -225,9 +230,13 @@ class LipschitzBatchNorm2d(nn.Module):
         slope = torch.rsqrt(var + self.eps)
         return torch.clamp(slope if self.weight is None else slope * self.weight, -self.gamma, self.gamma)
 
+    def channel_slopes(self) -> Tensor:
+        """slope_c in eval mode, with the running statistics: (C,)."""
+        return self._slope(self.running_var)
+
     def lipschitz_constant(self) -> Tensor:
-        """Largest |slope_c| with the running statistics: the Lipschitz constant in eval mode, a scalar ≤ γ."""
-        return self._slope(self.running_var).abs().max()
+        """Largest |slope_c|: the Lipschitz constant in eval mode, a scalar ≤ γ."""
+        return self.channel_slopes().abs().max()
 
     def forward(self, x: Tensor) -> Tensor:
         if x.ndim not in (2, 4) or x.shape[1] != self.num_features:

@@ -70,7 +70,8 @@ def _check(task: Callable, f: Callable, inputs: list, truth: Callable, mistakes:
             if gap[i] <= (tol := scale * (2e-5 if got.dtype == torch.float32 else 1e-6)):
                 largest = max(largest, gap[i].item())
                 continue
-            shown = {f"at {key} =": v for key, v in named.items() if isinstance(v, Tensor) and v.dim() <= got.dim()}
+            tensors = {f"at {key} =": v for key, v in named.items() if isinstance(v, Tensor)}
+            shown = {key: v for key, v in tensors.items() if v.shape in ((), got.shape[got.dim() - v.dim() :])}
             shown = {key: v.expand(got.shape) for key, v in ({"expected": expected, "got": got} | shown).items()}
             entry = [(key, v.flatten()[i].item()) for key, v in shown.items()]
             problem = ", ".join(f"{key} {v if isinstance(v, bool) else format(v, '.6g')}" for key, v in entry)

@@ -18,6 +18,7 @@ from PIL import Image
 from lcnn_utils import figures, gallery, studies, style
 from lcnn_utils.objectives import Recipe
 from lcnn_utils.runtime import PROJECT
+from lcnn_utils.studies import bounds as bound_studies
 
 X = torch.linspace(-3, 3, 31)
 
@@ -362,6 +363,10 @@ def tiny_gallery(monkeypatch):
     real = studies.moons_study, studies.convergence_frame
     monkeypatch.setattr(studies, "moons_study", lambda models, resolution=0: real[0](models, 12))
     monkeypatch.setattr(studies, "convergence_frame", lambda model, x, y, **_: real[1](model, x[:3], y[:3], 4))
+    audit, certify = bound_studies.audit_frame, bound_studies.certificate_study
+    monkeypatch.setattr(bound_studies, "audit_frame", lambda nets, points: audit(range(6), 2))
+    few = dict(epochs=1, images=8, steps=2, restarts=1)
+    monkeypatch.setattr(bound_studies, "certificate_study", lambda seeds, **_: certify(seeds, **few))
     yield
     torch.set_num_threads(threads)
 
@@ -375,7 +380,8 @@ def test_the_gallery_makes_every_file(tiny_gallery, tmp_path, capsys):
     names = {path.stem for path in paths}
     assert names >= {
         "figure_1c", "activations", "composition", "normalised_curvature", "figure_1ab", "digits_curvature",
-        "digits_geometry", "convergence",
+        "digits_geometry", "convergence", "bound_waterfall", "bounds_on_random_nets", "certified_accuracy",
+        "digits_certified",
     }  # fmt: skip
     for name in names:
         suffixes = {path.suffix for path in paths if path.stem == name}

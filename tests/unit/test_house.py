@@ -192,7 +192,9 @@ def test_no_file_names_a_machine():
     assert found == []
 
 
-@pytest.mark.parametrize("table", ["figures/digits_geometry.md", "benchmarks/results/geometry.md"])
+@pytest.mark.parametrize(
+    "table", ["figures/digits_geometry.md", "figures/digits_certified.md", "benchmarks/results/geometry.md"]
+)
 def test_tables_in_the_readme_are_the_measured_ones(table):
     rows = [line for line in (PROJECT / table).read_text(encoding="utf-8").splitlines() if line.startswith("|")]
     assert len(rows) > 3

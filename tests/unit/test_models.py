@@ -252,3 +252,16 @@ def test_a_batch_norm_used_twice_is_named():
 
     with pytest.warns(UserWarning, match="bn is used more than once"):
         to_low_curvature(Twice().eval(), torch.rand(1, 2, 4, 4))
+
+
+def test_our_standard_net_converts_silently_and_keeps_its_function():
+    """Its spectrally normalised classifier is no layer to warn of."""
+    torch.manual_seed(0)
+    net = resnet(10, num_classes=3, width=4, in_channels=1, image_size=8)
+    x = torch.rand(8, 1, 8, 8)
+    net(x)
+    net.eval()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        converted = to_low_curvature(net, x, gamma=1e4)
+    torch.testing.assert_close(converted(x), net(x), rtol=1e-4, atol=1e-5)

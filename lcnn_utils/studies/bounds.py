@@ -1,0 +1,207 @@
+"""The measurements of notebook 03: do the bounds hold, how loose are they, and what do they certify?"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Sequence
+
+import pandas as pd
+import torch
+from torch import Tensor, nn
+
+from .. import models
+from ..activations import CenteredSoftplus
+from ..attacks import minimal_radius
+from ..bounds import certified_radius, curvature_bound, local_bound
+from ..curvature import evaluating, geometry, gradient_and_hvp
+from ..lipschitz import LipschitzBatchNorm2d
+from ..objectives import Recipe
+from ..training import accuracy, fit, samples
+from . import moons_fields, moons_grid
+from .audits import Cancelling as Cancelling
+from .audits import audit as audit
+from .audits import audit_frame as audit_frame
+from .audits import random_cnn as random_cnn
+from .audits import random_mlp as random_mlp
+from .audits import scramble as scramble
+
+
+def certificate_recipe(method: str, seed: int = 0, *, penalty: float = 1e-2, epochs: int = 20) -> Recipe:
+    """Digits with an MLP 64–64–64–10, shallow enough for certificates; ``penalty`` is λ_β = λ_γ (LCNN)."""
+    return Recipe(
+        "digits", method, "mlp", width=64, seed=seed, epochs=epochs, lambda_beta=penalty, lambda_gamma=penalty
+    )
+
+
+def cancellation_frame(beta: float, x: Sequence[float]) -> pd.DataFrame:
+    """:func:`audit` of :class:`Cancelling` along x > 0, column x added."""
+    points = torch.tensor(x, dtype=torch.float64)[:, None]
+    zeros = torch.zeros(len(points), dtype=torch.long)
+    return audit(Cancelling(beta).double(), points, zeros, "logit").assign(x=x)
+
+
+def depth_frame(depths: Sequence[int], seeds: Sequence[int], *, width: int = 16, points: int = 20) -> pd.DataFrame:
+    """Random MLPs of growing depth: columns depth, seed, quantity, value (the largest over points of ‖∇²f‖ and of (A),
+    and (B)).
+
+    Weights are scaled so that the signal neither grows nor dies: variance 4/width, as the slope at 0 is ½.
+    """
+    rows = []
+    for depth in depths:
+        for seed in seeds:
+            model = models.mlp([2, *[width] * depth, 2], beta=5.0).double().eval()
+            generator = torch.Generator().manual_seed(seed)
+            for p in model.parameters():
+                fan = p.shape[-1]
+                p.data = torch.randn(p.shape, generator=generator, dtype=p.dtype) * (2 / fan**0.5 if p.dim() > 1 else 0)
+            x, y = torch.randn((points, 2), generator=generator, dtype=torch.float64), torch.zeros(points).long()
+            frame = audit(model, x, y)
+            values = {"largest ‖∇²f‖ of the points": frame.hessian, "(A), its largest": frame.local}
+            rows += [(depth, seed, name, value.max()) for name, value in values.items()]
+            rows.append((depth, seed, "(B), at every x", frame.data_free[0]))
+    return pd.DataFrame(rows, columns=["depth", "seed", "quantity", "value"])
+
+
+def loss_parts(model: nn.Module, x: Tensor, y: Tensor) -> pd.DataFrame:
+    """The two sources of the cross-entropy's Hessian, ∇²ℓ = Jᵀ(diag p − ppᵀ)J + Σ_k (p − e_y)_k ∇²z_k.
+
+    Columns: sample; total ‖∇²ℓ‖, softmax (norm of the first part, the softmax's own curvature), activations (norm of
+    the second, which β can remove), gradient ‖∇ℓ‖. J = ∂logits/∂x; x (N, …) with few inputs, labels y (N,).
+    """
+    d, n = x[0].numel(), len(x)
+    with evaluating(model):
+        gradient, hvp = gradient_and_hvp(model, x, y, "loss")
+        basis = torch.eye(d, dtype=x.dtype, device=x.device).view(d, 1, *x.shape[1:])
+        hessian = torch.stack([hvp(e.expand_as(x)).flatten(1) for e in basis], 2)
+        point = x.detach().requires_grad_()
+        logits = model(point)
+        rows = [torch.autograd.grad(z.sum(), point, retain_graph=True)[0].flatten(1) for z in logits.unbind(1)]
+    jacobian, p = torch.stack(rows, 1), logits.detach().softmax(1)
+    softmax = jacobian.mT @ (torch.diag_embed(p) - p[:, :, None] * p[:, None]) @ jacobian
+    norm = lambda matrix: torch.linalg.eigvalsh((matrix + matrix.mT) / 2).abs().amax(1).cpu().numpy()
+    parts = dict(total=norm(hessian), softmax=norm(softmax), activations=norm(hessian - softmax))
+    return pd.DataFrame({"sample": range(n), **parts, "gradient": gradient.detach().flatten(1).norm(dim=1).cpu()})
+
+
+def certificates(
+    models_by_name: dict[str, nn.Module], x: Tensor, y: Tensor, *, steps: int = 50, restarts: int = 2, box=(0.0, 1.0)
+) -> pd.DataFrame:
+    """Certified radius and PGD's smallest successful step of each sample: columns net, sample, certified, attacked.
+
+    Both are 0 where the net is wrong; ``attacked`` is infinite where no attack succeeded. Unit: that of x.
+    """
+    parts = []
+    for name, model in models_by_name.items():
+        attacked, _ = minimal_radius(model, x, y, steps=steps, restarts=restarts, box=box)
+        values = dict(certified=certified_radius(model, x, y).cpu().numpy(), attacked=attacked.cpu().numpy())
+        parts.append(pd.DataFrame({"net": name, "sample": range(len(x)), **values}))
+    return pd.concat(parts, ignore_index=True)
+
+
+def certificate_study(
+    seeds: Iterable[int], *, penalties: Sequence[float] = (0.01, 0.1), epochs: int = 20, images: int = 360, **attack
+) -> pd.DataFrame:
+    """:func:`certificates` of the first ``images`` test digits, Standard and LCNNs of several λ: column seed added."""
+    parts = []
+    for seed in seeds:
+        recipes = {"Standard": certificate_recipe("standard", seed, epochs=epochs)}
+        for penalty in penalties:
+            recipes[f"LCNN, λ = {penalty:g}"] = certificate_recipe("lcnn", seed, penalty=penalty, epochs=epochs)
+        x, y = samples(recipes["Standard"], "test")
+        nets = {name: fit(recipe, device="cpu", progress=False)[0] for name, recipe in recipes.items()}
+        parts.append(certificates(nets, x[:images], y[:images], **attack).assign(seed=seed))
+    return pd.concat(parts, ignore_index=True)
+
+
+def certified_table(frame: pd.DataFrame, eps: Iterable[float]) -> pd.DataFrame:
+    """A row a net: accuracy, then certified accuracy at each ε with PGD's upper bound of it, mean ± std over seeds.
+
+    Takes the frame of :func:`certificate_study`; texts in per cent.
+    """
+    table = pd.DataFrame({"net": list(dict.fromkeys(frame.net))})
+    for e in (0.0, *eps):
+        shares = robust_accuracy(frame, [e]).groupby("net", sort=False)[["certified", "attacked"]].agg(["mean", "std"])
+        texts = {name: [f"{100 * m:.1f}" + (f" ± {100 * s:.1f}" if s == s else "") for m, s in shares[name].to_numpy()]
+                 for name in ("certified", "attacked")}  # fmt: skip
+        if e == 0:
+            table["accuracy %"] = texts["attacked"]
+        else:
+            table[f"certified at {e:g} (PGD leaves)"] = [
+                f"{c} ({a})" for c, a in zip(texts["certified"], texts["attacked"], strict=True)
+            ]
+    return table
+
+
+def robust_accuracy(frame: pd.DataFrame, eps: Iterable[float]) -> pd.DataFrame:
+    """Share of samples whose radius exceeds ε: columns net, eps, certified, attacked (and seed, if there)."""
+    by = ["net", "seed"] if "seed" in frame else ["net"]
+    parts = [(frame[["certified", "attacked"]] > e).groupby([frame[b] for b in by], sort=False).mean().assign(eps=e)
+             for e in eps]  # fmt: skip
+    return pd.concat(parts).reset_index()
+
+
+def slope_scaled(model: nn.Module, layer: str, beta: float, factor: float) -> nn.Module:
+    """A copy of an LCNN in which activation ``layer`` has sharpness ``beta`` and the slope before it is scaled.
+
+    The BatchNorm before the activation gets its channels' slopes times ``factor``.
+
+    Raises:
+        ValueError: ``layer`` does not follow a γ-BatchNorm in a sequence.
+    """
+    model = copy.deepcopy(model)
+    parent, _, name = layer.rpartition(".")
+    sequence = model.get_submodule(parent)
+    layers = dict(sequence.named_children()) if isinstance(sequence, nn.Sequential) else {}
+    norm = dict(zip([*layers][1:], layers.values(), strict=False)).get(name)  # the layer before
+    activation = layers.get(name)
+    if not isinstance(norm, LipschitzBatchNorm2d) or not isinstance(activation, CenteredSoftplus):
+        raise ValueError(
+            f"{layer} is no centered softplus that follows a γ-BatchNorm in a sequence: choose one that is"
+        )
+    norm.gamma = norm.gamma.item() * factor
+    norm.running_var.copy_((norm.running_var + norm.eps) / factor**2 - norm.eps)
+    activation.beta = beta  # type: ignore[assignment]
+    return model
+
+
+def layer_numbers(model: nn.Module, x: Tensor, y: Tensor) -> dict[str, float]:
+    """``bound`` (B), ``local`` (the largest (A) of the points), ``truth`` (their largest ‖∇²m‖) and ``accuracy``."""
+    hessian = geometry(model, x, y, scalar="margin", method="exact").hessian_norm
+    with evaluating(model):
+        share = accuracy(model, x, y)
+    bound, local = curvature_bound(model, x.shape[1:]), local_bound(model, x, y)
+    return dict(bound=bound, local=local.max().item(), truth=hessian.max().item(), accuracy=share)
+
+
+def knobs_frame(model: nn.Module, x: Tensor, y: Tensor, betas: Sequence[float], factors: Sequence[float]):
+    """An LCNN with one layer's β, or the slope before it, changed: knob, layer, value and :func:`layer_numbers`."""
+    rows = []
+    for layer, module in model.named_modules():
+        if not isinstance(module, CenteredSoftplus):
+            continue
+        trained = module.beta.item()
+        knobs = [("sharpness β", beta, beta, 1.0) for beta in betas]
+        knobs += [("slope before it, times", factor, trained, factor) for factor in factors]
+        for knob, value, beta, factor in knobs:
+            numbers = layer_numbers(slope_scaled(model, layer, beta, factor), x, y)
+            rows.append(dict(knob=knob, layer=layer, value=value) | numbers)
+    return pd.DataFrame(rows)
+
+
+def moons_balls(nets: dict[str, nn.Module], x: Tensor, y: Tensor, resolution: int = 80) -> tuple[pd.DataFrame, ...]:
+    """Certified balls and PGD's nearest successes on two moons, and the decision regions, as figures.bounds takes them.
+
+    x (N, 2) and labels y (N,). First frame: net, sample, x1, x2, label, certified, attacked, found1, found2; second:
+    net, x1, x2, margin on a grid.
+    """
+    points, fields = [], []
+    for name, model in nets.items():
+        grid = moons_grid(resolution).to(x)
+        attacked, found = minimal_radius(model, x, y, box=None)
+        found = torch.where(attacked.isfinite()[:, None], found, torch.nan)
+        columns = dict(net=name, sample=range(len(x)), x1=x[:, 0], x2=x[:, 1], label=y, attacked=attacked)
+        columns |= dict(certified=certified_radius(model, x, y), found1=found[:, 0], found2=found[:, 1])
+        points.append(pd.DataFrame(columns))
+        margin, _ = moons_fields(model, grid)
+        fields.append(pd.DataFrame({"net": name, "x1": grid[:, 0], "x2": grid[:, 1], "margin": margin}))
+    return pd.concat(points, ignore_index=True), pd.concat(fields, ignore_index=True)
