@@ -48,7 +48,7 @@ def _conv_slope(conv: nn.Conv2d, shape: Sequence[int], certified: bool) -> float
     return conv_norm(conv, shape, "exact").item() * (1 + 2 * torch.finfo(conv.weight.dtype).eps)  # small: tighter
 
 
-def _scale(module: nn.Module) -> Tensor | None:
+def channel_slopes(module: nn.Module) -> Tensor | None:
     """The slope of each channel of a BatchNorm in eval mode, (C,) float64; None for any other layer."""
     if isinstance(module, LipschitzBatchNorm2d):
         return module.channel_slopes().detach().double()
@@ -78,7 +78,7 @@ def _slopes(module: nn.Module, name: str, shape: Sequence[int], certified: bool)
     if isinstance(module, POOLS) and not getattr(module, "divisor_override", None):
         sides = [_linear(_averaging(module, size, axis).mT) for axis, size in enumerate(shape[-2:])]
         return sides[0][0] * sides[1][0], sides[0][1] * sides[1][1]
-    scale = 1 / torch.as_tensor(module.std) if isinstance(module, Normalize) else _scale(module)
+    scale = 1 / torch.as_tensor(module.std) if isinstance(module, Normalize) else channel_slopes(module)
     if scale is not None:
         return (scale.abs().max().item(),) * 2
     raise ValueError(
@@ -142,7 +142,7 @@ class Walk(fx.Interpreter):
 
     def call_module(self, target: Any, args: tuple, kwargs: dict) -> Place:
         (at,), module = args, self.fetch_attr(target)
-        scale = _scale(module)
+        scale = channel_slopes(module)
         if at.linear is not None and scale is not None and at.value.dim() == 2:  # linear, BatchNorm: one matrix
             before, weight = at.linear[0], scale[:, None] * at.linear[1]
             out = before.then(module(at.value), *_linear(weight), diagonal=False)

@@ -13,27 +13,20 @@ import torch
 import torch.nn.functional as F
 from scipy.sparse.linalg import LinearOperator, svds
 from torch import Generator, Tensor, nn
-from torch.func import jacrev
 from torch.nn.grad import conv2d_input
 from torch.nn.utils import parametrize
 
 from .. import data
-from ..activations import CenteredSoftplus
 from ..curvature import evaluating, geometry
-from ..lipschitz import LipschitzBatchNorm2d, Shape, conv_norm, spectral_normalize
+from ..lipschitz import LipschitzBatchNorm2d, Shape, conv_norm
 from ..objectives import OBJECTIVES, Recipe
 from ..training import accuracy, build, learning_rate
+from ..walk import channel_slopes
+from .residual import MERGES as MERGES
+from .residual import random_conv as random_conv
+from .residual import residual_frame as residual_frame
 
-MERGES = ("sum", "average", "average + γ-BatchNorm")
 STATISTICS = ("as trained", "taken anew")  # of the BatchNorms, when γ is changed
-
-
-def random_conv(c_in: int, c_out: int, seed: int, *, kernel: int = 3, stride: int = 1) -> nn.Conv2d:
-    """A convolution without bias, padding ``kernel // 2``, float64 weights N(0, 1/fan-in) drawn from ``seed``."""
-    conv = nn.utils.skip_init(nn.Conv2d, c_in, c_out, kernel, stride, kernel // 2, bias=False, dtype=torch.float64)
-    weight = torch.randn(conv.weight.shape, generator=Generator().manual_seed(seed), dtype=torch.float64)
-    conv.weight.data = weight / math.sqrt(c_in * kernel**2)
-    return conv
 
 
 @torch.no_grad()
@@ -136,10 +129,11 @@ def training_norms(recipe: Recipe, every: int = 4) -> tuple[nn.Module, pd.DataFr
     return model.eval(), pd.concat(frames, ignore_index=True)
 
 
-def batchnorm_slopes(layer: nn.Module, clip: bool = True) -> Tensor:
-    """Slopes (C,) of a BatchNorm without weights in eval mode: 1/σ_c; a γ-BatchNorm cuts them off (if ``clip``)."""
-    slope = torch.rsqrt(layer.get_buffer("running_var") + float(layer.eps))  # type: ignore[arg-type]
-    return slope.clamp(max=layer.gamma.detach()) if clip and isinstance(layer, LipschitzBatchNorm2d) else slope
+def _slopes(layer: nn.Module) -> Tensor:
+    """Slopes (C,) of a BatchNorm in eval mode."""
+    slopes = channel_slopes(layer)
+    assert slopes is not None
+    return slopes
 
 
 def conv_layers(model: nn.Module, x: Tensor) -> dict[str, tuple[nn.Conv2d, nn.Module, Shape]]:
@@ -170,7 +164,7 @@ def spectra_frame(models: dict[str, nn.Module], x: Tensor) -> pd.DataFrame:
         for layer, (conv, norm, shape) in conv_layers(model, x).items():
             with evaluating(model):
                 matrix = conv_matrix(conv, shape).double()
-            slopes = batchnorm_slopes(norm).double()
+            slopes = _slopes(norm)
             scaled = matrix * slopes.repeat_interleave(len(matrix) // len(slopes))[:, None]
             for operator, a in (("convolution", matrix), ("convolution, then BatchNorm", scaled)):
                 values = torch.linalg.svdvals(a).numpy()
@@ -185,7 +179,8 @@ def slopes_frame(models: dict[str, nn.Module], x: Tensor) -> pd.DataFrame:
     for method, model in models.items():
         for layer, (_, norm, _) in conv_layers(model, x).items():
             gamma = norm.gamma.item() if isinstance(norm, LipschitzBatchNorm2d) else math.nan
-            columns = {"layer": layer, "slope": batchnorm_slopes(norm, clip=False), "gamma": gamma}
+            deviation = torch.sqrt(norm.get_buffer("running_var") + float(norm.eps))  # type: ignore[arg-type]
+            columns = {"layer": layer, "slope": 1 / deviation, "gamma": gamma}
             parts.append(pd.DataFrame({"method": method} | columns))
     return pd.concat(parts, ignore_index=True)
 
@@ -218,51 +213,9 @@ def gamma_frame(
     (x, y), parts = test, []
     for (method, model), gamma, statistics in itertools.product(models.items(), gammas, STATISTICS):
         net = with_gamma(model, gamma, None if statistics == STATISTICS[0] else train)
-        slopes = {layer: batchnorm_slopes(norm).max().item() for layer, (_, norm, _) in conv_layers(net, x).items()}
+        slopes = {layer: _slopes(norm).max().item() for layer, (_, norm, _) in conv_layers(net, x).items()}
         g = geometry(net, x[:images], y[:images], scalar="margin", tol=0.05)
         values = {"curvature": g.curvature.median().item(), "grad_norm": g.grad_norm.median().item()}
         columns = {"layer": list(slopes), "slope": list(slopes.values()), "accuracy": accuracy(net, x, y)}
         parts.append(pd.DataFrame({"method": method, "statistics": statistics, "gamma": gamma} | columns | values))
     return pd.concat(parts, ignore_index=True)
-
-
-class _Block(nn.Module):
-    """z ↦ φ(F(z) + z), or the authors' φ(½(F(z/√2) + z/√2)); F is conv – φ – conv of norm 1, or with γ-BatchNorms."""
-
-    def __init__(self, merge: str, shape: Shape, seed: int, beta: float) -> None:
-        super().__init__()
-        layers: list[nn.Module] = []
-        for index in range(2):
-            layers.append(spectral_normalize(random_conv(shape[0], shape[0], seed + index), shape, 100))
-            if merge == MERGES[2]:
-                layers.append(LipschitzBatchNorm2d(shape[0], momentum=1.0).double())  # running = last statistics
-            layers.append(CenteredSoftplus(beta, trainable=False))
-        self.average, self.branch, self.activation = merge != "sum", nn.Sequential(*layers[:-1]), layers[-1]
-
-    def forward(self, z: Tensor) -> Tensor:
-        z = z / math.sqrt(2) if self.average else z
-        return self.activation((self.branch(z) + z) / (2 if self.average else 1))
-
-
-def residual_frame(
-    depth: int, seeds: Iterable[int], *, channels: int = 4, size: int = 6, beta: float = 5.0
-) -> pd.DataFrame:
-    """Stacks of residual blocks, conv – φ – conv of norm 1 beside an identity: how slope and signal change.
-
-    Columns: block (of MERGES), seed, blocks, slope (‖Jacobian‖₂ of the stack at a random x), signal ‖z‖/‖x‖, bound (on
-    the slope; nan with BatchNorm).
-    """
-    rows, shape = [], (channels, size, size)
-    for merge, seed in itertools.product(MERGES, seeds):
-        z = torch.randn(32, *shape, generator=Generator().manual_seed(seed), dtype=torch.float64)
-        start, jacobian = z[0].norm(), torch.eye(z[0].numel(), dtype=torch.float64)
-        for n in range(1, depth + 1):
-            block = _Block(merge, shape, 1000 * seed + 2 * n, beta)
-            block(z)  # in training mode: BatchNorm takes the statistics of this batch
-            block.eval()
-            jacobian = jacrev(lambda x: block(x[None])[0])(z[0]).reshape(jacobian.shape).detach() @ jacobian  # noqa: B023
-            z = block(z).detach()
-            bound = {"sum": 2.0**n, "average": 2 ** (-n / 2)}.get(merge, math.nan)
-            slope = torch.linalg.matrix_norm(jacobian, 2).item()
-            rows.append((merge, seed, n, slope, (z[0].norm() / start).item(), bound))
-    return pd.DataFrame(rows, columns=["block", "seed", "blocks", "slope", "signal", "bound"])
