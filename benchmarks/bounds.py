@@ -87,8 +87,8 @@ def main() -> None:
         "bounds", rows, command, n=MLPS + CNNS, seed=0,
         notes=[
             f"seeds 0 to {MLPS - 1} (MLPs) and 0 to {CNNS - 1} (CNNs), two points each, float64, exact "
-            "Hessians; points whose gradient is exactly 0 are left out. “Above” means by more than 1e-9, relatively",
-            "(A), (B), (C) are theorems; the published form is one only where no gradients cancel (every κ ≤ 1)",
+            "Hessians; points with a gradient below 1e-100 are left out. “Above” means by more than 1e-9, relatively",
+            "(A), (B), (C) are theorems; the published form is implied by every κ ≤ 1",
         ],
     )  # fmt: skip
 

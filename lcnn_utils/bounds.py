@@ -4,12 +4,12 @@ With u_i the input of activation i, A_i = ∂u_i/∂x, d_i = ∂f/∂u_i and φ_
 
     ∇²f(x) = Σ_i A_iᵀ diag(∂f/∂z_i ∘ φ_i″(u_i)) A_i                                          (chain rule)
     (A)  ‖∇²f(x)‖ ≤ Σ_i β_i ‖d_i‖_∞ ‖A_i‖₂²                                                  ``local_bound``
-    (B)  ‖∇²f(x)‖ ≤ Σ_i (β_i/4) Lip(x→u_i)² max_k |∂f/∂z_ik|      at every x                   ``curvature_bound``
+    (B)  ‖∇²f(x)‖ ≤ Σ_i (β_i/4) Lip(x→u_i)² max over k and x of |∂f/∂z_ik|                 ``curvature_bound``
     (C)  C_f(x) ≤ Σ_i β_i κ_i(x) Lip(x→u_i),   κ_i = ‖d_i‖_∞ ‖A_i‖₂ / ‖∇f(x)‖₂               ``normalised_bound``
 
 In a chain Lip(x→u_i) ≤ Π_{j≤i} ‖W_j‖ and |∂f/∂z_ik| ≤ max_k ‖W_{i+1} e_k‖ Π_{j>i+1} ‖W_j‖ ‖w‖: W_{i+1} meets one unit
 at a time (its norm would do too, but is larger). A sum of branches adds slopes and curvatures. The form published for
-C_f (paper §3; the authors' poster) is (C) with every κ_i ≤ 1, and fails where gradients cancel: ``published_bound``.
+C_f (the authors' poster) is (C) with every κ_i ≤ 1, and can fail where gradients cancel: ``published_bound``.
 References: S. Srinivas et al., NeurIPS 2022; S. Singla, S. Feizi, ICML 2020 (certificates from curvature).
 """
 
@@ -25,7 +25,7 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from .curvature import _prepare, evaluating, scalar_of
+from .curvature import _check_finite, _prepare, evaluating, scalar_of
 from .runtime import nearest
 from .walk import Place, Walk, walk_through
 
@@ -78,14 +78,14 @@ def curvature_bound(
 def published_bound(
     model: nn.Module, input_shape: Sequence[int], *, certified: bool = True, widths: bool = False
 ) -> float:
-    """Σ_i β_i Lip(x→u_i), published as a bound of C_f(x) at every x (paper §3; the poster's form).
+    """Σ_i β_i Lip(x→u_i), published as a bound of C_f(x) at every x (in this form on the authors' poster).
 
-    It holds at x if every κ_i(x) ≤ 1 (``normalised_bound``): if no unit's part in the gradient, |∂f/∂u_ik|‖∇u_ik‖, is
-    cancelled by others. Nothing makes a net obey that: s₀(x) + s₀(−x) has slope 0 and curvature β/2 at 0.
+    It holds at x if every κ_i(x) ≤ 1 (``normalised_bound``), which is sufficient, not necessary. Nothing makes a net
+    obey that: s₀(x) + s₀(−x) has slope 0 and curvature β/2 at 0.
 
     Args:
         model, input_shape, certified: as in :func:`curvature_bound`, with its errors.
-        widths: multiply term i by the number of its units; the paper carries such a factor, whose place we don't know.
+        widths: multiply term i by the number of its units: the paper carries a factor n_i, where is not known to us.
     """
     walk, _ = walk_through(model, input_shape, certified)
     curved = [row for row in walk.rows if not math.isnan(row["beta"])]
@@ -137,6 +137,7 @@ def _local(
             jacobians = [c.detach().reshape(len(part), d, -1).double() for c in columns]  # A_iᵀ
             grams = [a @ a.mT if a.shape[1] < a.shape[2] else a.mT @ a for a in jacobians]
             parts.append([torch.linalg.eigvalsh(gram)[:, -1].clamp(min=0).sqrt() for gram in grams])
+    _check_finite(gradient.flatten(1).norm(dim=1) + sum(delta.flatten(1).norm(dim=1) for delta in deltas))
     return (
         curved,
         x.new_tensor([row["beta"] for row in curved]),
@@ -224,7 +225,8 @@ def certified_radius(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
 
     For every other class j the margin m = logit_y − logit_j has ‖∇²m‖ ≤ K_j by (B), so m > 0 at every step shorter than
     r_j = (−‖∇m‖ + √(‖∇m‖² + 2 K_j m))/K_j = 2m/(‖∇m‖ + √(‖∇m‖² + 2 K_j m)); the radius is the smallest r_j.
-    Computed in float64 on the CPU, rounded down. Unit: that of x; the pixel range [0, 1] is not used.
+    Computed in float64 on the CPU, rounded down; it holds for the net in exact arithmetic (at its very edge, float32's
+    rounding may decide). Unit: that of x; the pixel range [0, 1] is not used.
     Reference: S. Singla, S. Feizi, ICML 2020. Errors as :func:`curvature_bound`.
     """
     with evaluating(model):
@@ -232,12 +234,12 @@ def certified_radius(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
     model, point, own = copy.deepcopy(model).cpu().double().eval(), x.cpu().double().requires_grad_(), y.cpu()
     with torch.enable_grad():
         logits = model(point)
-        columns = [torch.autograd.grad(z.sum(), point, retain_graph=True)[0].flatten(1) for z in logits.unbind(1)]
+        gradient = lambda z: torch.autograd.grad(z.sum(), point, retain_graph=True)[0].flatten(1)
+        mine = gradient(logits.gather(1, own[:, None]))
+        slope = torch.stack([(mine - gradient(z)).norm(dim=1) for z in logits.unbind(1)], 1)
     terms = _terms(*walk_through(model, x.shape[1:], certified=True), "margin")
     curvature = sum(terms.values(), torch.zeros_like(logits[0]).expand(logits.shape[1], -1))[own]  # (N, K)
-    jacobian, rows = torch.stack(columns, 1), torch.arange(len(x))
-    margin = logits.detach()[rows, own, None] - logits.detach()
-    slope = (jacobian[rows, own][:, None] - jacobian).norm(dim=2)
+    margin = logits.detach().gather(1, own[:, None]) - logits.detach()
     radius = 2 * margin / (slope + (slope**2 + 2 * curvature * margin.clamp(min=0)).sqrt())
     radius = torch.where(margin > 0, radius, 0).scatter(1, own[:, None], torch.inf).amin(1)
     return (radius.detach() * (1 - max(1e-9, 2 * torch.finfo(x.dtype).eps))).to(x)

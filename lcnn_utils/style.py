@@ -35,8 +35,8 @@ ACTIVATION = {  # name: (label, colour, line style)
 }
 PALETTE = {label: colour for label, colour, _ in METHOD.values()}
 MARKERS = {label: marker for label, _, marker in METHOD.values()}
-VARIANTS = (("#0173b2", "o"), ("#de8f05", "s"), ("#7a4b00", "D"))  # Standard, LCNN, LCNN with a larger penalty
-CYCLE = ("#0173b2", "#de8f05", "#029e73", "#d55e00", "#cc78bc", "#ca9161")  # for what is no method
+VARIANTS = (("#0173b2", "o"), ("#de8f05", "s"), ("#7a4b00", "D"), ("#595959", "v"))  # Standard, LCNN, more λ, linear
+CYCLE = ("#332288", "#44aa99", "#999933", "#882255", "#aa4499", "#88ccee")  # P. Tol's muted: for what is no method
 CURVATURE_MAP = "viridis"  # even in lightness, readable without colour vision
 CLASS_COLOURS = ("#56b4e9", "#ca9161")  # not those of Standard and LCNN
 

@@ -6,6 +6,8 @@ instead of tensors. What can't be bounded raises a ValueError that names it.
 
 from __future__ import annotations
 
+import copy
+import itertools
 import math
 import operator
 from collections.abc import Callable, Sequence
@@ -25,6 +27,7 @@ CURVED = (CenteredSoftplus, nn.Softplus)
 DIAGONAL = (*CURVED, LipschitzBatchNorm2d, nn.BatchNorm1d, nn.BatchNorm2d, Normalize)  # their Jacobians are
 SAME = (nn.Flatten, nn.Identity, nn.Dropout, nn.Dropout2d, nn.ZeroPad2d)  # slope 1 in eval mode
 POOLS = (nn.AvgPool2d, nn.AdaptiveAvgPool2d)
+KNOWN = (nn.Linear, nn.Conv2d, *DIAGONAL, *SAME, *POOLS)
 RESHAPES = (torch.flatten, "flatten", "view", "reshape", "contiguous", "squeeze")
 
 
@@ -43,9 +46,10 @@ def _conv_slope(conv: nn.Conv2d, shape: Sequence[int], certified: bool) -> float
     if not certified:
         return conv_norm(conv, shape).item()
     inputs, outputs = math.prod(shape), conv.out_channels * math.prod(shape[1:]) // math.prod(conv.stride)
-    if inputs * outputs > 2**18:
+    if inputs * max(inputs // 64, outputs) > 2**18:
         return conv_norm(conv, shape, "bound").item()
-    return conv_norm(conv, shape, "exact").item() * (1 + 2 * torch.finfo(conv.weight.dtype).eps)  # small: tighter
+    limits, norm = torch.finfo(conv.weight.dtype), conv_norm(conv, shape, "exact").item()  # small: tighter
+    return norm * (1 + 2 * limits.eps) + (norm > 0) * limits.tiny * limits.eps
 
 
 def channel_slopes(module: nn.Module) -> Tensor | None:
@@ -63,6 +67,23 @@ def _linear(weight: Tensor) -> tuple[float, float]:
     return torch.linalg.matrix_norm(weight, 2).item(), weight.norm(dim=0).max().item()
 
 
+def _check(module: nn.Module, name: str) -> None:
+    """Raise for a layer that only looks like one whose bound is known."""
+    kind = next((k for k in KNOWN if isinstance(module, k)), None)
+    problem = ""
+    if kind and getattr(module.forward, "__func__", None) is not kind.forward:
+        problem = "it has a forward of its own"
+    elif module._forward_hooks or module._forward_pre_hooks:
+        problem = "it has hooks: remove them"
+    elif isinstance(module, nn.Softplus) and not (module.beta > 0 and module.threshold >= 20):
+        problem = "beta > 0 and threshold >= 20 are needed"  # below, it jumps visibly at threshold/β
+    if problem:
+        raise ValueError(f"no bound is known for {name} = {module}: {problem}")
+    values = [v for v in (*module.parameters(), *module.buffers()) if v.is_floating_point()]
+    if not all(bool(v.isfinite().all()) for v in values):
+        raise ValueError(f"{name} = {module} holds NaN or infinity: training diverged, or the checkpoint is broken")
+
+
 def _slopes(module: nn.Module, name: str, shape: Sequence[int], certified: bool) -> tuple[float, float]:
     """‖J‖₂, the Lipschitz constant of a layer in eval mode at inputs of ``shape``, and a bound of J's column norms."""
     if isinstance(module, (*SAME, *CURVED)):
@@ -78,7 +99,9 @@ def _slopes(module: nn.Module, name: str, shape: Sequence[int], certified: bool)
     if isinstance(module, POOLS) and not getattr(module, "divisor_override", None):
         sides = [_linear(_averaging(module, size, axis).mT) for axis, size in enumerate(shape[-2:])]
         return sides[0][0] * sides[1][0], sides[0][1] * sides[1][1]
-    scale = 1 / torch.as_tensor(module.std) if isinstance(module, Normalize) else channel_slopes(module)
+    scale = channel_slopes(module)
+    if isinstance(module, Normalize):
+        scale = 1 / torch.as_tensor(module.std, dtype=torch.float64)
     if scale is not None:
         return (scale.abs().max().item(),) * 2
     raise ValueError(
@@ -120,15 +143,22 @@ def _join(value: Tensor, places: list[Place], add: Callable[[float, float], floa
     return joined
 
 
+def _spread(place: Place, value: Tensor) -> Place:
+    """As broadcast to the shape of ``value``: n copies of an entry have √n times its norm."""
+    return place.then(place.value, math.sqrt(value.numel() / place.value.numel()))
+
+
 class _Tracer(fx.Tracer):
     def is_leaf_module(self, module: nn.Module, name: str) -> bool:
-        return isinstance(module, nn.Linear | nn.Conv2d) or not any(module.children())  # also if parametrised
+        empty = not any(module.children()) and not isinstance(module, nn.Sequential)
+        return empty or isinstance(module, nn.Linear | nn.Conv2d)  # also if parametrised
 
 
 class Walk(fx.Interpreter):
     """Runs a net on a ``Place`` instead of a tensor and notes a row for every layer it meets."""
 
     def __init__(self, model: nn.Module, certified: bool, norms: bool) -> None:
+        model = copy.copy(model) if any(model.children()) else nn.Sequential(model)  # tracing leaves attributes on it
         try:
             graph = _Tracer().trace(model)
         except Exception as error:  # whatever a forward raises when it is traced
@@ -141,16 +171,23 @@ class Walk(fx.Interpreter):
         self.certified, self.norms, self.rows = certified, norms, list[dict[str, Any]]()
 
     def call_module(self, target: Any, args: tuple, kwargs: dict) -> Place:
-        (at,), module = args, self.fetch_attr(target)
+        module = self.fetch_attr(target)
+        if len(args) != 1 or kwargs or not isinstance(args[0], Place):
+            raise ValueError(
+                f"no bound is known for {target} = {module} as it is called: give it one input, by position"
+            )
+        at = args[0]
+        _check(module, target)
+        value = module(at.value)  # first: weights that a pre-hook makes are made now
         scale = channel_slopes(module)
         if at.linear is not None and scale is not None and at.value.dim() == 2:  # linear, BatchNorm: one matrix
             before, weight = at.linear[0], scale[:, None] * at.linear[1]
-            out = before.then(module(at.value), *_linear(weight), diagonal=False)
+            out = before.then(value, *_linear(weight), diagonal=False)
             out.linear = before, weight
         else:
             skip = isinstance(module, nn.Linear | nn.Conv2d) and not self.norms
             slopes = (math.nan,) * 2 if skip else _slopes(module, target, at.value.shape[1:], self.certified)
-            out = at.then(module(at.value), *slopes, diagonal=isinstance(module, (*DIAGONAL, *SAME)))
+            out = at.then(value, *slopes, diagonal=isinstance(module, (*DIAGONAL, *SAME)))
         curved = isinstance(module, CURVED)
         if curved:
             out.reach[len(self.rows)] = Reach()
@@ -168,21 +205,25 @@ class Walk(fx.Interpreter):
 
     def call_function(self, target: Any, args: tuple, kwargs: dict) -> Any:
         name = getattr(target, "__name__", target)
-        if target is torch.cat:
+        if target is torch.cat and all(isinstance(a, Place) for a in args[0]):
             return _join(target([at.value for at in args[0]], *args[1:], **kwargs), args[0], math.hypot)
         places = [a for a in args if isinstance(a, Place)]
         values = [a.value if isinstance(a, Place) else a for a in args]
-        if not places or (target is getattr and args[1] == "shape"):
+        everywhere: list[Place] = []
+        fx.node.map_aggregate([args, kwargs], lambda a: everywhere.append(a) if isinstance(a, Place) else a)  # type: ignore[arg-type,func-returns-value]
+        if not everywhere or (target is getattr and args[1] == "shape"):
             return target(*values, **kwargs)
-        if target in RESHAPES:
+        if target in RESHAPES and len(everywhere) == len(places) == 1:
             return places[0].then(target(*values, **kwargs), 1.0)
         if name in ("add", "iadd", "sub", "isub") and not kwargs:
-            return _join(target(*values), places, operator.add)
+            value = target(*values)
+            return _join(value, [_spread(place, value) for place in places], operator.add)
         if name in ("mul", "imul", "truediv", "itruediv", "div") and not kwargs and len(places) == 1:
             divided = "div" in name
             if places[0] is args[0] or not divided:
                 factor = torch.as_tensor(values[1] if places[0] is args[0] else values[0]).double().abs()
-                return places[0].then(target(*values), (1 / factor.min() if divided else factor.max()).item())
+                value = target(*values)
+                return _spread(places[0], value).then(value, (1 / factor.min() if divided else factor.max()).item())
         raise ValueError(f"no bound is known for {name} as a forward calls it: use sums, multiples, cat and flatten")
 
     def call_method(self, target: Any, args: tuple, kwargs: dict) -> Any:
@@ -198,14 +239,22 @@ def walk_through(
     model: nn.Module, input_shape: Sequence[int], certified: bool, norms: bool = True
 ) -> tuple[Walk, Place]:
     """Walk ``model`` in eval mode at inputs of ``input_shape``; returns the walk with its rows, and the output."""
-    parameter = next(model.parameters(), torch.zeros(()))
-    x = torch.zeros(1, *input_shape, dtype=parameter.dtype, device=parameter.device)
+    if not all(isinstance(n, int) and n > 0 for n in input_shape):
+        raise ValueError(f"input_shape is {tuple(input_shape)}: give the sizes of one input, (C, H, W) or (d,)")
+    floating = (b for b in model.buffers() if b.is_floating_point())
+    parameter = next(itertools.chain(model.parameters(), floating), torch.zeros(()))
+    x = torch.rand((2, *input_shape), generator=torch.Generator().manual_seed(0)).to(parameter)
     with evaluating(model), torch.no_grad():
         walk = Walk(model, certified, norms)
         try:
             out = walk.run(Place(x))
-        except RuntimeError as error:
+            same = not isinstance(out, Place) or torch.allclose(out.value, model(x), rtol=1e-3, equal_nan=True)
+        except (RuntimeError, IndexError, TypeError) as error:
             raise ValueError(f"the model does not take inputs of shape {tuple(input_shape)}: {error}") from None
-    if out.value.dim() != 2 or out.value.shape[1] < 2:
+    if not isinstance(out, Place):
+        raise ValueError(f"the model must give logits of shape (N, K), got a {type(out).__name__}")
+    if not same:
+        raise ValueError("the forward does something else than its trace: hooks, tensors changed in place, or chance")
+    if len(out.value) != 2 or out.value.dim() != 2 or out.value.shape[1] < 2:
         raise ValueError(f"the model must give logits of shape (N, K) with K >= 2, got {tuple(out.value.shape)}")
     return walk, out

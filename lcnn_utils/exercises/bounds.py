@@ -60,13 +60,14 @@ def composition(f: Callable) -> bool | None:
 
 
 def certified_radius(f: Callable) -> bool | None:
-    """f(margin, slope, curvature) → the radius r (N,) up to which m − ‖∇m‖·r − K·r²/2 stays positive, for margins m
-    and slopes ‖∇m‖, both (N,), and a number K ≥ 0; 0 where m ≤ 0. Solution: ``lcnn_utils.bounds.certified_radius``.
+    """f(margin, slope, bound) → the radius r (N,) up to which m − ‖∇m‖·r − K·r²/2 stays positive, for margins m
+    and slopes ‖∇m‖, both (N,), and a number K ≥ 0 (``bound``); 0 where m ≤ 0.
+    Solution: ``lcnn_utils.bounds.certified_radius``.
     """
 
-    def truth(margin: Tensor, slope: Tensor, curvature: float) -> Tensor:
+    def truth(margin: Tensor, slope: Tensor, bound: float) -> Tensor:
         m = margin.clamp(min=0)
-        return 2 * m / (slope + (slope**2 + 2 * curvature * m).sqrt())
+        return 2 * m / (slope + (slope**2 + 2 * bound * m).sqrt())
 
     root = lambda m, g, k: (g**2 + 2 * k * m).clamp(min=0).sqrt()
     mistakes = {

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from .. import studies
 from ..activations import CenteredSoftplus
-from ..style import ACTIVATION, CLASS_COLOURS, CURVATURE_MAP, METHOD
+from ..style import ACTIVATION, CLASS_COLOURS, CURVATURE_MAP, CYCLE, METHOD
 
 CONTROLS: list[tuple[widgets.ValueWidget, widgets.Image]] = []
 
@@ -199,7 +199,7 @@ def convergence_explorer(frame: pd.DataFrame) -> widgets.VBox:
     figure = Figure(figsize=(7, 3.4), dpi=90, layout="constrained")
     axis = figure.subplots()
     estimators = list(frame.estimator.unique())
-    colours, styles = ("#0173b2", "#de8f05", "#029e73"), ("o-", "X-", "s--")
+    colours, styles = CYCLE[:3], ("o-", "X-", "s--")
     lines = [
         axis.plot([], [], s, color=c, label=n, ms=5)[0] for n, s, c in zip(estimators, styles, colours, strict=True)
     ]

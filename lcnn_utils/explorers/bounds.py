@@ -27,16 +27,17 @@ def layer_explorer(model: nn.Module, x: Tensor, y: Tensor) -> widgets.VBox:
     trained = layer_terms(model, input_shape=x.shape[1:])
     trained = trained[trained.beta.notna()].set_index("layer")
     before = studies.layer_numbers(model, x, y)
+    called = {str(i): name for i, name in enumerate(trained.index, 1)}  # activations by number, from input to output
     figure = Figure(figsize=(9.5, 3.4), dpi=90, layout="constrained")
     left, right = figure.subplots(1, 2)
     at, names = np.arange(len(trained)), ["bound", "local", "truth"]
     left.bar(at - 0.2, trained.contribution, 0.38, color="0.75", label="as trained")
     bars = list(left.bar(at + 0.2, trained.contribution, 0.38, color=CYCLE[1], label="now"))
-    left.set(yscale="log", ylabel="contribution to (B)", xlabel="activation layer")
+    left.set(yscale="log", ylabel="contribution to (B)", xlabel="activation, from input to output")
     low, high = SLOPES[0] ** 2 * 0.01 / trained.beta.max(), SLOPES[1] ** 2 * 1000 / trained.beta.min()  # sliders' ends
     bottom, least = trained.contribution.min() * low / 2, max(before["truth"], 1e-6) / 1e4
     left.set_ylim(bottom, trained.contribution.sum() * high * 2)
-    left.set_xticks(at, trained.index)
+    left.set_xticks(at, list(called))
     left.legend(fontsize=8, loc="upper left")
     right.plot([before[name] for name in names], range(3), "o", color="0.6", ms=11, mfc="none", label="as trained")
     dots = right.plot([before[name] for name in names], range(3), "D", color=CYCLE[1], label="now")
@@ -46,7 +47,8 @@ def layer_explorer(model: nn.Module, x: Tensor, y: Tensor) -> widgets.VBox:
     right.legend(fontsize=8, loc="upper right")
     picture = Picture(figure, bars + dots)
 
-    def update(layer: str, beta: float, slope: float) -> str:
+    def update(activation: str, beta: float, slope: float) -> str:
+        layer = called[activation]
         changed = studies.slope_scaled(model, layer, beta, slope)
         terms = layer_terms(changed, input_shape=x.shape[1:]).set_index("layer").contribution[trained.index]
         numbers = studies.layer_numbers(changed, x, y)
@@ -57,12 +59,13 @@ def layer_explorer(model: nn.Module, x: Tensor, y: Tensor) -> widgets.VBox:
         dots[0].set_xdata([max(numbers[name], least) for name in names])
         times = numbers["bound"] / numbers["truth"] if numbers["truth"] else float("inf")
         return (
-            f"Activation {layer}: <b>{terms[layer] / terms.sum():.0%}</b> of the bound {numbers['bound']:.3g} "
+            f"Activation {activation}: <b>{terms[layer] / terms.sum():.0%}</b> of the bound "
+            f"{numbers['bound']:.3g} "
             f"(as trained {before['bound']:.3g}), which is <b>{times:.3g}</b> times the "
             f"largest ‖∇²m‖ of the points, {numbers['truth']:.3g}. Accuracy on them <b>{numbers['accuracy']:.1%}</b>."
         )
 
-    layer = widgets.Dropdown(options=list(trained.index), description="activation layer")
+    number = widgets.Dropdown(options=list(called), description="activation")
     beta = beta_slider(trained.beta.iloc[0])
     slope = widgets.FloatLogSlider(
         1,
@@ -75,7 +78,7 @@ def layer_explorer(model: nn.Module, x: Tensor, y: Tensor) -> widgets.VBox:
     )
 
     def as_trained(change: dict) -> None:
-        beta.value, slope.value = trained.beta[change["new"]], 1.0
+        beta.value, slope.value = trained.beta[called[change["new"]]], 1.0
 
-    layer.observe(as_trained, "value")
-    return _explore(picture, update, layer=layer, beta=beta, slope=slope)
+    number.observe(as_trained, "value")
+    return _explore(picture, update, activation=number, beta=beta, slope=slope)

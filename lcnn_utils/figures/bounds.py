@@ -27,7 +27,7 @@ def audit(frame: pd.DataFrame) -> Figure:
         above = np.sort((frame[column] / truth)[truth > 1e-12].dropna())
         left.plot(above, np.arange(1, len(above) + 1) / len(above), style, color=colour, label=label)
     left.axvline(1, color="0.4", linewidth=1, linestyle=":")
-    left.set(xscale="log", xlim=(0.3, 1e6), xlabel="bound / exact value", ylabel="share of random nets below")
+    left.set(xscale="log", xlim=(0.3, 1e6), xlabel="bound / exact value", ylabel="share of the points below")
     left.legend(fontsize=8, loc="lower right")
     frame = frame[np.isfinite(frame.curvature) & (frame.kappa > 0)]
     ratio = frame.curvature / frame.published
@@ -72,6 +72,14 @@ def depth(frame: pd.DataFrame) -> Figure:
     return figure
 
 
+def _number(value: float) -> str:
+    """220 or 1.8·10⁵, for titles."""
+    if value < 1e4:
+        return f"{value:.3g}"
+    mantissa, exponent = f"{value:.1e}".split("e")
+    return f"${mantissa}\\cdot 10^{{{int(exponent)}}}$"
+
+
 def waterfall(frame: pd.DataFrame) -> Figure:
     """How the layers build up the bound. Columns: net and those of bounds.layer_terms (B)."""
     nets = list(frame.net.unique())
@@ -81,16 +89,16 @@ def waterfall(frame: pd.DataFrame) -> Figure:
     for (top, bottom), net in zip(axes.T, nets, strict=True):
         part = frame[(frame.net == net) & frame.beta.notna()]
         share = part.contribution / part.contribution.sum()
-        at = range(len(part))
+        at = range(1, len(part) + 1)
         top.bar(at, share, bottom=share.cumsum() - share, color=CYCLE[1], width=0.7)
         top.step(at, share.cumsum(), where="mid", color="0.4", linewidth=1)
-        top.set(title=f"{net}: K = {part.contribution.sum():.2g}", ylim=(0, 1.02))
+        top.set(title=f"{net}: K = {_number(part.contribution.sum())}", ylim=(0, 1.02))
         bottom.semilogy(at, part.before, "o-", color=CYCLE[0], label="slope x → uᵢ, squared in (B)")
         bottom.semilogy(at, part.beta, "s--", color=CYCLE[1], label="βᵢ")
         rest = part.contribution / (part.beta / 4 * part.before**2)
         bottom.semilogy(at, rest, "^:", color=CYCLE[2], label="reach zᵢ → f")
-        bottom.set_xticks(at, part.layer, rotation=60, ha="right", fontsize=8)
-        bottom.set_xlabel("activation layer")
+        bottom.set_xticks(at)
+        bottom.set_xlabel("activation, from input to output")
     axes[0, 0].set_ylabel("share of the bound, added up")
     axes[1, 0].set_ylabel("its factors")
     axes[1, 0].legend(fontsize=8)
@@ -99,15 +107,16 @@ def waterfall(frame: pd.DataFrame) -> Figure:
 
 def loss_parts(frame: pd.DataFrame) -> Figure:
     """Where the Hessian of the loss comes from. Columns: net, total, softmax, activations (norms, a row a sample)."""
-    figure, axis = plt.subplots(figsize=(6.4, 3.6))
+    figure, axis = plt.subplots(figsize=(8.4, 3.6))
     parts = {"total": "whole ‖∇²ℓ‖", "softmax": "softmax's own part", "activations": "activations' part"}
     nets = list(frame.net.unique())
     for i, (column, label) in enumerate(parts.items()):
         stats = frame.groupby("net", sort=False)[column].quantile(np.array([0.1, 0.5, 0.9])).unstack()
         spread = np.abs(stats[[0.1, 0.9]].to_numpy().T - stats[0.5].to_numpy())
         at = np.arange(len(nets)) + 0.25 * (i - 1)
-        axis.bar(at, stats[0.5], 0.23, yerr=spread, color=("0.4", CYCLE[0], CYCLE[1])[i], label=label, capsize=3)
-    axis.set_xticks(range(len(nets)), nets)
+        colour, marker = (("k", "o"), (CYCLE[0], "s"), (CYCLE[1], "^"))[i]
+        axis.errorbar(at, stats[0.5], spread, linestyle="none", marker=marker, color=colour, label=label, capsize=3)
+    axis.set_xticks(range(len(nets)), [net.replace(", ", ",\n") for net in nets], fontsize=9)
     axis.set(yscale="log", ylabel="norm (loss per pixel unit²)")
     axis.legend(
         fontsize=8, title="median, middle 80 % of images", title_fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5)
@@ -151,7 +160,12 @@ def radii(frame: pd.DataFrame, colours: dict[str, tuple[str, str]]) -> Figure:
     axis.fill_between(ends, ends, ends[1], color="0.85", linewidth=0)
     axis.plot(ends, ends, color="0.3", linewidth=1)
     axis.annotate("an attack inside\na certified ball", (ends[0] * 1.2, ends[1] / 1.3), fontsize=8, va="top")
-    axis.set(xlim=ends, ylim=ends, xlabel="PGD's smallest successful step (L2, pixel units)", ylabel="certified radius")
+    axis.set(
+        xlim=ends,
+        ylim=ends,
+        xlabel="PGD's smallest successful step (L2, pixel units)",
+        ylabel="certified radius (L2, pixel units)",
+    )
     axis.legend(fontsize=8, loc="lower right")
     return figure
 
@@ -189,25 +203,31 @@ def moons_balls(frame: pd.DataFrame, fields: pd.DataFrame, titles: Sequence[str]
 
 
 def layer_knobs(frame: pd.DataFrame) -> Figure:
-    """Bound and truth when one layer's β or slope is changed. Columns: knob, layer, value, bound, local, truth.
+    """Bound, truth and accuracy when one layer's β or slope is changed, the rest as trained.
 
-    Rows are layers, columns knobs; the trained value is where the slope's factor is 1.
+    Columns: knob, layer, value, bound, local, truth, accuracy, trained (the knob's trained value). A row a layer, then
+    one for accuracy; a column a knob.
     """
     layers, knobs = list(frame.layer.unique()), list(frame.knob.unique())
+    rows = len(layers) + 1
     figure, axes = plt.subplots(
-        len(layers), len(knobs), figsize=(4.6 * len(knobs), 2.9 * len(layers)), sharex="col", sharey=True, squeeze=False
+        rows, len(knobs), figsize=(4.6 * len(knobs), 2.4 * rows), sharex="col", sharey="row", squeeze=False
     )
     lines = {"bound": ("(B), at every x", CYCLE[1], "^--"), "local": ("(A), its largest", CYCLE[0], "s-."),
              "truth": ("largest ‖∇²m‖ of the points", "k", "o-")}  # fmt: skip
-    for row, layer in zip(axes, layers, strict=True):
-        for axis, knob in zip(row, knobs, strict=True):
+    for number, (row, layer) in enumerate(zip(axes, layers, strict=False), 1):
+        for axis, last, knob in zip(row, axes[-1], knobs, strict=True):
             part = frame[(frame.layer == layer) & (frame.knob == knob)]
             for column, (label, colour, style) in lines.items():
                 axis.loglog(part.value, part[column], style, color=colour, label=label, ms=4)
-            axis.set_title(f"activation {layer}", fontsize=9)
+            axis.axvline(part.trained.iloc[0], color="0.4", linewidth=1, linestyle=":", label="as trained")
+            axis.set_title(f"activation {number}", fontsize=9)
+            colour, style = (CYCLE[3], CYCLE[4], CYCLE[2])[number % 3], ("o-", "s--", "^-.")[number % 3]
+            last.semilogx(part.value, 100 * part.accuracy, style, color=colour, ms=4, label=f"activation {number}")
+        row[0].set_ylabel("(1/unit of x²)")
     for axis, knob in zip(axes[-1], knobs, strict=True):
-        axis.set_xlabel(knob)
-    for axis in axes[:, 0]:
-        axis.set_ylabel("‖∇²m‖₂ or its bound")
-    axes[0, 0].legend(fontsize=8)
+        axis.set(xlabel=knob, ylim=(40, 102))
+    axes[-1, 0].set_ylabel("accuracy (%)")
+    axes[0, 0].legend(fontsize=7)
+    axes[-1, 0].legend(fontsize=8, loc="lower center")
     return figure

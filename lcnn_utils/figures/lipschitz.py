@@ -8,7 +8,6 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from ..style import CYCLE, METHOD
-from . import _shades
 
 ESTIMATE = {  # of a norm: (label, line style and marker, colour)
     "scaled": ("reshaped kernel × √windows", "^:", CYCLE[4]),
@@ -87,34 +86,43 @@ def power(frame: pd.DataFrame) -> Figure:
 
 
 def training_norms(frame: pd.DataFrame, fresh: float) -> Figure:
-    """Error of the running σ while training. Columns: step, layer, error; ``fresh``: that of one step from anywhere."""
+    """Error of the running σ while training.
+
+    Args:
+        frame: columns step, layer, error.
+        fresh: the classifier's error after one step from a random start.
+    """
     figure, axis = plt.subplots(figsize=(6.6, 3.6))
     error = frame.pivot(index="step", columns="layer", values="error")
     axis.plot(error, color="0.8", linewidth=0.5)
     axis.plot(error.median(axis=1), "o-", ms=4, color=CYCLE[0], label=f"median of {error.shape[1]} layers")
     axis.plot(error.max(axis=1), "X--", ms=5, color=CYCLE[3], label="worst layer")
-    axis.axhline(fresh, color="black", linewidth=1, linestyle=":", label="one step from a random start (median)")
+    axis.axhline(fresh, color="black", linewidth=1, linestyle=":", label="the classifier, from a random start")
     axis.set(yscale="log", ylim=(1e-5, 2), xlabel="training step", ylabel="1 − σ / true norm")
     axis.legend(fontsize=8, loc="lower left")
     return figure
 
 
 def spectra(frame: pd.DataFrame) -> Figure:
-    """Singular values of every layer, a row an operator, a column a method.
+    """Singular values of every layer, a row an operator, a column a method, a colour a block.
 
     Args:
         frame: columns method, layer, operator, share, value.
     """
     methods, operators, layers = (list(frame[column].unique()) for column in ("method", "operator", "layer"))
+    block = lambda layer: " ".join(layer.split()[:2])
+    blocks, shades = list(dict.fromkeys(map(block, layers))), (*CYCLE[:4], *CYCLE[5:])  # the fifth is near the fourth
     figure, axes = plt.subplots(
         len(operators), len(methods), figsize=(8.8, 4.8), sharex=True, sharey=True, squeeze=False
     )
     for row, operator in zip(axes, operators, strict=True):
         for axis, method in zip(row, methods, strict=True):
-            for layer, shade in zip(layers, _shades("plasma", len(layers)), strict=True):
+            for layer in layers:
                 part = frame[(frame.method == method) & (frame.operator == operator) & (frame.layer == layer)]
                 style = ":" if "shortcut" in layer else "--" if layer.endswith("2") else "-"
-                axis.plot(part.share, part.value, style, color=shade, label=layer, linewidth=1.5)
+                axis.plot(
+                    part.share, part.value, style, color=shades[blocks.index(block(layer)) % len(shades)], label=layer
+                )
             axis.axhline(1, color="black", linewidth=0.8)
             axis.set(yscale="log", ylim=(0.02, 25), title=f"{METHOD[method][0]}: {operator}")
         row[0].set_ylabel("singular value")
@@ -159,11 +167,11 @@ def gamma(frame: pd.DataFrame) -> Figure:
     """Accuracy, curvature and slope of nets against γ, the first kind of statistics in full lines.
 
     Args:
-        frame: columns method, statistics, gamma, accuracy, curvature, grad_norm.
+        frame: columns method, statistics, gamma, accuracy, curvature, grad_norm; of a task with ten classes.
     """
     figure, axes = plt.subplots(1, 3, figsize=(10, 3.5))
-    panels = {"accuracy": "test accuracy (%)", "curvature": "median C of the margin (1/pixel unit)"}
-    panels |= {"grad_norm": "median ‖∇f‖ of the margin"}
+    panels = {"accuracy": "test accuracy (%)", "curvature": "median C of the margin\n(1/pixel unit)"}
+    panels |= {"grad_norm": "median ‖∇f‖ of the margin\n(1/pixel unit)"}
     for (method, statistics), part in frame.groupby(["method", "statistics"], sort=False):
         label, colour, marker = METHOD[str(method)]
         points = part.groupby("gamma").first()
@@ -177,6 +185,8 @@ def gamma(frame: pd.DataFrame) -> Figure:
         axis.set_xticks([1, 2, 5, 10, 20], ["1", "2", "5", "10", "20"])
         axis.set_xlim(points.index.min() / 1.15, points.index.max() * 1.15)
         axis.minorticks_off()
+    axes[0].axhline(10, color="black", linewidth=1, linestyle=":")
+    axes[0].annotate("chance: 10 %", (points.index.max(), 11), ha="right", va="bottom", fontsize=8)
     for axis in axes[1:]:
         axis.set_yscale("log")
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize=8)

@@ -77,14 +77,18 @@ def audit(model: nn.Module, x: Tensor, y: Tensor, scalar: str = "margin") -> pd.
 
 
 def audit_frame(nets: Iterable[int], points: int = 2) -> pd.DataFrame:
-    """:func:`audit` of random MLPs (one a seed in ``nets``), margins and single logits in turn; column net added."""
+    """:func:`audit` of random MLPs (one a seed in ``nets``), margins and single logits in turn; column net added.
+
+    Points whose gradient is below 1e-100, so that the square of its norm is about to underflow, are left out.
+    """
     parts = []
     for seed in nets:
         model, generator = random_mlp(seed), torch.Generator().manual_seed(seed + 1)
         x = torch.randn((points, model[1].in_features), generator=generator, dtype=torch.float64)  # type: ignore[arg-type]
         y = torch.arange(points) % 2
         parts.append(audit(model, x, y, ("margin", "logit")[seed % 2]).assign(net=seed))
-    return pd.concat(parts, ignore_index=True)
+    frame = pd.concat(parts, ignore_index=True)
+    return frame[frame.gradient > 1e-100].reset_index(drop=True)
 
 
 class Cancelling(nn.Module):

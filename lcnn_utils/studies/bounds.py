@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 
 import pandas as pd
 import torch
+from sklearn.linear_model import LogisticRegression
 from torch import Tensor, nn
 
 from .. import models
@@ -98,10 +99,21 @@ def certificates(
     return pd.concat(parts, ignore_index=True)
 
 
+def linear_net(x: Tensor, y: Tensor) -> nn.Module:
+    """Logistic regression (scikit-learn's, C = 1) as a network: without curvature, so its certificate is exact."""
+    fitted = LogisticRegression(max_iter=1000).fit(x.flatten(1).numpy(), y.numpy())
+    net = models.mlp([x[0].numel(), len(fitted.classes_)]).eval()
+    net[1].weight.data, net[1].bias.data = torch.tensor(fitted.coef_).to(x), torch.tensor(fitted.intercept_).to(x)
+    return net
+
+
 def certificate_study(
     seeds: Iterable[int], *, penalties: Sequence[float] = (0.01, 0.1), epochs: int = 20, images: int = 360, **attack
 ) -> pd.DataFrame:
-    """:func:`certificates` of the first ``images`` test digits, Standard and LCNNs of several λ: column seed added."""
+    """:func:`certificates` of the first ``images`` test digits, column seed added.
+
+    Nets: Standard, LCNNs of several λ, and :func:`linear_net`, which is the same for every seed.
+    """
     parts = []
     for seed in seeds:
         recipes = {"Standard": certificate_recipe("standard", seed, epochs=epochs)}
@@ -109,6 +121,7 @@ def certificate_study(
             recipes[f"LCNN, λ = {penalty:g}"] = certificate_recipe("lcnn", seed, penalty=penalty, epochs=epochs)
         x, y = samples(recipes["Standard"], "test")
         nets = {name: fit(recipe, device="cpu", progress=False)[0] for name, recipe in recipes.items()}
+        nets["Linear"] = linear_net(*samples(recipes["Standard"], "train"))
         parts.append(certificates(nets, x[:images], y[:images], **attack).assign(seed=seed))
     return pd.concat(parts, ignore_index=True)
 
@@ -174,17 +187,20 @@ def layer_numbers(model: nn.Module, x: Tensor, y: Tensor) -> dict[str, float]:
 
 
 def knobs_frame(model: nn.Module, x: Tensor, y: Tensor, betas: Sequence[float], factors: Sequence[float]):
-    """An LCNN with one layer's β, or the slope before it, changed: knob, layer, value and :func:`layer_numbers`."""
+    """An LCNN with one layer's β, or the slope before it, changed.
+
+    Columns: knob, layer, value, trained (the knob's value as trained), and those of :func:`layer_numbers`.
+    """
     rows = []
     for layer, module in model.named_modules():
         if not isinstance(module, CenteredSoftplus):
             continue
         trained = module.beta.item()
-        knobs = [("sharpness β", beta, beta, 1.0) for beta in betas]
-        knobs += [("slope before it, times", factor, trained, factor) for factor in factors]
-        for knob, value, beta, factor in knobs:
+        knobs = [("sharpness β", beta, beta, 1.0, trained) for beta in betas]
+        knobs += [("slope before it, times", factor, trained, factor, 1.0) for factor in factors]
+        for knob, value, beta, factor, start in knobs:
             numbers = layer_numbers(slope_scaled(model, layer, beta, factor), x, y)
-            rows.append(dict(knob=knob, layer=layer, value=value) | numbers)
+            rows.append(dict(knob=knob, layer=layer, value=value, trained=start) | numbers)
     return pd.DataFrame(rows)
 
 

@@ -17,6 +17,7 @@ from torch.nn.grad import conv2d_input
 from torch.nn.utils import parametrize
 
 from .. import data
+from ..activations import CenteredSoftplus
 from ..curvature import evaluating, geometry
 from ..lipschitz import LipschitzBatchNorm2d, Shape, conv_norm
 from ..objectives import OBJECTIVES, Recipe
@@ -78,6 +79,14 @@ def power_frame(iterations: Iterable[int], kernels: int = 20, channels: int = 4,
             start = Generator().manual_seed(1000 + seed)
             rows.append((seed, k, conv_norm(conv, shape, "power", k, start).item() / true))
     return pd.DataFrame(rows, columns=["kernel", "iterations", "ratio"])
+
+
+def random_start_error(layer: nn.Module, starts: int = 1000) -> float:
+    """Median over random starts of 1 − σ/σ_true after one power iteration on the weight of an ``nn.Linear``."""
+    weight = layer.get_parameter("parametrizations.weight.original").detach().double()
+    v = torch.randn(starts, weight.shape[1], generator=Generator().manual_seed(0), dtype=torch.float64)
+    v = F.normalize(v @ weight.mT @ weight)
+    return 1 - ((v @ weight.mT).norm(dim=1).median() / torch.linalg.matrix_norm(weight, 2)).item()
 
 
 def layer_name(name: str) -> str:
@@ -186,20 +195,43 @@ def slopes_frame(models: dict[str, nn.Module], x: Tensor) -> pd.DataFrame:
 
 
 @torch.no_grad()
-def with_gamma(model: nn.Module, gamma: float, images: Tensor | None = None) -> nn.Module:
+def with_gamma(model: nn.Module, gamma: float, images: Tensor | None = None, variances: bool = True) -> nn.Module:
     """A copy of ``model`` in eval mode whose γ-BatchNorms have the slope limit ``gamma``.
 
-    With ``images`` (N, C, H, W) their statistics are taken anew from these, otherwise they stay as they were.
+    With ``images`` (N, C, H, W) their statistics, or without ``variances`` only their means, are taken anew from these,
+    from the first layer to the last; otherwise they stay as they were.
     """
-    model = copy.deepcopy(model).eval()
-    layers = [layer for layer in model.modules() if isinstance(layer, LipschitzBatchNorm2d)]
-    for layer in layers:
-        layer.gamma = gamma
-        layer.momentum = 1.0  # running statistics = those of the last batch
-        layer.train(images is not None)
+    model, hooks = copy.deepcopy(model).eval(), []
+
+    def measure(layer: nn.Module, args: tuple[Tensor]) -> None:
+        var, mean = torch.var_mean(args[0], (0, 2, 3))
+        layer.get_buffer("running_mean").copy_(mean)
+        if variances:
+            layer.get_buffer("running_var").copy_(var)
+
+    for layer in model.modules():
+        if isinstance(layer, LipschitzBatchNorm2d):
+            layer.gamma = gamma
+            hooks.append(layer.register_forward_pre_hook(measure))
     if images is not None:
         model(images)
-    return model.eval()
+    for hook in hooks:
+        hook.remove()
+    return model
+
+
+def input_spread(model: nn.Module, x: Tensor) -> Tensor:
+    """β times the spread of each centered softplus's inputs for images x, in order of use: their standard deviation
+    over images and pixels, averaged over channels. Far below 1, they span a piece on which the softplus is straight.
+    """
+    found: list[Tensor] = []
+    measure = lambda layer, args: found.append(layer.beta * args[0].std((0, 2, 3)).mean())
+    hooks = [m.register_forward_pre_hook(measure) for m in model.modules() if isinstance(m, CenteredSoftplus)]
+    with evaluating(model), torch.no_grad():
+        model(x)
+    for hook in hooks:
+        hook.remove()
+    return torch.stack(found)
 
 
 def gamma_frame(

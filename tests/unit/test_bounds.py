@@ -38,7 +38,7 @@ def assert_all_hold(frame: pd.DataFrame) -> int:
 def test_the_bounds_hold_for_random_mlps():
     """Margins and logits in turn, two points each; ``benchmarks/bounds.py`` audits ten thousand."""
     frame = studies.audit_frame(range(500))
-    assert frame.net.nunique() == 500
+    assert frame.net.nunique() > 450  # points with next to no gradient are left out
     failed = assert_all_hold(frame)
     assert 0 < failed < 50, "the published form fails now and then"
     assert (frame.published_widths >= frame.published).all()
@@ -270,7 +270,7 @@ class Calls(nn.Module):
     ("model", "message"),
     [
         (nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 2)), r"no bound is known for 1 = ReLU\(\).*to_low"),
-        (Branching(), "depends on its data"),
+        (nn.Sequential(nn.Sequential(nn.Linear(2, 2)), Branching()), "no bound is known for 1 = Branching"),
         (nn.Sequential(nn.Linear(2, 2), nn.Sequential(Calls(torch.tanh))), r"no bound is known for 1.0 = Calls"),
         (nn.Sequential(nn.BatchNorm1d(2, track_running_stats=False)), "no bound is known for 0 = BatchNorm1d"),
         (nn.Sequential(nn.Linear(2, 1)), "K >= 2"),
@@ -322,3 +322,113 @@ def test_bad_arguments(monkeypatch):
     with pytest.raises(ValueError, match="3 units by 2 inputs are too large: use curvature_bound"):
         bounds.local_bound(model, x, y)
     assert bounds.curvature_bound(nn.Sequential(nn.Linear(2, 2)), (2,)) == 0
+
+
+# ---------------------------------------------------------------------------------- what only looks like a known layer
+class Forward(nn.Module):
+    """A net given by its forward: a function of (self, x), with layers l1 … and an activation s."""
+
+    def __init__(self, forward, *layers):
+        super().__init__()
+        self.function, self.s = forward, CenteredSoftplus(3.0)
+        for i, layer in enumerate(layers, 1):
+            setattr(self, f"l{i}", layer)
+
+    def forward(self, x):
+        return self.function(self, x)
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        Forward(lambda s, x: s.l3(s.s(s.l1(x) * 1e-3 + s.l2(x))), nn.Linear(3, 20), nn.Linear(3, 1), nn.Linear(20, 2)),
+        Forward(lambda s, x: s.l2(s.s(s.l1(x) * torch.ones(20))), nn.Linear(3, 1), nn.Linear(20, 2)),
+        Forward(lambda s, x: s.l2(s.s(s.l1(x)) + torch.ones(20)), nn.Linear(3, 1), nn.Linear(20, 2)),
+        Forward(lambda s, x: s.l3(s.l2(s.s(s.l1(x)))), nn.Linear(3, 4), nn.Sequential(), nn.Linear(4, 2)),
+    ],
+)
+def test_broadcasting_and_empty_sequences(model):
+    """A value copied to n places has √n times the norm."""
+    for seed in range(20):
+        studies.scramble(model, seed)
+        with torch.no_grad():
+            for layer in (model.l1, model.l2):
+                if isinstance(layer, nn.Linear) and layer.out_features == 2:
+                    layer.weight.copy_(torch.stack([torch.ones(20), -torch.ones(20)]))
+        x = torch.randn((3, 3), generator=generator(seed), dtype=torch.float64)
+        assert_all_hold(studies.audit(model, x, torch.tensor([0, 1, 0])))
+
+
+def hooked(model):
+    model[0].register_forward_hook(lambda module, inputs, output: 10 * output)
+    return model
+
+
+def hooked_root(model):
+    model.register_forward_hook(lambda module, inputs, output: 10 * output)
+    return model
+
+
+class Scaled(nn.Linear):
+    def forward(self, x):
+        return 10 * super().forward(x)
+
+
+def added_in_place(s, x):
+    z = s.l1(x)
+    w = z
+    w += s.l2(x)
+    return s.l3(s.s(z))
+
+
+def plain():
+    return nn.Sequential(nn.Linear(3, 4), CenteredSoftplus(2.0), nn.Linear(4, 2))
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        (hooked(plain()), "no bound is known for 0 = .* it has hooks"),
+        (hooked_root(plain()), "does something else than its trace"),
+        (nn.Sequential(Scaled(3, 4), CenteredSoftplus(2.0), nn.Linear(4, 2)), "has a forward of its own"),
+        (
+            Forward(added_in_place, nn.Linear(3, 4), nn.Linear(3, 4), nn.Linear(4, 2)),
+            "does something else than its trace",
+        ),
+        (nn.Sequential(nn.Linear(3, 4), nn.Softplus(-3.0), nn.Linear(4, 2)), "beta > 0 and threshold >= 20"),
+        (
+            nn.Sequential(nn.Linear(3, 4), nn.Softplus(1.0, threshold=0.5), nn.Linear(4, 2)),
+            "beta > 0 and threshold >= 20",
+        ),
+        (Forward(lambda s, x: s.l1(x).view(-1, 2), nn.Linear(3, 4)), "logits of shape"),
+        (Forward(lambda s, x: s.l1(x).reshape(1, -1), nn.Linear(3, 4)), "logits of shape"),
+        (Forward(lambda s, x: s.l2(torch.stack([s.l1(x), x]).sum(0)), nn.Linear(3, 3), nn.Linear(3, 2)), "stack"),
+        (Forward(lambda s, x: (s.l1(x), x), nn.Linear(3, 4)), "got a tuple"),
+        (nn.Sequential(Scaled(3, 2)), "a forward of its own"),
+        (Forward(lambda s, x: s.l1(x) if x.sum() > 0 else -s.l1(x), nn.Linear(3, 2)), "depends on its data"),
+    ],
+)
+def test_what_is_not_what_it_seems_is_refused(model, message):
+    with pytest.raises(ValueError, match=message):
+        bounds.curvature_bound(model, (3,))
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_broken_weights_are_named(value):
+    model = plain()
+    model[2].weight.data[0, 0] = value
+    with pytest.raises(ValueError, match=r"2 = Linear.* holds NaN or infinity"):
+        bounds.curvature_bound(model, (3,))
+    with pytest.raises(ValueError, match="input_shape"):
+        bounds.curvature_bound(plain(), (-3,))
+
+
+def test_large_kernels_and_bare_layers_and_constants_leave_no_trace():
+    net = nn.Sequential(nn.Conv2d(3, 2, 32, 32), nn.Flatten())
+    norm = torch.linalg.matrix_norm(net[0].weight.flatten(1), 2).item()
+    assert bounds.layer_terms(net, input_shape=(3, 32, 32)).slope[0] == pytest.approx(norm, rel=1e-2)
+    assert bounds.curvature_bound(nn.Linear(3, 2), (3,)) == 0
+    model = Forward(lambda s, x: s.l1(x) * torch.tensor([1.0, 2.0]), nn.Linear(3, 2))
+    before = set(vars(model))
+    bounds.curvature_bound(model, (3,))
+    assert set(vars(model)) == before

@@ -68,6 +68,7 @@ def changed(layer: str, beta: float, slope: float) -> nn.Module:
     return nn.Sequential(*layers).eval()
 
 
+NUMBER = {"3": "1", "6": "2"}  # activations are numbered
 ENDS = [("3", 4.0, 1.0), *itertools.product(("3", "6"), (0.01, 1000.0), module.SLOPES)]
 
 
@@ -76,8 +77,8 @@ def test_controls_are_registered_labelled_and_shown():
     assert [(control, image) for control in controls] == explorers.CONTROLS
     assert len({control.description for control in controls}) == 3
     layer, beta, slope = controls
-    assert layer.options == ("3", "6")
-    assert (layer.value, slope.value) == ("3", 1.0)
+    assert layer.options == ("1", "2")
+    assert (layer.value, slope.value) == ("1", 1.0)
     assert beta.value == pytest.approx(2.0)
     assert ends(beta) == pytest.approx([0.01, 1000])
     assert ends(slope) == pytest.approx(module.SLOPES)
@@ -104,7 +105,7 @@ def test_the_numbers_in_the_text():
     (chosen, sharpness, factor), _, text = explorer()
     trained, seen_hits = bounds.curvature_bound(MODEL, (2,)), set()
     for layer, beta, slope in ENDS:
-        chosen.value = layer
+        chosen.value = NUMBER[layer]
         sharpness.value, factor.value = beta, slope
         model = changed(layer, beta, slope)
         now = bounds.curvature_bound(model, (2,))
@@ -118,7 +119,7 @@ def test_the_numbers_in_the_text():
         plain = re.search(
             r"Activation (\d): .* of the bound (\S+) \(as trained (\S+)\), .* of the points, (\S+)\. Acc", text.value
         )
-        assert plain[1] == layer
+        assert plain[1] == NUMBER[layer]
         assert [float(value) for value in plain.groups()[1:]] == pytest.approx([now, trained, truth], rel=1e-2)
     assert len(seen_hits) > 1, "the settings change what the net says"
 
@@ -126,7 +127,7 @@ def test_the_numbers_in_the_text():
 @pytest.mark.parametrize(("layer", "beta", "slope"), [("3", 0.5, 2.0), ("6", 30.0, 0.5)])
 def test_bars_and_dots_are_what_is_measured(layer, beta, slope, seen):
     (chosen, sharpness, factor), _, _ = explorer()
-    chosen.value = layer
+    chosen.value = NUMBER[layer]
     sharpness.value, factor.value = beta, slope
     model, names = changed(layer, beta, slope), ["3", "6"]
     left, right = seen[0].canvas.figure.axes
@@ -135,7 +136,7 @@ def test_bars_and_dots_are_what_is_measured(layer, beta, slope, seen):
     grey, moving = left.containers
     np.testing.assert_allclose([bar.get_height() for bar in grey], then, rtol=1e-6)
     np.testing.assert_allclose([bar.get_height() for bar in moving], now, rtol=1e-5)
-    assert [text.get_text() for text in left.get_xticklabels()] == names
+    assert [text.get_text() for text in left.get_xticklabels()] == ["1", "2"]
     for line, net_ in zip(right.lines, (MODEL, model), strict=True):
         expected = [
             bounds.curvature_bound(net_, (2,)),
@@ -155,17 +156,17 @@ def test_another_layer_starts_as_trained():
     (layer, beta, slope), image, text = explorer()
     first, words = pixels(image), text.value
     beta.value, slope.value = 100.0, 0.2
-    layer.value = "6"
+    layer.value = "2"
     assert beta.value == pytest.approx(7.0)
     assert slope.value == 1.0
     (other, _, _), other_image, other_text = explorer()
-    other.value = "6"
+    other.value = "2"
     assert text.value == other_text.value
     np.testing.assert_array_equal(pixels(image), pixels(other_image))
     bound = studies.layer_numbers(MODEL, X, Y)["bound"]
     assert f"of the bound {bound:.3g} (as trained {bound:.3g})" in text.value
     beta.value = 0.3
-    layer.value = "3"
+    layer.value = "1"
     assert beta.value == pytest.approx(2.0)
     np.testing.assert_array_equal(pixels(image), first)
     assert text.value == words
@@ -177,7 +178,7 @@ def test_blitting_shows_what_a_fresh_explorer_shows():
     for control in walked[0]:
         for value in ends(control):
             control.value = value
-    straight[0][0].value = "6"
+    straight[0][0].value = "2"
     straight[0][1].value, straight[0][2].value = 1000.0, 5.0
     np.testing.assert_array_equal(pixels(walked[1]), pixels(straight[1]))
     assert walked[2].value == straight[2].value
@@ -187,7 +188,7 @@ def test_nothing_leaves_the_picture(seen):
     (chosen, sharpness, factor), _, _ = explorer()
     left, right = seen[0].canvas.figure.axes
     for layer, beta, slope in ENDS:
-        chosen.value = layer
+        chosen.value = NUMBER[layer]
         sharpness.value, factor.value = beta, slope
         low, high = right.get_xlim()
         assert all(low < x < high for x in right.lines[1].get_xdata()), (layer, beta, slope)

@@ -17,7 +17,7 @@ from lcnn_utils import style
 from lcnn_utils.figures import bounds as figures
 
 COLOURS = {"Standard": ("#0173b2", "o"), "LCNN": ("#de8f05", "s")}
-PALETTE = {*style.CYCLE, *style.CLASS_COLOURS, "#000000"}
+PALETTE = {*style.CYCLE, *style.CLASS_COLOURS, "#000000", *(colour for colour, _ in COLOURS.values())}
 
 
 @pytest.fixture(autouse=True)
@@ -181,14 +181,16 @@ def terms(net: str, contributions: list[float]) -> pd.DataFrame:
 def test_waterfall(count):
     frame = pd.concat([terms("a", [1.0, 5.0, 14.0]), terms("b", [30.0, 10.0])][:count])
     axes = np.array(shown(figures.waterfall(frame))).reshape(2, count)
-    for column, (net, layers, total) in enumerate([("a", ["1", "3", "5"], "20"), ("b", ["1", "3"], "40")][:count]):
+    for column, (net, layers, total) in enumerate([("a", ["1", "2", "3"], "20"), ("b", ["1", "2"], "40")][:count]):
         top, bottom = axes[:, column]
         part = frame[(frame.net == net) & frame.beta.notna()]
         heights = np.array([bar.get_height() for bar in top.patches])
         np.testing.assert_allclose(heights, part.contribution / part.contribution.sum())
         assert heights.sum() == pytest.approx(1)
         np.testing.assert_allclose([bar.get_y() for bar in top.patches], [0, *heights.cumsum()[:-1]], atol=1e-12)
-        np.testing.assert_allclose([bar.get_x() + bar.get_width() / 2 for bar in top.patches], range(len(layers)))
+        np.testing.assert_allclose(
+            [bar.get_x() + bar.get_width() / 2 for bar in top.patches], range(1, len(layers) + 1)
+        )
         np.testing.assert_allclose(top.lines[0].get_ydata(), heights.cumsum())
         assert top.get_title() == f"{net}: K = {total}"
         slopes, betas, rest = (line.get_ydata() for line in bottom.lines)
@@ -205,18 +207,17 @@ def test_loss_parts():
     rows = [(net, *10 ** rng.uniform(-2, 2, 3)) for net in ("Standard", "LCNN") for _ in range(30)]
     frame = pd.DataFrame(rows, columns=["net", "total", "softmax", "activations"])
     (axis,) = shown(figures.loss_parts(frame))
-    bars = [c for c in axis.containers if hasattr(c, "patches")]
-    assert len(legend(axis)) == len(bars) == 3
-    for bar, column in zip(bars, ("total", "softmax", "activations"), strict=True):
+    parts = axis.containers
+    assert len(legend(axis)) == len(parts) == 3
+    for part, column in zip(parts, ("total", "softmax", "activations"), strict=True):
         values = [frame[frame.net == net][column] for net in ("Standard", "LCNN")]
-        np.testing.assert_allclose([patch.get_height() for patch in bar], [v.median() for v in values])
-        ends = np.array(bar.errorbar.lines[2][0].get_segments())[:, :, 1]
-        np.testing.assert_allclose(ends, [v.quantile([0.1, 0.9]) for v in values])
+        np.testing.assert_allclose(part.lines[0].get_ydata().astype(float), [v.median() for v in values])
+        ends = np.array(part.lines[2][0].get_segments())[:, :, 1].astype(float)
+        np.testing.assert_allclose(ends, np.array([v.quantile([0.1, 0.9]) for v in values]))
     assert [tick.get_text() for tick in axis.get_xticklabels()] == ["Standard", "LCNN"]
-    places = sorted(patch.get_x() for bar in bars for patch in bar)
-    assert min(np.diff(places)) >= bars[0][0].get_width(), "bars lie beside each other"
+    places = np.sort(np.concatenate([part.lines[0].get_xdata() for part in parts]))
+    assert np.diff(places).min() > 0.1, "points lie beside each other"
     assert axis.get_yscale() == "log"
-    assert len({to_hex(bar[0].get_facecolor()) for bar in bars}) == 3
     shown(figures.loss_parts(frame[frame.net == "LCNN"].assign(activations=0.0)))
 
 
@@ -355,18 +356,24 @@ def test_moons_without_any_success_of_pgd():
 
 def test_layer_knobs():
     rng = np.random.default_rng(0)
-    rows = [(knob, layer, value, *10 ** rng.uniform(0, 3, 3)) for layer in ("3", "6") for knob, values in
-            (("sharpness β", (0.1, 1.0, 10.0)), ("slope", (0.5, 1.0))) for value in values]  # fmt: skip
-    frame = pd.DataFrame(rows, columns=["knob", "layer", "value", "bound", "local", "truth"])
-    axes = np.array(shown(figures.layer_knobs(frame))).reshape(2, 2)
-    for row, layer in zip(axes, ("3", "6"), strict=True):
-        for axis, knob in zip(row, ("sharpness β", "slope"), strict=True):
+    numbers = lambda: (*10 ** rng.uniform(0, 3, 3), rng.uniform(0.5, 1), 1.0)
+    knobs = [("sharpness β", value) for value in (0.1, 1.0, 10.0)] + [("slope", value) for value in (0.5, 1.0)]
+    rows = [(knob, layer, value, *numbers()) for layer in ("3", "6") for knob, value in knobs]
+    frame = pd.DataFrame(rows, columns=["knob", "layer", "value", "bound", "local", "truth", "accuracy", "trained"])
+    axes = np.array(shown(figures.layer_knobs(frame))).reshape(3, 2)
+    for number, (row, layer) in enumerate(zip(axes[:2], ("3", "6"), strict=True), 1):
+        for axis, last, knob in zip(row, axes[2], ("sharpness β", "slope"), strict=True):
             part = frame[(frame.layer == layer) & (frame.knob == knob)]
-            for line, column in zip(axis.lines, ("bound", "local", "truth"), strict=True):
+            for line, column in zip(axis.lines, ("bound", "local", "truth"), strict=False):
                 np.testing.assert_array_equal(line.get_xydata(), part[["value", column]])
-            assert axis.get_title() == f"activation {layer}"
+            assert axis.lines[3].get_xdata()[0] == 1.0, "as trained"
+            np.testing.assert_allclose(last.lines[number - 1].get_ydata(), 100 * part.accuracy)
+            assert axis.get_title() == f"activation {number}"
             assert axis.get_xscale() == axis.get_yscale() == "log"
+            low, high = axis.get_ylim()
+            assert low < frame[frame.layer == layer][["bound", "local", "truth"]].to_numpy().min()
+            assert high > frame[frame.layer == layer][["bound", "local", "truth"]].to_numpy().max()
     assert [axis.get_xlabel() for axis in axes[-1]] == ["sharpness β", "slope"]
-    assert len(legend(axes[0, 0])) == 3
+    assert len(legend(axes[0, 0])) == 4
     one = frame[(frame.layer == "6") & (frame.knob == "slope")]
-    assert len(shown(figures.layer_knobs(one))) == 1
+    assert len(shown(figures.layer_knobs(one))) == 2

@@ -80,7 +80,7 @@ def test_power_and_training():
     lines = drawn(named(figures.training_norms(frame, 0.25)).axes[0])
     np.testing.assert_allclose(lines["median of 3 layers"][:, 1], [0.2, 0.02, 0.002])
     np.testing.assert_allclose(lines["worst layer"][:, 1], [0.3, 0.03, 0.003])
-    assert lines["one step from a random start (median)"][0, 1] == 0.25
+    assert lines["the classifier, from a random start"][0, 1] == 0.25
 
 
 def test_spectra():
@@ -98,6 +98,10 @@ def test_spectra():
         lines = drawn(axis)
         for layer in frame.layer.unique():
             np.testing.assert_allclose(lines[layer], [[0.5, len(layer) / 2], [1, len(layer)]])
+        looks = {line.get_label(): (line.get_color(), line.get_linestyle()) for line in axis.lines}
+        stem, conv, shortcut = (looks[layer] for layer in frame.layer.unique())
+        assert stem[0] != conv[0] == shortcut[0], "one colour a block"
+        assert len({stem[1], conv[1], shortcut[1]}) == 3
 
 
 def test_clips_and_slopes():
@@ -123,11 +127,13 @@ def test_gamma():
         figure.axes, {"accuracy": 100, "curvature": 1, "grad_norm": 1}.items(), strict=True
     ):
         lines = drawn(axis)
-        assert len(lines) == 4
+        assert len(lines) == (5 if column == "accuracy" else 4)
         for (method, statistics), part in frame.groupby(["method", "statistics"]):
             points = part.groupby("gamma")[column].first()
             label = f"{style.METHOD[method][0]}, statistics {statistics}"
             np.testing.assert_allclose(lines[label], np.stack([points.index, factor * points], 1))
+    assert list(figure.axes[0].lines[-1].get_ydata()) == [10, 10]
+    assert [text.get_text() for text in figure.axes[0].texts] == ["chance: 10 %"]
 
 
 def test_residual():

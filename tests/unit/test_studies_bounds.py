@@ -572,7 +572,10 @@ def test_knobs_frame():
     before = state(model)
     frame = studies.knobs_frame(model, x, y, (0.2, 30.0), (0.25, 1.0, 4.0))
     assert same(model, before)
-    assert list(frame.columns) == ["knob", "layer", "value", "bound", "local", "truth", "accuracy"]
+    assert list(frame.columns) == ["knob", "layer", "value", "trained", "bound", "local", "truth", "accuracy"]
+    for (knob, layer), part in frame.groupby(["knob", "layer"]):
+        expected = model.get_submodule(layer).beta.item() if "β" in knob else 1.0
+        assert (part.trained == expected).all()
     knobs = [("sharpness β", 0.2), ("sharpness β", 30.0)] + [("slope before it, times", v) for v in (0.25, 1.0, 4.0)]
     expected = [(knob, layer, value) for layer in ("3", "6") for knob, value in knobs]
     assert list(frame[["knob", "layer", "value"]].itertuples(index=False, name=None)) == expected

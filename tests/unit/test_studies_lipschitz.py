@@ -8,8 +8,9 @@ import torch
 from torch import nn
 
 from lcnn_utils import models
+from lcnn_utils.activations import CenteredSoftplus
 from lcnn_utils.curvature import geometry
-from lcnn_utils.lipschitz import LipschitzBatchNorm2d, conv_norm, refresh_norms
+from lcnn_utils.lipschitz import LipschitzBatchNorm2d, conv_norm, refresh_norms, spectral_normalize
 from lcnn_utils.objectives import Recipe
 from lcnn_utils.studies import lipschitz as studies
 from lcnn_utils.studies import residual
@@ -69,6 +70,17 @@ def test_power_frame_comes_from_below():
     assert (ratio <= 1 + 1e-9).all(axis=None)
     assert (ratio.diff().iloc[1:] >= 0).all(axis=None)
     assert (ratio.loc[200] > 0.99).all()
+
+
+def test_random_start():
+    layer = spectral_normalize(nn.Linear(6, 3, bias=False))
+    weight = layer.parametrizations.weight.original.detach().double()
+    conv = nn.Conv2d(6, 3, 1, bias=False).double()
+    conv.weight.data = weight[..., None, None]
+    norms = [conv_norm(conv, (6, 1, 1), "power", 1, torch.Generator().manual_seed(seed)).item() for seed in range(1000)]
+    error = 1 - np.median(norms) / torch.linalg.svdvals(weight)[0].item()
+    assert studies.random_start_error(layer, 20_000) == pytest.approx(error, rel=0.15)
+    assert studies.random_start_error(layer) == studies.random_start_error(layer)
 
 
 def test_names_of_layers():
@@ -138,6 +150,18 @@ def test_gamma(nets):
             torch.testing.assert_close(module.running_var, other.running_var)
             assert not module.training
     assert torch.isfinite(wide(x)).all()
+    means = studies.with_gamma(net, 2.0, train, variances=False)
+    for (name, norm), other in zip(
+        studies.conv_layers(means, x).items(), studies.conv_layers(net, x).values(), strict=True
+    ):
+        seen = []
+        hook = norm[1].register_forward_pre_hook(lambda _, args: seen.append(args[0]))  # noqa: B023
+        with torch.no_grad():
+            means(train)
+        hook.remove()
+        torch.testing.assert_close(norm[1].running_mean, seen[0].mean((0, 2, 3)), msg=name)
+        assert torch.equal(norm[1].running_var, other[1].running_var)
+    assert not any(module._forward_pre_hooks for module in means.modules())
     frame = studies.gamma_frame({"lcnn": net}, (2.0, 1e6), (x, y), train, images=5)
     assert list(frame.statistics.unique()) == list(studies.STATISTICS)
     assert len(frame) == 2 * 2 * 12
@@ -148,6 +172,15 @@ def test_gamma(nets):
     assert part.grad_norm == pytest.approx(g.grad_norm.median().item(), rel=1e-4)
     assert (frame[frame.gamma == 2].slope <= 2 * (1 + 1e-6)).all()
     assert all(torch.equal(value, net.state_dict()[name]) for name, value in before.items()), "the net is left alone"
+
+
+def test_input_spread():
+    """For one layer it is β times the standard deviation of what comes in."""
+    x = torch.randn(50, 2, 3, 3, generator=torch.Generator().manual_seed(0)) * torch.tensor([1.0, 3.0]).view(2, 1, 1)
+    model = nn.Sequential(CenteredSoftplus(4.0), nn.Flatten(), nn.Linear(18, 2))
+    spread = (x[:, 0].std() + x[:, 1].std()).item() / 2
+    torch.testing.assert_close(studies.input_spread(model, x), torch.tensor([4 * spread]))
+    assert not model[0]._forward_pre_hooks
 
 
 def test_residual_stacks():
