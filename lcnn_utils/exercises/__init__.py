@@ -7,6 +7,7 @@ nothing the student's code does. A likely mistake is named when it gives the stu
 
 import inspect
 import math
+import os
 import traceback
 from collections.abc import Callable
 from numbers import Real
@@ -21,6 +22,7 @@ from .. import activations
 
 __all__ = ["beta_for_curvature", "centered_softplus", "derivatives"]  # notebook 01
 __all__ += ["hessian_vector_product", "power_iteration", "why_curved"]  # notebook 02
+_HERE = os.path.dirname(__file__)
 _RAISED = {  # a part of an error's message: what it usually means
     "does not require grad": "start from x.detach().requires_grad_(), and take the gradient with create_graph=True",
     "implicitly created only for scalar": "only a number can be differentiated backward: sum the values first",
@@ -53,7 +55,7 @@ def _check(task: Callable, f: Callable, inputs: list, truth: Callable, mistakes:
             problem, hint = f"expected {_kind(expected)}, got {_kind(got)}", stated
         except Exception as error:
             frames = traceback.extract_tb(error.__traceback__)
-            got, lines = [error], [at.line for at in frames if at.filename != __file__]
+            got, lines = [error], [at.line for at in frames if not at.filename.startswith(_HERE)]
             stub = bool(lines) and (lines[-1] or "raise").startswith("raise")  # torch raises NotImplementedError too
             got = ... if stub and isinstance(error, NotImplementedError) else got
             line = f", in the line `{lines[0]}`" if lines and lines[0] else ""

@@ -71,3 +71,11 @@ def test_an_untouched_stub_goes_on(name, capsys):
 
     assert getattr(check, name)(stub) is None
     assert "not attempted yet" in capsys.readouterr().out
+
+
+def test_an_error_names_the_line_of_the_student(capsys):
+    def wrong(*numbers):
+        return numbers[7]
+
+    assert check.composition(wrong) is False
+    assert "in the line `return numbers[7]`" in capsys.readouterr().out
