@@ -85,7 +85,7 @@ def published_bound(
 
     Args:
         model, input_shape, certified: as in :func:`curvature_bound`, with its errors.
-        widths: multiply term i by the number of its units: the paper carries a factor n_i, where is not known to us.
+        widths: multiply term i by the number of its units. (The paper carries a factor n_i, its place unknown to us.)
     """
     walk, _ = walk_through(model, input_shape, certified)
     curved = [row for row in walk.rows if not math.isnan(row["beta"])]

@@ -92,10 +92,8 @@ def _slopes(module: nn.Module, name: str, shape: Sequence[int], certified: bool)
         return _linear(module.weight.detach().double())
     if isinstance(module, nn.Conv2d):
         slope, weight = _conv_slope(module, shape, certified), module.weight.detach().double()
-        columns = (
-            weight.unflatten(0, (module.groups, -1)).transpose(1, 2).flatten(2).norm(dim=2)
-        )  # all taps of a channel
-        return slope, min(slope, columns.max().item())
+        taps = weight.unflatten(0, (module.groups, -1)).transpose(1, 2).flatten(2)  # all that read a channel
+        return slope, min(slope, taps.norm(dim=2).max().item())
     if isinstance(module, POOLS) and not getattr(module, "divisor_override", None):
         sides = [_linear(_averaging(module, size, axis).mT) for axis, size in enumerate(shape[-2:])]
         return sides[0][0] * sides[1][0], sides[0][1] * sides[1][1]
