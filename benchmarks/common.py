@@ -79,7 +79,7 @@ def provenance(command: str, n: int, seed: int) -> dict:
         "cpu": cpu_name(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
-        "device": "cpu",
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
         "n": n,
         "seed": seed,
     }

@@ -12,19 +12,17 @@ network is sure of itself, whether or not it is robust there); F. Croce and M. H
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
 
+from .balls import NORMS, Box, _direction, _length, _moved, _project, _random_steps, _scaled
 from .curvature import _prepare, evaluating, scalar_of
 from .runtime import nearest
 
-NORMS = ("l2", "linf")
 LOSSES = ("margin", "ce")
 ROUNDING = 64  # ulps of the largest logit by which a prediction must be wrong: other batch sizes round differently
 HALVINGS = 12  # of a found step, to its shortest wrong part: 2^-12 of its length
-Box = tuple[float, float] | None
 
 
 def pgd(
@@ -104,6 +102,31 @@ def _ascend(model, x, y, eps, starts, norm, loss, steps, step_size, box) -> tupl
             moved = at + _scaled(_direction(gradient, norm), length) - x[alive]
             at = _moved(x[alive], _project(moved, eps[alive], norm), box)
     return best, top
+
+
+def perturb(
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    eps: float,
+    *,
+    steps: int,
+    step_size: float,
+    box: Box = (0.0, 1.0),
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """L2 PGD on cross-entropy for training: every sample takes every step, and the last point is returned, like x.
+
+    Nothing is checked, and the model is used in the mode it is in; else as :func:`pgd`.
+    """
+    radius = x.new_full((len(x),), eps)
+    at = _moved(x, next(_random_steps(x, radius, "l2", 1, generator)), box)
+    for _ in range(steps):
+        at.requires_grad_()
+        gradient = torch.autograd.grad(scalar_of(model(at), y, "loss").sum(), at)[0]
+        step = at.detach() + step_size * _direction(gradient, "l2") - x
+        at = _moved(x, _project(step, radius, "l2"), box)
+    return at
 
 
 def minimal_radius(
@@ -190,51 +213,6 @@ def _excess(logits: Tensor, y: Tensor) -> Tensor:
     if not bool(margin.isfinite().all()):
         raise ValueError("the network's logits or gradients are not finite here: its weights or inputs are too large")
     return margin
-
-
-def _scaled(v: Tensor, by: Tensor) -> Tensor:
-    return v * by.view(-1, *[1] * (v.dim() - 1))
-
-
-def _length(step: Tensor, norm: str) -> Tensor:
-    return torch.linalg.vector_norm(step.flatten(1), 2 if norm == "l2" else math.inf, dim=1)
-
-
-def _direction(gradient: Tensor, norm: str) -> Tensor:
-    """Steepest ascent of length 1 (0 for a zero gradient), however small: squares of 1e-25 vanish in float32."""
-    if norm == "linf":
-        return gradient.sign()
-    gradient = _scaled(gradient, 1 / _length(gradient, "linf").clamp(min=torch.finfo(gradient.dtype).tiny))
-    return _scaled(gradient, 1 / _length(gradient, "l2").clamp(min=1e-30))
-
-
-def _project(step: Tensor, eps: Tensor, norm: str) -> Tensor:
-    """The nearest step of length at most ε."""
-    if norm == "linf":
-        bound = eps.view(-1, *[1] * (step.dim() - 1))
-        return step.clamp(-bound, bound)
-    return _scaled(step, (eps / _length(step, "l2").clamp(min=1e-30)).clamp(max=1))
-
-
-def _moved(x: Tensor, step: Tensor, box: Box) -> Tensor:
-    """x + step in the box. Rounding, which for small steps at large x would leave the ball, only shortens the step."""
-    moved = x + step
-    moved = torch.where((moved - x).abs() > step.abs(), torch.nextafter(moved, x), moved)
-    return moved if box is None else moved.clamp(*box)
-
-
-def _random_steps(x: Tensor, eps: Tensor, norm: str, n: int, generator: torch.Generator | None) -> Iterator[Tensor]:
-    """n times a step for each sample, uniform in its ball."""
-    generator = generator or torch.Generator().manual_seed(0)
-    where = generator.device
-    for _ in range(n):
-        if norm == "linf":
-            step = 2 * torch.rand(x.shape, generator=generator, dtype=x.dtype, device=where) - 1
-        else:
-            radius = torch.rand(len(x), generator=generator, dtype=x.dtype, device=where) ** (1 / x[0].numel())
-            step = torch.randn(x.shape, generator=generator, dtype=x.dtype, device=where)
-            step = _scaled(_direction(step, norm), radius)
-        yield _project(_scaled(step.to(x.device), eps), eps, norm)
 
 
 def _check(x: Tensor, norm: str, box: Box, **counts: int) -> None:

@@ -160,45 +160,56 @@ def two_moons(n: int = 400, noise: float = 0.1, seed: int = 0) -> tuple[torch.Te
 
 
 def batches(
-    images: Images, batch_size: int, *, augment: bool = False, generator: torch.Generator | None = None
+    images: Images,
+    batch_size: int,
+    *,
+    augment: bool = False,
+    generator: torch.Generator | None = None,
+    drop_last: bool = False,
 ) -> Batches:
     """Yield every image once: x float32 (B, C, H, W) in [0, 1] and y int64 (B,), made on the device of ``images``.
 
-    Shuffled with a (CPU) generator or with ``augment``, else in order; the last, smaller batch is kept. Only
-    ``images`` travels to the device, once; the random numbers are the CPU's, so every device sees the same batches.
+    Shuffled with a (CPU) generator or with ``augment``, else in order. Only ``images`` travels to the device, once, and
+    the random numbers of a round, together: they are the CPU's, so every device sees the same batches.
 
     Args:
         augment: random crops of the zero-padded images and horizontal flips, each image its own.
         generator: source of the order and of the augmentation; the same seed gives the same batches.
+        drop_last: leave out a last, smaller batch (unless it is the only one), so that all have one shape.
     """
     if batch_size < 1:
         raise ValueError(f"batch_size is {batch_size}: use 1 or more")
-    return _batches(images, batch_size, augment, generator)
+    return _batches(images, batch_size, augment, generator, drop_last)
 
 
-def _batches(images: Images, batch_size: int, augment: bool, generator: torch.Generator | None) -> Batches:
-    order = None
+def _batches(
+    images: Images, batch_size: int, augment: bool, generator: torch.Generator | None, drop_last: bool
+) -> Batches:
+    n, device = len(images), images.x.device
+    order = places = flips = None
+    padding, mirror = AUGMENTATION.get(images.name, (4, True))
     if augment or generator is not None:
-        order = torch.randperm(len(images), generator=generator).to(images.x.device)
-    for start in range(0, len(images), batch_size):
-        batch = slice(start, start + batch_size)
+        order = torch.randperm(n, generator=generator).to(device)
+    if augment:
+        places = torch.randint(2 * padding + 1, (2, n), generator=generator).to(device)
+    if augment and mirror:
+        flips = (torch.rand(n, generator=generator) < 0.5).to(device)
+    end = n - n % batch_size if drop_last and n > batch_size else n
+    for start in range(0, end, batch_size):
+        batch = slice(start, min(start + batch_size, n))
         picked = batch if order is None else order[batch]
         x = images.x[picked]
-        if augment:
-            x = _augment(x, *AUGMENTATION.get(images.name, (4, True)), generator)
+        if places is not None:
+            x = _cropped(x, padding, *places[:, batch])
+        if flips is not None:
+            x = torch.where(flips[batch, None, None, None], x.flip(-1), x)
         yield x.float().div_(255), images.y[picked]
 
 
-def _augment(x: torch.Tensor, padding: int, mirror: bool, generator: torch.Generator | None) -> torch.Tensor:
-    """Crop each image of x (N, C, H, W) at its own place of the padded image; mirror half of them."""
-    n, _, height, width = x.shape
-    top, left = torch.randint(2 * padding + 1, (2, n), generator=generator).to(x.device)
-    windows = F.pad(x, (padding,) * 4).unfold(2, height, 1).unfold(3, width, 1)  # a view: (N, C, top, left, H, W)
-    x = windows[torch.arange(n, device=x.device), :, top, left]
-    if mirror:
-        flipped = (torch.rand(n, generator=generator) < 0.5).to(x.device)
-        x = torch.where(flipped[:, None, None, None], x.flip(-1), x)
-    return x
+def _cropped(x: torch.Tensor, padding: int, top: torch.Tensor, left: torch.Tensor) -> torch.Tensor:
+    """Crop each image of x (N, C, H, W), zero-padded, at its own place: top and left are (N,)."""
+    windows = F.pad(x, (padding,) * 4).unfold(2, x.shape[2], 1).unfold(3, x.shape[3], 1)  # (N, C, top, left, H, W)
+    return windows[torch.arange(len(x), device=x.device), :, top, left]
 
 
 def check_images(x: torch.Tensor, *, channels: int | None = None) -> None:

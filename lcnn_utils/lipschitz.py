@@ -1,7 +1,7 @@
 """Lipschitz constants of layers (paper §3.2): norms of real convolutions, layers of norm 1, BatchNorm of slope ≤ γ.
 
-References: Y. Yoshida, T. Miyato, arXiv:1705.10941 (power iteration in training); H. Sedghi, V. Gupta, P. Long, ICLR
-2019, arXiv:1805.10408 (circular convolutions by the DFT); S. Srinivas et al., NeurIPS 2022, arXiv:2206.07144.
+References: H. Sedghi, V. Gupta, P. Long, ICLR 2019, arXiv:1805.10408 (circular convolutions by the DFT); S. Srinivas et
+al., NeurIPS 2022, arXiv:2206.07144.
 """
 
 from __future__ import annotations
@@ -10,66 +10,26 @@ import math
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Generator, Tensor, nn
-from torch.nn.grad import conv2d_input
-from torch.nn.utils import parametrize
 
 from .runtime import nearest
+from .spectral import (
+    Shape,
+    SpectralNorm,
+    _apply,
+    _geometry,
+    _power,
+    _random_unit,
+    norms_once_a_step,
+    refresh_norms,
+    sigma_error,
+    spectral_normalize,
+)
 
-Shape = tuple[int, int, int]  # (C, H, W)
-Layer = nn.Conv2d | nn.Linear
-
-
-def _geometry(conv: nn.Module, input_shape: Shape | None) -> dict[str, Any]:
-    """Stride, padding, dilation, groups of ``conv`` as keywords of ``F.conv2d``, or a ValueError with the way out."""
-    if not isinstance(conv, nn.Conv2d):
-        raise ValueError(f"expected an nn.Conv2d, got {type(conv).__name__}: see torch.linalg.matrix_norm for Linear")
-    if conv.padding_mode != "zeros":
-        raise ValueError(f"padding_mode={conv.padding_mode!r} is not supported: use padding_mode='zeros'")
-    shape, padding = tuple(input_shape or ()), conv.padding
-    if len(shape) != 3 or min(shape) < 1 or shape[0] != conv.in_channels:
-        raise ValueError(f"input_shape={shape}: give (C, H, W) of this layer's input, with C = {conv.in_channels}")
-    reach = [d * (k - 1) for k, d in zip(conv.kernel_size, conv.dilation, strict=True)]
-    if padding == "same" and any(r % 2 for r in reach):
-        raise ValueError("padding='same' is lopsided with this kernel: put nn.ZeroPad2d before and use padding=0")
-    if isinstance(padding, str):
-        padding = (reach[0] // 2, reach[1] // 2) if padding == "same" else (0, 0)
-    if any(n + 2 * p <= r for n, p, r in zip(shape[1:], padding, reach, strict=True)):
-        raise ValueError(f"the kernel spans {[r + 1 for r in reach]} pixels: too many for input_shape={shape}, padded")
-    return {"stride": conv.stride, "padding": padding, "dilation": conv.dilation, "groups": conv.groups}
-
-
-def _apply(weight: Tensor, x: Tensor, geometry: dict[str, Any] | None) -> Tensor:
-    """A x, the layer without its bias: a convolution, or a linear map when ``geometry`` is None."""
-    return F.linear(x, weight) if geometry is None else F.conv2d(x, weight, **geometry)
-
-
-def _adjoint(weight: Tensor, y: Tensor, shape: torch.Size, geometry: dict[str, Any] | None) -> Tensor:
-    """Aᵀ y for inputs of ``shape``, right at any stride (``conv_transpose2d`` has to be told the output padding)."""
-    return y @ weight if geometry is None else conv2d_input(shape, weight, y, **geometry)
-
-
-@torch.no_grad()
-def _power(weight: Tensor, v: Tensor, geometry: dict[str, Any] | None, iterations: int) -> Tensor:
-    """``iterations`` times v ← AᵀAv / ‖AᵀAv‖, in float32 or wider. A zero or broken weight leaves v as it was."""
-    if iterations < 1:
-        raise ValueError(f"iterations={iterations}: at least 1 is needed")
-    weight = weight.to(torch.promote_types(weight.dtype, torch.float32))
-    v = v.to(weight)
-    with torch.autocast(weight.device.type, enabled=False):
-        for _ in range(iterations):
-            new = _adjoint(weight, _apply(weight, v, geometry), v.shape, geometry)
-            norm = torch.linalg.vector_norm(new)
-            v = torch.where((norm > 0) & torch.isfinite(norm), new / norm, v)
-    return v
-
-
-def _random_unit(shape: tuple[int, ...], generator: Generator | None = None) -> Tensor:
-    """A random direction in float64, always the same one unless a generator is given."""
-    generator = generator or Generator().manual_seed(0)
-    v = torch.randn(shape, generator=generator, device=generator.device, dtype=torch.float64)
-    return v / torch.linalg.vector_norm(v)
+__all__ = [
+    "LipschitzBatchNorm2d", "Shape", "SpectralNorm", "conv_norm", "norms_once_a_step", "refresh_norms",
+    "sigma_error", "spectral_normalize",
+]  # fmt: skip
 
 
 def _torus_norm(weight: Tensor, size: tuple[int, ...], geometry: dict[str, Any]) -> Tensor:
@@ -138,51 +98,6 @@ def conv_norm(
             raise ValueError(f"a {outputs} × {inputs} matrix is too large for 'exact': use method='bound' or 'power'")
         basis = torch.eye(inputs, dtype=weight.dtype, device=weight.device).view(inputs, *input_shape)
         return torch.linalg.matrix_norm(_apply(weight, basis, geometry).flatten(1), 2).to(original)
-
-
-class SpectralNorm(nn.Module):
-    """Parametrisation W ↦ W/σ, with σ = ‖W v‖ and v kept near the top singular direction: see ``spectral_normalize``.
-
-    Each use of the weight in training moves v one power iteration on; in eval v rests and σ still follows the weight.
-    σ is differentiable in W with v fixed: its true gradient once v has converged.
-    """
-
-    v: Tensor
-
-    def __init__(self, layer: Layer, input_shape: Shape | None, iterations: int) -> None:
-        super().__init__()
-        self.geometry = None if isinstance(layer, nn.Linear) else _geometry(layer, input_shape)
-        self.input_shape = (layer.in_features,) if isinstance(layer, nn.Linear) else tuple(input_shape or ())
-        v = _power(layer.weight, _random_unit((1, *self.input_shape)), self.geometry, iterations)
-        self.register_buffer("v", v.to(layer.weight))
-
-    def forward(self, weight: Tensor) -> Tensor:
-        with torch.autocast(weight.device.type, enabled=False):
-            w = weight.to(torch.promote_types(weight.dtype, torch.float32))
-            if self.training:
-                self.v.copy_(_power(w, self.v, self.geometry, 1))
-            v = self.v.to(w.dtype, copy=True)  # a copy: the buffer may move before the backward pass
-            sigma = torch.linalg.vector_norm(_apply(w, v, self.geometry))
-            return (w / sigma.clamp(min=1e-12)).to(weight.dtype)  # clamp: a zero weight stays zero
-
-
-def spectral_normalize(module: Layer, input_shape: Shape | None = None, iterations: int = 15) -> nn.Module:
-    """Divide the weight of an ``nn.Conv2d`` or ``nn.Linear`` by its operator norm, in place; returns ``module``.
-
-    ``input_shape`` (C, H, W) is a convolution's input; a linear layer needs none. Starts with ``iterations`` power
-    iterations, then one each training pass: an estimate from below. Call :func:`refresh_norms` before measuring;
-    ``conv_norm(…, "bound")`` is certain. Raises ValueError: another kind of layer or geometry, a layer done already.
-    """
-    if parametrize.is_parametrized(module, "weight"):
-        raise ValueError("the weight is parametrised already: see torch.nn.utils.parametrize.remove_parametrizations")
-    return parametrize.register_parametrization(module, "weight", SpectralNorm(module, input_shape, iterations))
-
-
-def refresh_norms(model: nn.Module, iterations: int = 50) -> None:
-    """Run power iterations for every spectrally normalised layer of ``model``: do so before evaluating or measuring."""
-    for module in model.modules():
-        if isinstance(module, parametrize.ParametrizationList) and isinstance(module[0], SpectralNorm):
-            module[0].v.copy_(_power(module.original, module[0].v, module[0].geometry, iterations))
 
 
 class LipschitzBatchNorm2d(nn.Module):

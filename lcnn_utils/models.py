@@ -2,8 +2,9 @@
 
 Standard means the authors' baseline: their residual block, BatchNorm without scale and shift, softplus with β = 1000
 (nearly a ReLU, but with a Hessian). LCNN: β trainable from 5, convolutions of norm 1, γ-Lipschitz BatchNorm (paper §3).
-All nets are plain nn.Sequential trees and take images in [0, 1]; where pixels need standardising, put
-``torchvision.transforms.Normalize`` in front: ``nn.Sequential(Normalize(mean, std), net)``.
+``activation`` puts another one in place; ``ordinary`` gives everybody else's net: blocks that add, BatchNorm with scale
+and shift, a free classifier. All nets are plain nn.Sequential trees and take images in [0, 1]; where pixels need
+standardising, put ``torchvision.transforms.Normalize`` in front: ``nn.Sequential(Normalize(mean, std), net)``.
 """
 
 from __future__ import annotations
@@ -11,7 +12,8 @@ from __future__ import annotations
 import copy
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 from torch import Tensor, nn
 
@@ -24,27 +26,40 @@ __all__ = ["BLOCKS", "AveragedBlock", "mlp", "relu_reading", "resnet", "set_beta
 BLOCKS = {10: (1, 1, 1, 1), 18: (2, 2, 2, 2), 34: (3, 4, 6, 3)}
 
 
-class _Parts:
-    """The layers that differ between the two kinds of net, made for a running image size."""
+Activation = Callable[[], nn.Module]
 
-    def __init__(self, image_size: int, lcnn: bool, beta: float | None, gamma: float) -> None:
-        self.size, self.lcnn, self.gamma = image_size, lcnn, gamma
-        self.beta = beta if beta is not None else (5.0 if lcnn else 1000.0)
+
+@dataclass(frozen=True)
+class _Parts:
+    """The layers that differ between the kinds of net."""
+
+    lcnn: bool
+    beta: float | None
+    gamma: float
+    make: Activation | None = None
+    ordinary: bool = False
+
+    def __post_init__(self) -> None:
+        if self.lcnn and self.ordinary:
+            raise ValueError("an LCNN needs the averaged blocks and norms: use ordinary=True with lcnn=False")
 
     def activation(self) -> nn.Module:
-        return CenteredSoftplus(self.beta, trainable=self.lcnn)
+        if self.make is not None:
+            return self.make()
+        beta = self.beta if self.beta is not None else (5.0 if self.lcnn else 1000.0)
+        return CenteredSoftplus(beta, trainable=self.lcnn)
 
     def conv(self, c_in: int, c_out: int, kernel: int, stride: int, size: int) -> list[nn.Module]:
         """Convolution of a ``size`` x ``size`` image and its normalisation."""
         conv = nn.Conv2d(c_in, c_out, kernel, stride, kernel // 2, bias=False)
         if not self.lcnn:
-            return [conv, nn.BatchNorm2d(c_out, affine=False)]
+            return [conv, nn.BatchNorm2d(c_out, affine=self.ordinary)]
         return [spectral_normalize(conv, (c_in, size, size)), LipschitzBatchNorm2d(c_out, self.gamma)]
 
     def head(self, features: int, num_classes: int) -> list[nn.Module]:
-        """Global average, then a classifier of norm 1, in the Standard net too (as the authors have it)."""
-        linear = spectral_normalize(nn.Linear(features, num_classes))
-        return [nn.AdaptiveAvgPool2d(1), nn.Flatten(), linear]
+        """Global average, then a classifier: of norm 1, in the Standard net too (as the authors have it)."""
+        linear = nn.Linear(features, num_classes)
+        return [nn.AdaptiveAvgPool2d(1), nn.Flatten(), linear if self.ordinary else spectral_normalize(linear)]
 
 
 class AveragedBlock(nn.Module):
@@ -70,6 +85,13 @@ class AveragedBlock(nn.Module):
         return self.activation((self.branch(x) + self.shortcut(x)) / 2)
 
 
+class OrdinaryBlock(AveragedBlock):
+    """The usual residual block: x ↦ φ(F(x) + S(x)) (K. He et al., CVPR 2016)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.activation(self.branch(x) + self.shortcut(x))
+
+
 def resnet(
     depth: int = 18,
     *,
@@ -80,6 +102,8 @@ def resnet(
     lcnn: bool = False,
     beta: float | None = None,
     gamma: float = 10.0,
+    activation: Activation | None = None,
+    ordinary: bool = False,
 ) -> nn.Sequential:
     """ResNet for small images with the authors' averaged blocks: (N, C, H, W) in [0, 1] → logits (N, num_classes).
 
@@ -90,19 +114,22 @@ def resnet(
         lcnn: low-curvature layers, or the Standard net.
         beta: starting β; default 5 (LCNN, trainable) or 1000 (Standard, fixed).
         gamma: starting γ of each BatchNorm (LCNN).
+        activation: makes each activation, such as ``nn.ReLU``; default as said for ``beta``.
+        ordinary: blocks that add, BatchNorm with scale and shift, a classifier of any norm (not for an LCNN).
 
     Raises:
-        ValueError: unknown depth, or a number that is not positive.
+        ValueError: unknown depth, a number that is not positive, an LCNN with ordinary layers.
     """
     if depth not in BLOCKS:
         raise ValueError(f"resnet depth must be one of {', '.join(map(str, BLOCKS))}, got {depth}")
     _check_positive(num_classes=num_classes, width=width, in_channels=in_channels, image_size=image_size)
-    parts, size, channels = _Parts(image_size, lcnn, beta, gamma), image_size, width
+    parts, size, channels = _Parts(lcnn, beta, gamma, activation, ordinary), image_size, width
     layers = [*parts.conv(in_channels, width, 3, 1, size), parts.activation()]
+    block_kind = OrdinaryBlock if ordinary else AveragedBlock
     for stage, blocks in enumerate(BLOCKS[depth]):
         for block in range(blocks):
             stride = 2 if stage > 0 and block == 0 else 1
-            layers.append(AveragedBlock(channels, width * 2**stage, stride, size, parts))
+            layers.append(block_kind(channels, width * 2**stage, stride, size, parts))
             channels, size = width * 2**stage, math.ceil(size / stride)
     return nn.Sequential(*layers, *parts.head(channels, num_classes))
 
@@ -116,10 +143,12 @@ def vgg11(
     lcnn: bool = False,
     beta: float | None = None,
     gamma: float = 10.0,
+    activation: Activation | None = None,
+    ordinary: bool = False,
 ) -> nn.Sequential:
     """VGG-11 with average pooling (a maximum has kinks) and one β a layer; arguments and errors as :func:`resnet`."""
     _check_positive(num_classes=num_classes, width=width, in_channels=in_channels, image_size=image_size)
-    parts, size, channels = _Parts(image_size, lcnn, beta, gamma), image_size, in_channels
+    parts, size, channels = _Parts(lcnn, beta, gamma, activation, ordinary), image_size, in_channels
     layers: list[nn.Module] = []
     for factors in ((1,), (2,), (4, 4), (8, 8), (8, 8)):
         for factor in factors:
@@ -131,7 +160,14 @@ def vgg11(
     return nn.Sequential(*layers, *parts.head(channels, num_classes))
 
 
-def mlp(sizes: Sequence[int], *, lcnn: bool = False, beta: float | None = None, gamma: float = 10.0) -> nn.Sequential:
+def mlp(
+    sizes: Sequence[int],
+    *,
+    lcnn: bool = False,
+    beta: float | None = None,
+    gamma: float = 10.0,
+    activation: Activation | None = None,
+) -> nn.Sequential:
     """Multilayer perceptron (N, sizes[0]) → logits (N, sizes[-1]); images are flattened first.
 
     A hidden layer of the LCNN is built as one of a CNN: a linear map of norm 1, γ-BatchNorm, a trainable β. Its
@@ -144,7 +180,7 @@ def mlp(sizes: Sequence[int], *, lcnn: bool = False, beta: float | None = None, 
     if len(sizes) < 2:
         raise ValueError(f"mlp needs the sizes of its input and output at least, got {list(sizes)}")
     _check_positive(**{f"sizes[{i}]": size for i, size in enumerate(sizes)})
-    parts = _Parts(1, lcnn, beta, gamma)
+    parts = _Parts(lcnn, beta, gamma, activation)
     layers: list[nn.Module] = [nn.Flatten()]
     for inputs, outputs in itertools.pairwise(sizes[:-1]):
         linear = nn.Linear(inputs, outputs)

@@ -1,91 +1,190 @@
-"""What each method minimises, and the recipe that says how (paper §3.3).
+"""What each method minimises (paper §3.3 and §5).
 
-    LCNN:  cross-entropy + λ_β Σ_l β_l + λ_γ Σ_l |log γ_l|
+Every objective is a function of (model in training mode, x (N, …), y (N,), recipe) that returns the loss of the batch
+and the terms to log. Two are told more: ``progress``, how far training has come (0 to 1), and the ``generator`` of
+random starts. ℓ is the cross-entropy of one sample's true label, and gₙ the input gradient of the batch's Σℓ at sample
+n. Penalties on gradients come in two forms, ``recipe.derivative``: exact, by a second backward pass, or as a difference
+along a direction, of first order only, which also runs compiled. No pass but the first one moves BatchNorm's running
+statistics.
 
-over the activations' sharpnesses β_l and the BatchNorms' slopes γ_l. Standard minimises cross-entropy alone.
+References: S. Srinivas et al., NeurIPS 2022, arXiv:2206.07144; H. Drucker, Y. LeCun, IEEE TNN 3 (1992) and C. Finlay,
+A. Oberman, arXiv:1905.11468 (GradReg, exact and by differences); S.-M. Moosavi-Dezfooli et al., CVPR 2019,
+arXiv:1811.09716 (CURE); A.-K. Dombrowski et al., Pattern Recognition 121 (2022) (softplus and weight decay); A. Madry
+et al., ICLR 2018 (adversarial training).
 """
 
 from __future__ import annotations
 
+import contextlib
 import math
-from dataclasses import dataclass
+from collections.abc import Iterator
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Generator, Tensor, nn
 
 from .activations import CenteredSoftplus
+from .attacks import perturb
+from .curvature import evaluating, scalar_of
 from .lipschitz import LipschitzBatchNorm2d
-from .runtime import nearest
+from .recipe import DATASETS, METHODS, MODELS, Recipe
 
-DATASETS = ("moons", "digits", "cifar10", "cifar100", "svhn")
-MODELS = ("mlp", "resnet10", "resnet18", "resnet34", "vgg11")
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """Everything that determines a training run; equal recipes give equal models (bit for bit on
-    one CPU with one number of threads).
-
-    λ = 1e-3 is the authors' October 2022 value; their later 1e-2 collapses short schedules, as λ acts through λ·Σ lr.
-
-    Raises:
-        ValueError: an unknown name (the nearest known one is suggested), or a number out of range.
-    """
-
-    dataset: str = "digits"
-    method: str = "standard"
-    model: str = "resnet10"
-    width: int = 16
-    seed: int = 0
-    epochs: int = 30
-    batch_size: int = 128
-    lr: float = 0.1
-    momentum: float = 0.9
-    weight_decay: float = 5e-4  # none on log β and log γ
-    augment: bool = False
-    beta: float = 5.0  # LCNN's start; Standard is fixed at 1000
-    gamma: float = 10.0  # LCNN's start
-    lambda_beta: float = 1e-3
-    lambda_gamma: float = 1e-3
-
-    def __post_init__(self) -> None:
-        nearest(self.dataset, DATASETS, "dataset")
-        nearest(self.method, tuple(OBJECTIVES), "method")
-        nearest(self.model, MODELS, "model")
-        if self.dataset == "moons" and self.model != "mlp":
-            raise ValueError(f"moons are points (N, 2), which {self.model} cannot take: use model='mlp'")
-        for name, low in (("width", 1), ("epochs", 1), ("batch_size", 1), ("seed", 0)):
-            value = getattr(self, name)
-            if type(value) is not int or value < low:
-                raise ValueError(f"{name} must be a whole number of at least {low}, got {value!r}")
-        if type(self.augment) is not bool:
-            raise ValueError(f"augment must be True or False, got {self.augment!r}")
-        zero_or_more = ("lambda_beta", "lambda_gamma", "weight_decay", "momentum")
-        for name in ("lr", "beta", "gamma", *zero_or_more):
-            value, top = getattr(self, name), 1 if name == "momentum" else math.inf
-            number = isinstance(value, int | float) and not isinstance(value, bool)
-            if not number or not 0 <= value < top or (value == 0 and name not in zero_or_more):
-                bounds = (">= 0" if name in zero_or_more else "> 0") + (" and < 1" if name == "momentum" else "")
-                raise ValueError(f"{name} must be a finite number {bounds}, got {value!r}")
-            object.__setattr__(self, name, float(value))  # 1 == 1.0: equal recipes have one state
+__all__ = ["DATASETS", "METHODS", "MODELS", "OBJECTIVES", "Recipe"]
+STEP = 1e-2  # of differences: the root mean square over the samples of how far they move; C. Finlay and A. Oberman's h
+WARM = 0.5  # share of training in which CURE's h grows from a tenth of itself
+Terms = tuple[Tensor, dict[str, Tensor]]
 
 
-def standard(model: nn.Module, x: Tensor, y: Tensor, recipe: Recipe) -> tuple[Tensor, dict[str, Tensor]]:
-    """Cross-entropy: x (N, …), y (N,) → (loss, terms to log)."""
+def standard(model: nn.Module, x: Tensor, y: Tensor, recipe: Recipe, **_: Any) -> Terms:
+    """Cross-entropy: mean ℓ. (``softplus_wd`` and ``relu`` too: only their nets differ.)"""
     logits = model(x)
     loss = F.cross_entropy(logits, y)
     return loss, {"loss": loss.detach(), "accuracy": (logits.detach().argmax(1) == y).float().mean()}
 
 
-def lcnn(model: nn.Module, x: Tensor, y: Tensor, recipe: Recipe) -> tuple[Tensor, dict[str, Tensor]]:
-    """Cross-entropy + λ_β Σ β_l + λ_γ Σ |log γ_l| (paper §3.3): x (N, …), y (N,) → (loss, terms to log)."""
+def lcnn(model: nn.Module, x: Tensor, y: Tensor, recipe: Recipe, **_: Any) -> Terms:
+    """mean ℓ + λ_β Σ_l β_l + λ_γ Σ_l |log γ_l|, over activations and γ-BatchNorms (paper §3.3)."""
     loss, terms = standard(model, x, y, recipe)
-    betas = [m.beta for m in model.modules() if isinstance(m, CenteredSoftplus)]
-    slopes = [m.log_gamma.abs() for m in model.modules() if isinstance(m, LipschitzBatchNorm2d)]
-    sum_beta, sum_gamma = (torch.stack(v).sum() if v else loss.new_zeros(()) for v in (betas, slopes))
-    loss = loss + recipe.lambda_beta * sum_beta + recipe.lambda_gamma * sum_gamma
-    return loss, terms | {"sum_beta": sum_beta.detach(), "sum_abs_log_gamma": sum_gamma.detach()}
+    penalty, sums = layer_penalty(model, recipe)
+    return loss + penalty, terms | sums
 
 
-OBJECTIVES = {"standard": standard, "lcnn": lcnn}
+def gradreg(model: nn.Module, x: Tensor, y: Tensor, recipe: Recipe, **_: Any) -> Terms:
+    """mean ℓ + λ_grad · mean ‖gₙ‖² (GradReg), with BatchNorm in training mode.
+
+    In eval mode the penalty could be evaded: shrinking a weight flattens the function of the running statistics, which
+    lag behind, but not the one being trained.
+    """
+    x = x.detach().requires_grad_()
+    loss, terms = standard(model, x, y, recipe)
+    squared = squared_gradient(model, x, y, loss, recipe)
+    return loss + recipe.lambda_grad * squared, terms | {"squared_gradient": squared.detach()}
+
+
+def lcnn_gradreg(model: nn.Module, x: Tensor, y: Tensor, recipe: Recipe, **_: Any) -> Terms:
+    """:func:`gradreg` + λ_β Σ_l β_l + λ_γ Σ_l |log γ_l|. In a net without Lipschitz layers this is ``minimal``."""
+    loss, terms = gradreg(model, x, y, recipe)
+    penalty, sums = layer_penalty(model, recipe)
+    return loss + penalty, terms | sums
+
+
+def cure(model: nn.Module, x: Tensor, y: Tensor, recipe: Recipe, *, progress: float = 1.0, **_: Any) -> Terms:
+    """mean ℓ + λ_cure · mean ‖∇ℓ(x + hz) − ∇ℓ(x)‖², z = sign(g)/‖sign(g)‖ (CURE).
+
+    h grows linearly from a tenth of ``recipe.h`` to all of it in the first half of training, as its authors raise it
+    step by step. They fine-tune a trained net, with BatchNorm in eval mode in the penalty (``penalty_eval``); from
+    scratch that is evaded as said at :func:`gradreg`. ``published``: h fixed, and the penalty's passes move the running
+    statistics (code-22).
+    """
+    loss, terms = standard(model, x, y, recipe)
+    h = recipe.h if recipe.published else recipe.h * (0.1 + 0.9 * min(progress / WARM, 1.0))
+    change = gradient_change(model, x, y, recipe, h)
+    return loss + recipe.lambda_cure * change, terms | {"gradient_change": change.detach()}
+
+
+def adversarial(
+    model: nn.Module, x: Tensor, y: Tensor, recipe: Recipe, *, generator: Generator | None = None, **_: Any
+) -> Terms:
+    """mean ℓ(x + δ), with δ from ``attack_steps`` steps of L2 PGD on ℓ within ε, each of length 2.5 ε/steps.
+
+    The attack knows the true labels, and the net is in eval mode meanwhile. ``published``: steps of 0.01, away from the
+    *predicted* labels, in training mode, so that the attack moves BatchNorm's statistics (code-22): mostly noise.
+    """
+    box = None if x.dim() == 2 else (0.0, 1.0)
+    steps, length = recipe.attack_steps, 0.01 if recipe.published else 2.5 * recipe.eps / recipe.attack_steps
+    with contextlib.nullcontext() if recipe.published else evaluating(model):
+        with torch.no_grad():
+            labels = model(x).argmax(1) if recipe.published else y
+        moved = perturb(model, x, labels, recipe.eps, steps=steps, step_size=length, box=box, generator=generator)
+    return standard(model, moved, y, recipe)
+
+
+def layer_penalty(model: nn.Module, recipe: Recipe) -> Terms:
+    """λ_β Σ_l β_l + λ_γ Σ_l |log γ_l|, and the two sums."""
+    zero = next(model.parameters()).new_zeros(1)
+    betas = [m.beta.view(1) for m in model.modules() if isinstance(m, CenteredSoftplus)]
+    slopes = [m.log_gamma.abs().view(1) for m in model.modules() if isinstance(m, LipschitzBatchNorm2d)]
+    sum_beta, sum_gamma = (torch.cat([zero, *values]).sum() for values in (betas, slopes))
+    sums = {"sum_beta": sum_beta.detach(), "sum_abs_log_gamma": sum_gamma.detach()}
+    return recipe.lambda_beta * sum_beta + recipe.lambda_gamma * sum_gamma, sums
+
+
+def squared_gradient(
+    model: nn.Module, x: Tensor, y: Tensor, loss: Tensor, recipe: Recipe, *, step: float = STEP
+) -> Tensor:
+    """mean ‖gₙ‖² = N ‖∇loss‖², with ``loss`` = mean ℓ as computed from x: a scalar, differentiable in the weights.
+
+    As a difference: ‖∇loss‖ is the slope along d = ∇loss/‖∇loss‖ in the space of the whole batch. A change of the
+    weights that turns ∇loss leaves that slope, the largest of all, as it is to first order, so d needs no derivative.
+    """
+    exact = recipe.derivative == "exact"
+    (gradient,) = torch.autograd.grad(loss, x, create_graph=exact, retain_graph=True)
+    if exact:
+        return len(x) * gradient.square().sum()
+    move = step * math.sqrt(len(x)) * gradient / torch.linalg.vector_norm(gradient).clamp(min=1e-30)
+    with statistics_at_rest(model):
+        moved = F.cross_entropy(model(x.detach() + move), y)
+    return ((moved - loss) / step).square()
+
+
+def _gradient(model: nn.Module, x: Tensor, y: Tensor, *, graph: bool) -> Tensor:
+    """∇ℓ of every sample, like x; with ``graph`` it can be differentiated again."""
+    x = x.detach().requires_grad_()
+    return torch.autograd.grad(scalar_of(model(x), y).sum(), x, create_graph=graph)[0]
+
+
+def _unit(v: Tensor) -> Tensor:
+    """v / ‖v‖ of each sample (0 where v is 0)."""
+    return F.normalize(v.flatten(1), dim=1, eps=1e-30).view_as(v)
+
+
+def _slope(model: nn.Module, x: Tensor, y: Tensor, direction: Tensor, step: float) -> Tensor:
+    """(Σℓ(x + hd) − Σℓ(x − hd)) / 2h: the derivative along d in the space of the whole batch, up to O(h²)."""
+    there, back = (scalar_of(model(x + sign * step * direction), y).sum() for sign in (1, -1))
+    return (there - back) / (2 * step)
+
+
+def gradient_change(model: nn.Module, x: Tensor, y: Tensor, recipe: Recipe, h: float, *, step: float = STEP) -> Tensor:
+    """mean ‖∇ℓ(x + hz) − ∇ℓ(x)‖², a scalar, with each sample's own z.
+
+    As a difference: the change of the whole batch's gradient, projected on its own direction, is a difference of two
+    slopes.
+    """
+    exact, at_rest = recipe.derivative == "exact", evaluating if recipe.penalty_eval else statistics_at_rest
+    with contextlib.nullcontext() if recipe.published else at_rest(model):
+        here = _gradient(model, x, y, graph=exact)
+        there = x + h * _unit(here.detach().sign())
+        change = _gradient(model, there, y, graph=exact) - here
+        if exact:
+            return change.square().sum() / len(x)
+        direction = math.sqrt(len(x)) * change / torch.linalg.vector_norm(change).clamp(min=1e-30)
+        slopes = [_slope(model, at, y, direction, step) for at in (there, x)]
+        return ((slopes[0] - slopes[1]) / len(x)).square()
+
+
+@contextlib.contextmanager
+def statistics_at_rest(model: nn.Module) -> Iterator[None]:
+    """Let forward passes in training mode leave BatchNorm's running statistics alone."""
+    norms = [m for m in model.modules() if isinstance(m, nn.BatchNorm2d | LipschitzBatchNorm2d)]
+    was = [m.momentum for m in norms]
+    for m in norms:
+        m.momentum = 0.0
+    try:
+        yield
+    finally:
+        for m, momentum in zip(norms, was, strict=True):
+            m.momentum = momentum
+
+
+OBJECTIVES = {
+    "standard": standard,
+    "lcnn": lcnn,
+    "gradreg": gradreg,
+    "lcnn_gradreg": lcnn_gradreg,
+    "cure": cure,
+    "softplus_wd": standard,
+    "adversarial": adversarial,
+    "minimal": lcnn_gradreg,
+    "relu": standard,
+}

@@ -26,7 +26,8 @@ METHOD = {  # name: (label, colour, marker)
     "softplus_wd": ("Softplus + weight decay", "#ca9161", "P"),
     "adversarial": ("Adversarial training", "#949494", "X"),
     "minimal": ("Minimal recipe", "#56b4e9", "*"),
-    "relu": ("Standard, read as ReLU", "#000000", "d"),
+    "relu": ("ReLU, ordinary net", "#000000", "h"),
+    "relu_reading": ("Standard, read as ReLU", "#4d4d4d", "d"),
 }
 ACTIVATION = {  # name: (label, colour, line style)
     "relu": ("ReLU", "#000000", ":"),

@@ -2,27 +2,31 @@
 
 from __future__ import annotations
 
-import dataclasses
-import hashlib
-import json
 import math
+import time
 from collections.abc import Callable, Iterable
-from pathlib import Path
+from contextlib import nullcontext
 from typing import Any
 
 import pandas as pd
-import safetensors
 import torch
-from safetensors.torch import load_file, save
-from torch import Tensor, nn
+from torch import Generator, Tensor, nn
 from tqdm import tqdm
 
 from . import data, models
-from .lipschitz import refresh_norms
-from .objectives import OBJECTIVES, Recipe
-from .runtime import atomic_path, pick_device, store_root
+from .activations import CenteredSoftplus
+from .curvature import geometry
+from .lipschitz import LipschitzBatchNorm2d, norms_once_a_step, refresh_norms, sigma_error
+from .objectives import OBJECTIVES
+from .recipe import INPUTS, METHODS, Recipe
+from .runtime import pick_device
+from .speed import Step, as_written, autocast, compiled, fast_step, memory, worth_compiling
+from .state import finished, load_state, locked, save_state, state_path
 
+__all__ = ["accuracy", "build", "fit", "learning_rate", "samples", "state_path"]
 MOONS = {"train": (400, 0), "test": (1000, 1_000_000)}  # points, offset of the seed
+Batch = tuple[Tensor, Tensor]
+PROBES, PRODUCTS = 16, 4  # training images and Hessian-vector products of the history's curvature
 
 
 def samples(recipe: Recipe, split: str, device: torch.device | str = "cpu") -> tuple[Tensor, Tensor]:
@@ -37,19 +41,20 @@ def samples(recipe: Recipe, split: str, device: torch.device | str = "cpu") -> t
 
 def build(recipe: Recipe) -> nn.Module:
     """The untrained network of a recipe, drawn from its seed (the global generator is left alone)."""
-    channels, side, classes = {
-        "moons": (2, 1, 2), "digits": (1, 8, 10), "cifar10": (3, 32, 10), "cifar100": (3, 32, 100), "svhn": (3, 32, 10),
-    }[recipe.dataset]  # fmt: skip
-    low = recipe.method != "standard"
-    beta = recipe.beta if low else None
+    shape, classes = INPUTS[recipe.dataset]
+    kind, low = METHODS[recipe.method]
+    options: dict[str, Any] = dict(lcnn=low, gamma=recipe.gamma, activation={
+        "hard": lambda: CenteredSoftplus(1000.0, trainable=False),
+        "trained": lambda: CenteredSoftplus(recipe.beta),
+        "softplus": lambda: nn.Softplus(recipe.softplus),
+        "relu": nn.ReLU,
+    }[kind])  # fmt: skip
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.seed)
         if recipe.model == "mlp":
-            return models.mlp(
-                [channels * side**2, recipe.width, recipe.width, classes], lcnn=low, beta=beta, gamma=recipe.gamma
-            )
-        shape: dict[str, Any] = dict(num_classes=classes, width=recipe.width, in_channels=channels, image_size=side)
-        options = shape | dict(lcnn=low, beta=beta, gamma=recipe.gamma)
+            return models.mlp([math.prod(shape), recipe.width, recipe.width, classes], **options)
+        options |= dict(num_classes=classes, width=recipe.width, in_channels=shape[0], image_size=shape[1])
+        options |= dict(ordinary=kind == "relu")
         if recipe.model == "vgg11":
             return models.vgg11(**options)
         return models.resnet(int(recipe.model.removeprefix("resnet")), **options)
@@ -62,121 +67,188 @@ def accuracy(model: nn.Module, x: Tensor, y: Tensor, batch_size: int = 1024) -> 
     return torch.cat(hits).float().mean().item()
 
 
-def state_path(recipe: Recipe) -> Path:
-    """Where the state of a recipe is kept: the name holds a hash of every field."""
-    digest = hashlib.sha256(json.dumps(dataclasses.asdict(recipe), sort_keys=True).encode()).hexdigest()[:12]
-    return store_root() / "runs" / f"{recipe.dataset}-{recipe.method}-seed{recipe.seed}-{digest}.safetensors"
-
-
-def _digest(tensors: dict[str, Tensor], metadata: dict[str, str]) -> str:
-    """SHA-256 of a state: safetensors has no checksum of its own."""
-    digest = hashlib.sha256(f"{metadata['epoch']} {metadata['history']}".encode())
-    for name in sorted(tensors):
-        digest.update(name.encode() + tensors[name].cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()
-
-
-def _save(path: Path, epoch: int, model: nn.Module, optimizer: torch.optim.Optimizer, generator, history) -> None:
-    tensors = {f"model.{name}": value.detach().clone() for name, value in model.state_dict().items()}
-    for index, state in optimizer.state_dict()["state"].items():
-        if (buffer := state.get("momentum_buffer")) is not None:
-            tensors[f"momentum.{index}"] = buffer.clone()
-    tensors["generator"] = generator.get_state()
-    metadata = {"epoch": str(epoch), "history": json.dumps(history)}
-    content = save(tensors, metadata | {"sha256": _digest(tensors, metadata)})
-    with atomic_path(path) as temporary:
-        temporary.write_bytes(content)  # not save_file, whose error on a full disk is no OSError
-
-
-def _load(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, generator) -> tuple[int, list[dict]]:
-    """Put the saved state back; returns the number of finished epochs and their history."""
-    try:
-        with safetensors.safe_open(path, "pt") as file:
-            metadata = file.metadata()
-        tensors = load_file(path)
-        if metadata.get("sha256") != _digest(tensors, metadata):
-            raise ValueError("its content does not match its SHA-256")
-        model.load_state_dict({k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")})
-        momentum = {
-            int(k.split(".")[1]): {"momentum_buffer": v} for k, v in tensors.items() if k.startswith("momentum")
-        }
-        optimizer.load_state_dict({"state": momentum, "param_groups": optimizer.state_dict()["param_groups"]})
-        generator.set_state(tensors["generator"])
-        return int(metadata["epoch"]), json.loads(metadata["history"])
-    except (safetensors.SafetensorError, RuntimeError, LookupError, TypeError, ValueError, AttributeError) as error:
-        raise RuntimeError(
-            f"{path} is damaged or of another version ({str(error).splitlines()[0]}): "
-            "delete it, or call fit(…, resume=False) to train anew"
-        ) from None
-
-
 def learning_rate(recipe: Recipe, progress: float) -> float:
-    """One cycle: up to ``recipe.lr`` over the first 30 % of training, then along a cosine to 0; ``progress`` in [0, 1].
+    """The rate after a share ``progress`` in [0, 1] of training.
 
-    L. Smith, N. Topin, arXiv:1708.07120.
+    ``onecycle``: up to ``recipe.lr`` over the first 30 %, then along a cosine to 0 (L. Smith, N. Topin,
+    arXiv:1708.07120). ``steps``: a tenth from 75 % on, a hundredth from 87.5 % on (the authors').
     """
+    if recipe.schedule == "steps":
+        return recipe.lr * (1.0 if progress < 0.75 else 0.1 if progress < 0.875 else 0.01)
     if progress < 0.3:
         return recipe.lr * (0.04 + 0.96 * progress / 0.3)
     return recipe.lr * 0.5 * (1 + math.cos(math.pi * (progress - 0.3) / 0.7))
 
 
+def layer_values(model: nn.Module) -> dict[str, float]:
+    """Every trained β and γ of a net, under ``beta LAYER`` and ``gamma LAYER``."""
+    values: dict[str, Tensor] = {}
+    for name, module in model.named_modules():
+        if isinstance(module, CenteredSoftplus) and isinstance(module.log_beta, nn.Parameter):
+            values[f"beta {name}"] = module.beta
+        if isinstance(module, LipschitzBatchNorm2d):
+            values[f"gamma {name}"] = module.gamma
+    return dict(zip(values, torch.stack([*values.values()]).tolist(), strict=True)) if values else {}
+
+
+def _data(recipe: Recipe, device: torch.device, generator: Generator) -> tuple[Callable[[], Iterable], int, Batch]:
+    """What makes an epoch's batches, their number, and a few samples. Moons: the full batch, 20 times."""
+    if recipe.dataset == "moons":
+        points = samples(recipe, "train", device)
+        return lambda: [points] * 20, 20, (points[0][:PROBES], points[1][:PROBES])
+    images = data.load(recipe.dataset, "train", device=device)
+    make = lambda: data.batches(images, recipe.batch_size, augment=recipe.augment, generator=generator, drop_last=True)
+    return make, max(1, len(images) // recipe.batch_size), (images.x[:PROBES].float() / 255, images.y[:PROBES])
+
+
+def make_optimizer(recipe: Recipe, model: nn.Module) -> tuple[torch.optim.SGD, list[Tensor]]:
+    """Nesterov's SGD, no decay on log β and log γ, and its momenta, made at once so that a state can be put back."""
+    device = next(model.parameters()).device
+    on_gpu = device.type == "cuda"
+    ours = {name: p for name, p in model.named_parameters() if name.endswith(("log_beta", "log_gamma"))}
+    plain = [p for name, p in model.named_parameters() if name not in ours]
+    groups: list[dict[str, Any]] = [{"params": plain}, {"params": [*ours.values()], "weight_decay": 0.0}]
+    for group in groups:  # a tensor of its own, which a recorded step reads anew each time
+        group["lr"] = torch.tensor(recipe.lr, device=device) if on_gpu else recipe.lr
+    optimizer = torch.optim.SGD(
+        [group for group in groups if group["params"]], fused=on_gpu,
+        momentum=recipe.momentum, weight_decay=recipe.weight_decay, nesterov=recipe.momentum > 0,
+    )  # fmt: skip
+    parameters = [*plain, *ours.values()]
+    for p in parameters:
+        optimizer.state[p]["momentum_buffer"] = torch.zeros_like(p)
+    return optimizer, [optimizer.state[p]["momentum_buffer"] for p in parameters]
+
+
+def _row(recipe: Recipe, model: nn.Module, epoch: int, names: list[str], log: Tensor, probe: Batch) -> dict[str, float]:
+    """The history of an epoch whose steps logged ``log`` (steps, terms). RuntimeError: something is not finite."""
+    bad = (~log.isfinite().all(1)).nonzero().flatten().tolist()
+    broken = not all(bool(value.isfinite().all()) for value in model.state_dict().values())
+    if bad or broken:
+        what = f"the loss is not finite in epoch {epoch}, step {bad[0] + 1} of {len(log)}," if bad else (
+            f"a weight is not finite in epoch {epoch}")  # fmt: skip
+        raise RuntimeError(f"{what} of {recipe}: lower lr (now {recipe.lr:g}), or the λ of its penalty")
+    with as_written(model):
+        curvature = geometry(model, *probe, method="power", max_iter=PRODUCTS).curvature.mean().item()
+    return (
+        {"epoch": epoch}
+        | dict(zip(names, log.mean(0).tolist(), strict=True))
+        | {"curvature": curvature, "sigma_error": sigma_error(model)}
+        | layer_values(model)
+    )
+
+
+def training_step(
+    recipe: Recipe,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    advance: Callable[[], None],
+    now: dict[str, Any],
+    names: list[str],
+) -> Step:
+    """The whole of a step as a function of a batch: power iterations, loss, gradients, optimiser → the terms' values.
+
+    Args:
+        advance: of :func:`spectral.norms_once_a_step`.
+        now: what the objective is told each time (``progress``, ``generator``).
+        names: is filled with the names of the terms.
+    """
+    device = next(model.parameters()).device
+
+    def step(x: Tensor, y: Tensor) -> Tensor:
+        advance()
+        with autocast(device):
+            loss, terms = OBJECTIVES[recipe.method](model, x, y, recipe, **now)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        optimizer.step()
+        names[:] = terms
+        return torch.stack([term.float() for term in terms.values()])
+
+    return step
+
+
+def _train(recipe, model, optimizer, generator, history, device, advance, save, bar) -> None:
+    """All epochs that are missing from ``history``; ``save`` is called after each."""
+    make, steps, probe = _data(recipe, device, generator)
+    now: dict[str, Any] = {"generator": generator}
+    names: list[str] = []
+    step = training_step(recipe, model, optimizer, advance, now, names)
+    run: Step | None = step if device.type != "cuda" else None
+    for epoch in bar:
+        model.train()
+        log: list[Tensor] = []
+        for index, (x, y) in enumerate(make()):
+            now["progress"] = (epoch + index / steps) / recipe.epochs
+            rate = learning_rate(recipe, now["progress"])
+            for group in optimizer.param_groups:
+                group["lr"] = group["lr"].fill_(rate) if isinstance(group["lr"], Tensor) else rate
+            if run is None:
+                run = fast_step(step, x, y, model, optimizer, recipe, generator)
+            log.append(run(x, y))
+        advance()
+        row = _row(recipe, model, epoch + 1, names, torch.stack(log).cpu(), probe)  # the only wait for the device
+        history.append(row)
+        save()
+        bar.set_postfix({name: f"{row[name]:.3g}" for name in (*names, "curvature")})
+
+
 def fit(
-    recipe: Recipe, *, device: str | torch.device | None = None, progress: bool = True, resume: bool = True
+    recipe: Recipe,
+    *,
+    device: str | torch.device | None = None,
+    progress: bool = True,
+    resume: bool = True,
+    watch: Callable[[pd.DataFrame], None] | None = None,
 ) -> tuple[nn.Module, pd.DataFrame]:
     """Train the recipe: (model in eval mode with its norms refreshed, history with one row an epoch).
 
     After each epoch the whole state is written (``state_path``), so a run that was stopped goes on from its last
-    epoch, on the CPU bit for bit as if it had not been, and one that is finished is read back at once.
+    epoch, on the CPU bit for bit as if it had not been, and one that is finished is read back at once. Two processes
+    that want the same run take turns. How a step runs on a GPU is in ``speed``.
 
     Args:
         recipe: what to train.
         device: default as in ``runtime.pick_device``.
-        progress: show a bar with epochs, loss, training accuracy and Σβ.
+        progress: show a bar with epochs, time left, loss, training accuracy, penalties and curvature.
         resume: False trains anew over an older state.
+        watch: called with the history after each epoch, for live curves.
+
+    Returns:
+        The history's columns: epoch; the objective's terms, means over the epoch's steps; ``curvature``, mean C_f of 16
+        training images after 4 Hessian-vector products; ``sigma_error``, as in :func:`lipschitz.sigma_error`; β and γ
+        of each layer. ``history.attrs["seconds"]`` is what training took, all its sittings together.
 
     Raises:
-        RuntimeError: the device is absent, the loss is not finite (with the epoch), or the saved state is damaged.
+        RuntimeError: the device is absent, the loss is not finite (with the epoch and the step), there is not enough
+            memory (with the batch size that fits), or the saved state is damaged.
         OSError: the state cannot be written.
     """
     device, path = pick_device(device), state_path(recipe)
-    batches: Callable[[], Iterable[tuple[Tensor, Tensor]]]
-    if recipe.dataset == "moons":  # full batch, 20 steps an epoch
-        points, steps = samples(recipe, "train", device), 20
-        batches = lambda: [points] * steps
-    else:
-        images = data.load(recipe.dataset, "train", device=device)
-        steps = math.ceil(len(images) / recipe.batch_size)
-        batches = lambda: data.batches(images, recipe.batch_size, augment=recipe.augment, generator=generator)
-    model = build(recipe).to(device)
-    plain = [p for name, p in model.named_parameters() if not name.endswith(("log_beta", "log_gamma"))]
-    ours = [p for name, p in model.named_parameters() if name.endswith(("log_beta", "log_gamma"))]
-    groups: list[dict[str, Any]] = [{"params": plain}, {"params": ours, "weight_decay": 0.0}]
-    optimizer = torch.optim.SGD(
-        groups,
-        lr=recipe.lr, momentum=recipe.momentum, weight_decay=recipe.weight_decay, nesterov=recipe.momentum > 0,
-    )  # fmt: skip
-    generator = torch.Generator().manual_seed(recipe.seed)
-    first, history = _load(path, model, optimizer, generator) if resume and path.exists() else (0, [])
+    with nullcontext() if resume and finished(path, recipe.epochs) else locked(path, progress):
+        layout = torch.channels_last if device.type == "cuda" else torch.preserve_format
+        model = build(recipe).to(device).to(memory_format=layout)
+        optimizer, momenta = make_optimizer(recipe, model)
+        generator = Generator().manual_seed(recipe.seed)
+        history, seconds = load_state(path, model, momenta, generator) if resume and path.exists() else ([], 0.0)
+        begun = time.perf_counter() - seconds
 
-    bar = tqdm(range(first, recipe.epochs), f"{recipe.method} seed {recipe.seed}", leave=False, disable=not progress)
-    for epoch in bar:
-        model.train()
-        logged: list[dict[str, Tensor]] = []
-        for step, (x, y) in enumerate(batches()):
-            for group in optimizer.param_groups:
-                group["lr"] = learning_rate(recipe, (epoch + step / steps) / recipe.epochs)
-            loss, terms = OBJECTIVES[recipe.method](model, x, y, recipe)
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            optimizer.step()
-            logged.append(terms)
-        row = {name: torch.stack([terms[name] for terms in logged]).mean().item() for name in logged[0]}
-        if not math.isfinite(row["loss"]) or not all(bool(v.isfinite().all()) for v in model.state_dict().values()):
-            raise RuntimeError(
-                f"the loss or a weight is not finite in epoch {epoch + 1} of {recipe}: lower lr (now {recipe.lr})"
-            )
-        history.append({"epoch": epoch + 1} | row)
-        _save(path, epoch + 1, model, optimizer, generator, history)
-        bar.set_postfix({name: f"{value:.3g}" for name, value in row.items()})
+        def save() -> None:
+            save_state(path, model, momenta, generator, history, time.perf_counter() - begun)
+            if watch is not None:
+                watch(pd.DataFrame(history))
+
+        if len(history) < recipe.epochs:
+            epochs = range(len(history), recipe.epochs)
+            bar = tqdm(epochs, f"{recipe.method} seed {recipe.seed}", leave=False, disable=not progress)
+            with (
+                norms_once_a_step(model) as advance,
+                compiled(model, worth_compiling(recipe, device)),
+                memory(recipe, model, device),
+            ):
+                _train(recipe, model, optimizer, generator, history, device, advance, save, bar)
+            seconds = time.perf_counter() - begun
     refresh_norms(model)
-    return model.eval(), pd.DataFrame(history)
+    frame = pd.DataFrame(history)
+    frame.attrs["seconds"] = round(seconds, 3)
+    return model.eval(), frame

@@ -19,9 +19,9 @@ from torch.nn.utils import parametrize
 from .. import data
 from ..activations import CenteredSoftplus
 from ..curvature import evaluating, geometry
-from ..lipschitz import LipschitzBatchNorm2d, Shape, conv_norm
-from ..objectives import OBJECTIVES, Recipe
-from ..training import accuracy, build, learning_rate
+from ..lipschitz import LipschitzBatchNorm2d, Shape, conv_norm, norms_once_a_step
+from ..recipe import Recipe
+from ..training import accuracy, build, learning_rate, make_optimizer, training_step
 from ..walk import channel_slopes
 from .residual import MERGES as MERGES
 from .residual import random_conv as random_conv
@@ -118,23 +118,25 @@ def training_norms(recipe: Recipe, every: int = 4) -> tuple[nn.Module, pd.DataFr
 
     Returns the model in eval mode, its norms not refreshed, and columns step, layer, norm, error.
     """
-    model, images = build(recipe), data.load(recipe.dataset, "train")
-    ours = [p for name, p in model.named_parameters() if name.endswith(("log_beta", "log_gamma"))]
-    plain = [p for name, p in model.named_parameters() if not name.endswith(("log_beta", "log_gamma"))]
-    groups: list[dict] = [{"params": plain}, {"params": ours, "weight_decay": 0.0}]
-    optimizer = torch.optim.SGD(groups, recipe.lr, recipe.momentum, weight_decay=recipe.weight_decay, nesterov=True)
+    model, images = build(recipe).train(), data.load(recipe.dataset, "train")
+    optimizer, _ = make_optimizer(recipe, model)
     generator, frames = Generator().manual_seed(recipe.seed), []
-    steps = math.ceil(len(images) / recipe.batch_size)
-    for epoch in range(recipe.epochs):
-        for step, (x, y) in enumerate(data.batches(images, recipe.batch_size, generator=generator)):
-            for group in optimizer.param_groups:
-                group["lr"] = learning_rate(recipe, (epoch + step / steps) / recipe.epochs)
-            loss, _ = OBJECTIVES[recipe.method](model.train(), x, y, recipe)
-            optimizer.zero_grad()
-            loss.backward()
-            if (epoch * steps + step) % every == 0:  # before the weights move: the σ that this step used
-                frames.append(norm_errors(model).assign(step=epoch * steps + step))
-            optimizer.step()
+    steps, count = len(images) // recipe.batch_size, itertools.count()
+    with norms_once_a_step(model) as advance:
+
+        def advance_and_look() -> None:
+            advance()
+            if (step := next(count)) % every == 0:
+                frames.append(norm_errors(model).assign(step=step))
+
+        take = training_step(recipe, model, optimizer, advance_and_look, {}, [])
+        for epoch in range(recipe.epochs):
+            epoch_batches = data.batches(images, recipe.batch_size, generator=generator, drop_last=True)
+            for step, (x, y) in enumerate(epoch_batches):
+                for group in optimizer.param_groups:
+                    group["lr"] = learning_rate(recipe, (epoch + step / steps) / recipe.epochs)
+                take(x, y)
+            advance()  # as fit does, before it measures
     return model.eval(), pd.concat(frames, ignore_index=True)
 
 

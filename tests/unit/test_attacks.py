@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from lcnn_utils.attacks import _random_steps, minimal_radius, pgd
+from lcnn_utils.attacks import minimal_radius, perturb, pgd
+from lcnn_utils.balls import _random_steps
 from lcnn_utils.curvature import evaluating, scalar_of
 from lcnn_utils.models import mlp
 
@@ -168,6 +169,62 @@ def test_starts_are_uniform_in_the_ball(d):
         for r in (0.5, 0.8, 0.95):
             assert (length(step, norm) <= r * 0.5).double().mean().item() == pytest.approx(r**d, abs=0.015)
         assert (step.mean(0).abs() < 0.01).all()
+
+
+# -------------------------------------------------------------------------------------- perturb: PGD for training
+@settings(deadline=None, max_examples=60)
+@given(
+    st.sampled_from(DTYPES), st.integers(0, 999), st.floats(1e-4, 3), st.integers(1, 4), st.floats(1e-4, 50),
+    st.sampled_from([None, (0.0, 1.0), (0.2, 0.8)]), st.sampled_from([(3, 12), (2, 3, 2, 2)]),
+)  # fmt: skip
+def test_perturb_stays_in_the_ball_and_the_box(dtype, seed, eps, steps, step_size, box, shape):
+    model = nn.Sequential(nn.Flatten(), net(seed, dtype))
+    x, y = predicted(model, *shape, dtype=dtype, seed=seed)
+    x = x if box is None else x.clamp(*box)  # edges of the box
+    moved = perturb(model, x, y, eps, steps=steps, step_size=step_size, box=box)
+    assert (moved.dtype, moved.shape, moved.requires_grad) == (x.dtype, x.shape, False)
+    assert (length(moved - x, "l2") <= eps * (1 + 1e-6)).all()
+    assert box is None or ((moved >= box[0]) & (moved <= box[1])).all()
+
+
+def test_perturb_climbs_a_linear_network_to_its_worst_point():
+    """ℓ of two classes grows with (w₁ − w₀)·x: the worst point of the ball is x ± ε·w/‖w‖, whatever the start."""
+    model, x, y, _ = linear((1, 5, 5), torch.float64, "l2")
+    w = F.normalize((model[1].weight[1] - model[1].weight[0]).detach(), dim=0).view(1, 5, 5)
+    worst = x + 0.3 * w * (1 - 2 * y).view(-1, 1, 1, 1)
+    moved = perturb(model, x, y, 0.3, steps=300, step_size=0.03, box=None)
+    torch.testing.assert_close(moved, worst, rtol=0, atol=1e-3)
+    generator = torch.Generator().manual_seed(5)
+    elsewhere = perturb(model, x, y, 0.3, steps=1, step_size=1e-3, box=None, generator=generator)
+    assert (length(elsewhere - worst, "l2") > 0.05).any(), "one short step doesn't leave the random start"
+
+
+def test_perturb_takes_its_steps_from_a_random_start():
+    """Against PGD written out: uniform start, unit gradient, projection on the ball, in this order."""
+    model = net(3, torch.float64)
+    x, y = predicted(model, 8, 12, dtype=torch.float64)
+    eps, size, steps = 0.2, 0.15, 4
+    (at,) = _random_steps(x, x.new_full((8,), eps), "l2", 1, torch.Generator().manual_seed(7))
+    for _ in range(steps):
+        at = (x + at).requires_grad_()
+        gradient = torch.autograd.grad(F.cross_entropy(model(at), y, reduction="sum"), at)[0]
+        at = at.detach() + size * gradient / gradient.norm(dim=1, keepdim=True) - x
+        at = at * (eps / at.norm(dim=1, keepdim=True)).clamp(max=1)
+    generator = torch.Generator().manual_seed(7)
+    moved = perturb(model, x, y, eps, steps=steps, step_size=size, box=None, generator=generator)
+    torch.testing.assert_close(moved, x + at, rtol=1e-9, atol=1e-12)
+    assert not torch.equal(moved, perturb(model, x, y, eps, steps=steps, step_size=size, box=None, generator=generator))
+
+
+def test_perturb_uses_the_network_in_the_mode_it_is_in():
+    model = cnn()
+    x, y = predicted(model, 8, 1, 8, 8)
+    statistics = model[1].running_mean.clone()
+    perturb(model.eval(), x, y, 0.1, steps=2, step_size=0.1)
+    assert torch.equal(model[1].running_mean, statistics)
+    perturb(model.train(), x, y, 0.1, steps=2, step_size=0.1)
+    assert not torch.equal(model[1].running_mean, statistics)
+    assert all(p.grad is None for p in model.parameters()), "gradients of the weights aren't touched"
 
 
 # ----------------------------------------------------------------------------------------------------- strength

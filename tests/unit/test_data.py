@@ -120,13 +120,17 @@ def test_import_is_quick():
 # ---------------------------------------------------------------- batches
 
 
+def gathered(images, batch_size, seed, **options) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    torch.manual_seed(0)
+    generator = None if seed is None else torch.Generator().manual_seed(seed)
+    return list(data.batches(images, batch_size, generator=generator, **options))
+
+
 @settings(deadline=None, max_examples=60)
 @given(n=st.integers(1, 40), batch_size=st.integers(1, 45), seed=st.none() | st.integers(0, 99), augment=st.booleans())
 def test_batches_cover_every_image_once(n, batch_size, seed, augment):
     images = counting(n)
-    torch.manual_seed(0)
-    generator = None if seed is None else torch.Generator().manual_seed(seed)
-    found = list(data.batches(images, batch_size, augment=augment, generator=generator))
+    found = gathered(images, batch_size, seed, augment=augment)
     sizes = [len(y) for _, y in found]
     assert sizes == [batch_size] * (n // batch_size) + ([n % batch_size] if n % batch_size else [])
     order = torch.cat([y for _, y in found])
@@ -139,6 +143,35 @@ def test_batches_cover_every_image_once(n, batch_size, seed, augment):
         assert x.max() <= 1
         if not augment:
             np.testing.assert_array_equal(x.numpy(), images.x[y].numpy() / np.float32(255))
+
+
+@settings(deadline=None, max_examples=60)
+@given(n=st.integers(1, 40), batch_size=st.integers(1, 45), seed=st.none() | st.integers(0, 99), augment=st.booleans())
+def test_dropping_the_last_batch_leaves_the_others_as_they_are(n, batch_size, seed, augment):
+    whole, short = (gathered(counting(n), batch_size, seed, augment=augment, drop_last=drop) for drop in (False, True))
+    assert len(short) == max(1, n // batch_size), "one at least: the only batch stays, however small"
+    assert len({len(y) for _, y in short}) == 1
+    for (x, y), (kept_x, kept_y) in zip(whole[: len(short)], short, strict=True):
+        assert torch.equal(x, kept_x)
+        assert torch.equal(y, kept_y)
+
+
+def test_an_image_is_cropped_alike_in_batches_of_any_size():
+    """The random numbers of an epoch are drawn at once: the size of its batches doesn't change what they are."""
+    images = counting(50, "cifar10", size=6)
+    small, ((x, y),) = (gathered(images, size, 3, augment=True) for size in (7, 50))
+    assert torch.equal(torch.cat([part for part, _ in small]), x)
+    assert torch.equal(torch.cat([part for _, part in small]), y)
+
+
+def test_the_generator_moves_on_by_a_whole_epoch_at_the_first_batch():
+    """Whoever else draws from it while training (a random start, say) then finds it in the same state each time."""
+    generator = torch.Generator().manual_seed(0)
+    batches = data.batches(counting(20), 5, augment=True, generator=generator)
+    next(batches)
+    state = generator.get_state()
+    list(batches)
+    assert torch.equal(generator.get_state(), state)
 
 
 @pytest.mark.parametrize("augment", [False, True])

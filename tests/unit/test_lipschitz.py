@@ -4,27 +4,18 @@ from __future__ import annotations
 
 import copy
 import math
-import shutil
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from safetensors.torch import load, save
 from scipy.sparse.linalg import LinearOperator, svds
 from torch import nn
-from torch.nn.utils import parametrizations, parametrize
+from torch.nn.utils import parametrizations
 
-from lcnn_utils.lipschitz import (
-    LipschitzBatchNorm2d,
-    SpectralNorm,
-    _adjoint,
-    _geometry,
-    conv_norm,
-    refresh_norms,
-    spectral_normalize,
-)
+from lcnn_utils.lipschitz import LipschitzBatchNorm2d, conv_norm
+from lcnn_utils.spectral import _adjoint, _geometry
 
 # kernel, stride, padding, dilation, groups, (H, W): every feature at least once, alone and mixed
 GEOMETRIES = [
@@ -54,15 +45,6 @@ GEOMETRIES = [
     (3, 1, "same", 2, 1, (4, 5)),
     (3, 1, "valid", 1, 1, (4, 5)),
 ]
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread():
-    """The tensors are tiny: a second thread only waits, and long where the cores are shared."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def make(kernel, stride, padding, dilation, groups, size, channels=(4, 8), seed=0, dtype=torch.float64):
@@ -246,210 +228,6 @@ def test_broken_weights_are_refused(bad):
     conv.weight.data[0, 0, 0, 0] = bad
     with pytest.raises(ValueError, match="NaN or infinity"):
         conv_norm(conv, shape, "bound")
-
-
-# --- spectral_normalize ------------------------------------------------------------------------------------------
-
-
-def small_net(dtype=torch.float32):
-    torch.manual_seed(0)
-    net = nn.Sequential(
-        spectral_normalize(nn.Conv2d(2, 4, 3, 2, 1), (2, 6, 6)),
-        nn.Softplus(),
-        LipschitzBatchNorm2d(4),
-        nn.Flatten(),
-        spectral_normalize(nn.Linear(36, 3)),
-    )
-    return net.to(dtype)
-
-
-@pytest.mark.parametrize("geometry", [(3, 1, 1, 1, 1, (6, 5)), (3, 2, 1, 1, 2, (6, 5)), (1, 2, 0, 1, 1, (6, 5))])
-@pytest.mark.parametrize("mode", [True, False])
-def test_normalised_convolution_has_norm_one(geometry, mode):
-    conv, shape = make(*geometry, dtype=torch.float32)
-    spectral_normalize(conv, shape).train(mode)
-    refresh_norms(conv, 500)
-    assert float(conv_norm(conv, shape, "exact")) == pytest.approx(1, abs=1e-4)
-
-
-def test_normalised_linear_has_norm_one():
-    layer = spectral_normalize(nn.Linear(7, 5)).eval()
-    refresh_norms(layer, 500)
-    assert float(torch.linalg.matrix_norm(layer.weight.detach(), 2)) == pytest.approx(1, abs=1e-5)
-
-
-def test_construction_is_deterministic():
-    state = torch.get_rng_state()
-    one, two = (spectral_normalize(make(3, 1, 1, 1, 1, (6, 5))[0], (4, 6, 5)) for _ in range(2))
-    assert torch.equal(one.parametrizations.weight[0].v, two.parametrizations.weight[0].v)
-    torch.set_rng_state(state)
-    spectral_normalize(nn.Linear(2, 2, bias=False))
-    expected = torch.get_rng_state()
-    torch.set_rng_state(state)
-    nn.Linear(2, 2, bias=False)
-    assert torch.equal(expected, torch.get_rng_state())
-
-
-def test_training_follows_the_weight_and_eval_is_right_after_a_step():
-    conv, shape = make(3, 1, 1, 1, 1, (6, 6), dtype=torch.float32)
-    spectral_normalize(conv, shape)
-    optimizer = torch.optim.SGD(conv.parameters(), 0.5)
-    x = torch.randn(8, *shape, generator=torch.Generator().manual_seed(0))
-    for _ in range(60):
-        optimizer.zero_grad()
-        (conv(x) - x.repeat(1, 2, 1, 1)).pow(2).mean().backward()
-        optimizer.step()
-    assert float(conv_norm(conv.eval(), shape, "exact")) == pytest.approx(1, abs=2e-2)
-    conv.parametrizations.weight.original.data *= 7  # a change that no training pass has seen
-    assert float(conv_norm(conv, shape, "exact")) == pytest.approx(1, abs=2e-2)
-    before = conv.parametrizations.weight[0].v.clone()
-    conv(x)
-    assert torch.equal(before, conv.parametrizations.weight[0].v)  # eval leaves the buffer alone
-
-
-def test_one_step_a_training_pass():
-    conv, shape = make(3, 1, 1, 1, 1, (6, 6), dtype=torch.float32)
-    long = copy.deepcopy(conv)
-    spectral_normalize(conv, shape, iterations=1)
-    start = conv.parametrizations.weight[0].v.clone()
-    conv(torch.zeros(1, *shape))
-    after = conv.parametrizations.weight[0].v
-    assert not torch.equal(start, after)
-    spectral_normalize(long, shape, iterations=300)
-    for _ in range(300):
-        conv(torch.zeros(1, *shape))
-    torch.testing.assert_close(conv.eval().weight, long.eval().weight, rtol=1e-3, atol=1e-4)
-
-
-def test_two_training_passes_before_backward():
-    net = small_net()
-    x = torch.randn(4, 2, 6, 6)
-    (net(x).sum() + net.eval()(x).sum() + net.train()(x).sum()).backward()
-    assert all(p.grad is not None and p.grad.isfinite().all() for p in net.parameters())
-
-
-def test_state_dict_and_deepcopy_round_trip():
-    net = small_net().eval()
-    x = torch.randn(4, 2, 6, 6)
-    torch.testing.assert_close(copy.deepcopy(net)(x), net(x), rtol=0, atol=0)
-    other = small_net().eval()
-    for p in other.parameters():
-        nn.init.normal_(p)
-    other.load_state_dict(load(save(net.state_dict())))
-    torch.testing.assert_close(other(x), net(x), rtol=0, atol=0)
-
-
-def test_gradient_with_converged_direction():
-    """‖W/σ(W)‖ = 1 whatever W: the gradient of a function of W/σ has no part along W, and matches differences."""
-    conv, shape = make(3, 2, 1, 1, 1, (5, 5), (2, 3))
-    raw = conv.weight.detach().clone()
-    spectral_normalize(conv, shape, iterations=3000).eval()
-    target = torch.randn_like(raw)
-    loss = (conv.weight * target).sum()
-    (gradient,) = torch.autograd.grad(loss, conv.parametrizations.weight.original)
-    assert abs(float((gradient * raw).sum())) < 1e-12
-
-    def exact(weight):
-        plain = make(3, 2, 1, 1, 1, (5, 5), (2, 3))[0]
-        plain.weight.data = weight
-        return float((weight * target).sum()) / true_norm(plain, shape)
-
-    direction, h = torch.randn_like(raw), 1e-5
-    difference = (exact(raw + h * direction) - exact(raw - h * direction)) / (2 * h)
-    assert float((gradient * direction).sum()) == pytest.approx(difference, rel=1e-5)
-
-
-def test_zero_weight_stays_zero_and_recovers():
-    conv, shape = make(3, 1, 1, 1, 1, (6, 5), dtype=torch.float32)
-    raw = conv.weight.detach().clone()
-    conv.weight.data.zero_()
-    spectral_normalize(conv, shape)
-    out = conv(torch.ones(1, *shape))
-    out.sum().backward()
-    assert conv.weight.abs().max() == 0
-    assert out.isfinite().all()
-    assert conv.parametrizations.weight.original.grad.isfinite().all()
-    conv.parametrizations.weight.original.data = raw
-    refresh_norms(conv, 500)
-    assert float(conv_norm(conv.eval(), shape, "exact")) == pytest.approx(1, abs=1e-4)
-
-
-def test_functional_transforms_and_double_backward():
-    net = small_net(torch.float64).eval()
-    x = torch.randn(1, 2, 6, 6, dtype=torch.float64)
-    f = lambda z: torch.logsumexp(net(z), -1).sum()
-    hessian = torch.func.hessian(f)(x).view(72, 72)
-    torch.testing.assert_close(hessian, torch.autograd.functional.hessian(f, x).view(72, 72))
-    _, vjp = torch.func.vjp(torch.func.grad(f), x)
-    v = torch.randn_like(x)
-    torch.testing.assert_close(vjp(v)[0].flatten(), hessian @ v.flatten())
-    state = {**dict(net.named_parameters()), **dict(net.named_buffers())}
-    gradients = torch.func.grad(lambda p: torch.func.functional_call(net, p, (x,)).pow(2).sum())(
-        {k: t for k, t in state.items() if t.is_floating_point()}
-    )
-    assert gradients["0.parametrizations.weight.original"].abs().max() > 0
-
-
-def test_training_in_a_functional_gradient():
-    net = small_net()
-    x = torch.randn(4, 2, 6, 6)
-    buffers = lambda: {k: b.clone() for k, b in net.named_buffers()}  # made inside, as nn.BatchNorm2d needs it too
-    loss = lambda p: torch.func.functional_call(net, (p, buffers()), (x,)).pow(2).sum()
-    got = torch.func.grad(loss)({k: p.detach() for k, p in net.named_parameters()})
-    net(x).pow(2).sum().backward()
-    for name, p in net.named_parameters():
-        torch.testing.assert_close(got[name], p.grad, rtol=1e-4, atol=1e-5)
-
-
-def test_autocast_and_half_precision():
-    net = small_net()
-    x = torch.randn(4, 2, 6, 6)
-    reference = copy.deepcopy(net)(x)
-    with torch.autocast("cpu", torch.bfloat16):
-        out = net(x)
-        refresh_norms(net)
-        assert net[0].weight.dtype == torch.float32
-    torch.testing.assert_close(out.float(), reference, rtol=0.1, atol=0.1)
-    out.float().sum().backward()
-    half = small_net(torch.bfloat16)
-    assert half(x.bfloat16()).dtype == torch.bfloat16
-    assert half[0].weight.dtype == torch.bfloat16
-    refresh_norms(half)
-    assert float(conv_norm(half.eval()[0].float(), (2, 6, 6), "exact")) == pytest.approx(1, abs=2e-2)
-
-
-@pytest.mark.skipif(shutil.which("g++") is None and shutil.which("clang++") is None, reason="no C++ compiler")
-def test_compiled_as_eager():
-    torch._dynamo.reset()
-    x = torch.randn(4, 2, 6, 6)
-    for mode in (False, True):
-        eager = small_net().train(mode)
-        other = copy.deepcopy(eager)
-        compiled = torch.compile(other, fullgraph=True)
-        for _ in range(2):
-            a, b = eager(x), compiled(x)
-            torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
-            a.pow(2).sum().backward()
-            b.pow(2).sum().backward()
-        for (name, one), two in zip(eager.state_dict().items(), other.state_dict().values(), strict=True):
-            torch.testing.assert_close(one, two, rtol=1e-4, atol=1e-5, msg=lambda m, n=name: f"{n}: {m}")
-        for one, two in zip(eager.parameters(), other.parameters(), strict=True):
-            torch.testing.assert_close(one.grad, two.grad, rtol=1e-3, atol=1e-4)
-
-
-def test_spectral_normalize_errors():
-    with pytest.raises(ValueError, match="BatchNorm2d"):
-        spectral_normalize(nn.BatchNorm2d(3), (3, 4, 4))
-    with pytest.raises(ValueError, match="C = 3"):
-        spectral_normalize(nn.Conv2d(3, 3, 3))
-    with pytest.raises(ValueError, match="at least 1"):
-        spectral_normalize(nn.Linear(3, 3), iterations=0)
-    layer = spectral_normalize(nn.Linear(3, 3))
-    with pytest.raises(ValueError, match="already"):
-        spectral_normalize(layer)
-    assert isinstance(layer.parametrizations.weight[0], SpectralNorm)
-    parametrize.remove_parametrizations(layer, "weight")
-    assert float(torch.linalg.matrix_norm(layer.weight.detach(), 2)) == pytest.approx(1, abs=0.05)
 
 
 # --- LipschitzBatchNorm2d ----------------------------------------------------------------------------------------

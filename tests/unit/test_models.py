@@ -10,7 +10,7 @@ from torch import nn
 
 from lcnn_utils.activations import CenteredSoftplus
 from lcnn_utils.lipschitz import LipschitzBatchNorm2d, conv_norm, refresh_norms
-from lcnn_utils.models import AveragedBlock, mlp, relu_reading, resnet, set_beta, to_low_curvature, vgg11
+from lcnn_utils.models import AveragedBlock, OrdinaryBlock, mlp, relu_reading, resnet, set_beta, to_low_curvature, vgg11
 
 NETS = {
     "resnet10": lambda lcnn: resnet(10, num_classes=5, width=4, in_channels=1, image_size=8, lcnn=lcnn),
@@ -73,6 +73,75 @@ def test_averaged_block_has_the_slope_its_docstring_claims():
         assert torch.linalg.matrix_norm(jacobian, 2) <= bound * (1 + 1e-3)
 
 
+@pytest.mark.parametrize("ordinary", [False, True])
+def test_a_block_averages_or_adds(ordinary):
+    torch.manual_seed(0)
+    net = resnet(18, num_classes=2, width=3, in_channels=1, image_size=8, ordinary=ordinary).eval()
+    blocks = [m for m in net.modules() if isinstance(m, AveragedBlock)]
+    assert {type(block) for block in blocks} == {OrdinaryBlock if ordinary else AveragedBlock}
+    x = torch.rand(4, 3, 8, 8)
+    for block in blocks[:3]:  # the third has another size and number of channels
+        f, s = block.branch, block.shortcut
+        assert isinstance(s, nn.Sequential if block is blocks[2] else nn.Identity)
+        before = f(x) + s(x) if ordinary else (f(x / math.sqrt(2)) + s(x / math.sqrt(2))) / 2
+        torch.testing.assert_close(block(x), block.activation(before))
+
+
+@pytest.mark.parametrize("make", [lambda **k: resnet(18, **k), vgg11], ids=["resnet18", "vgg11"])
+def test_an_ordinary_net_is_everybodys(make):
+    """Scale and shift in each BatchNorm, the given activation everywhere, no spectral norm anywhere."""
+    torch.manual_seed(0)
+    net = make(num_classes=7, width=2, image_size=16, activation=nn.ReLU, ordinary=True)
+    assert [m for m in net.modules() if isinstance(m, CenteredSoftplus | LipschitzBatchNorm2d)] == []
+    assert not any(nn.utils.parametrize.is_parametrized(m) for m in net.modules())
+    norms = [m for m in net.modules() if isinstance(m, nn.BatchNorm2d)]
+    convolutions = [m for m in net.modules() if isinstance(m, nn.Conv2d)]
+    assert len(norms) == len(convolutions) == (20 if make is not vgg11 else 8)
+    assert all(m.weight.requires_grad and m.bias.requires_grad for m in norms)
+    assert all(m.bias is None for m in convolutions)
+    assert len([m for m in net.modules() if isinstance(m, nn.ReLU)]) == (17 if make is not vgg11 else 8)
+    logits = net(torch.rand(4, 3, 16, 16))
+    assert logits.shape == (4, 7)
+    logits.logsumexp(1).sum().backward()
+    assert all(p.grad.isfinite().all() for p in net.parameters())
+
+
+def test_our_ordinary_resnet18_is_torchvisions():
+    """With their parameters, in their order, it computes what theirs does without the stem's stride and pooling."""
+    torch.manual_seed(0)
+    theirs = torchvision.models.resnet18(num_classes=10)
+    theirs.conv1, theirs.maxpool = nn.Conv2d(3, 64, 3, 1, 1, bias=False), nn.Identity()
+    ours = resnet(18, num_classes=10, ordinary=True, activation=nn.ReLU)
+    for mine, other in zip(ours.parameters(), theirs.parameters(), strict=True):
+        assert mine.shape == other.shape
+        mine.data.copy_(other.data)
+    x = torch.rand(4, 3, 32, 32)
+    torch.testing.assert_close(ours(x), theirs(x), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(ours.eval()(x), theirs.eval()(x), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "build",
+    [
+        lambda make: mlp([4, 5, 5, 3], activation=make),
+        lambda make: resnet(10, num_classes=2, width=2, activation=make, lcnn=True),
+        lambda make: vgg11(num_classes=2, width=2, activation=make),
+    ],
+    ids=["mlp", "resnet", "vgg"],
+)
+def test_each_activation_is_made_anew(build):
+    made = []
+
+    def make():
+        made.append(nn.Softplus(3.0))
+        return made[-1]
+
+    net = build(make)
+    assert made
+    assert {m for m in net.modules() if isinstance(m, nn.Softplus)} == set(made)
+    assert not [m for m in net.modules() if isinstance(m, CenteredSoftplus)]
+
+
 def test_mlp_takes_images_or_points():
     assert mlp([2, 8, 3])(torch.randn(5, 2)).shape == (5, 3)
     net = mlp([64, 16, 16, 10], lcnn=True)
@@ -108,6 +177,8 @@ def test_set_beta_and_relu_reading():
         (lambda: mlp([3]), "sizes"),
         (lambda: mlp([3, 0, 2]), r"sizes\[1\]"),
         (lambda: vgg11(num_classes=2, beta=math.nan), "beta"),
+        (lambda: mlp([3, 4, 2], beta=0.0), "beta"),
+        (lambda: resnet(10, num_classes=2, lcnn=True, ordinary=True), "ordinary=True with lcnn=False"),
     ],
 )
 def test_bad_numbers_are_named(make, message):

@@ -1,17 +1,22 @@
-"""The two losses against the formula of the paper, and every field of a recipe."""
+"""What each method minimises, against its formula: gradients by finite differences, one input or weight at a time."""
 
-import dataclasses
+import copy
+import itertools
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
+from lcnn_utils import objectives
 from lcnn_utils.activations import CenteredSoftplus
+from lcnn_utils.attacks import perturb
 from lcnn_utils.lipschitz import LipschitzBatchNorm2d
-from lcnn_utils.objectives import DATASETS, MODELS, OBJECTIVES, Recipe, lcnn, standard
-from lcnn_utils.training import state_path
+from lcnn_utils.objectives import OBJECTIVES, gradient_change, lcnn, squared_gradient, standard
+from lcnn_utils.recipe import Recipe
 
 BETAS, GAMMAS = (0.5, 3.0, 40.0), (0.25, 8.0)  # one γ below 1, where log γ < 0
 
@@ -85,79 +90,278 @@ def test_a_net_without_our_layers_has_no_penalty(batch):
     assert terms["sum_beta"].item() == terms["sum_abs_log_gamma"].item() == 0
 
 
+# ---- penalties on gradients --------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def cnn():
+    """Smooth, in float64, with both kinds of BatchNorm; its statistics are not those of the batch below."""
+    torch.manual_seed(0)
+    net = nn.Sequential(
+        nn.Conv2d(1, 3, 3, padding=1), nn.BatchNorm2d(3), nn.Softplus(5.0),
+        nn.Conv2d(3, 4, 3, stride=2), LipschitzBatchNorm2d(4, 50.0), CenteredSoftplus(5.0),
+        nn.Flatten(), nn.Linear(16, 4),
+    ).double()  # fmt: skip
+    for _ in range(5):
+        net(0.5 + 0.5 * torch.rand(20, 1, 5, 5, dtype=torch.float64))
+    return net
+
+
+@pytest.fixture
+def images():
+    generator = torch.Generator().manual_seed(1)
+    return torch.rand(6, 1, 5, 5, generator=generator, dtype=torch.float64), torch.tensor([0, 1, 2, 3, 1, 2])
+
+
+def input_gradient(net, x, y, h=1e-5) -> torch.Tensor:
+    """∂Σℓ/∂x by central differences, pixel by pixel, in the mode that the net is in."""
+    net, slopes = copy.deepcopy(net), torch.empty(x.numel(), dtype=x.dtype)
+    with torch.no_grad():
+        for i in range(x.numel()):
+            move = h * F.one_hot(torch.tensor(i), x.numel()).view_as(x)
+            up, down = (F.cross_entropy(net(x + sign * move), y, reduction="sum") for sign in (1, -1))
+            slopes[i] = (up - down) / (2 * h)
+    return slopes.view_as(x)
+
+
+def mean_square(v: torch.Tensor) -> float:
+    return v.square().sum().item() / len(v)
+
+
+def cure_by_hand(net, x, y, h) -> float:
+    here = input_gradient(net, x, y)
+    z = here.sign().flatten(1) / here.sign().flatten(1).norm(dim=1, keepdim=True)
+    return mean_square(input_gradient(net, x + h * z.view_as(x), y) - here)
+
+
+LAMBDAS = dict(lambda_beta=0.3, lambda_gamma=0.2, lambda_grad=0.7, lambda_cure=0.4, h=0.6)
+REGULARISED = {
+    "gradreg": Recipe(method="gradreg", **LAMBDAS),
+    "lcnn_gradreg": Recipe(method="lcnn_gradreg", **LAMBDAS),
+    "cure": Recipe(method="cure", **LAMBDAS),
+    "cure in eval mode": Recipe(method="cure", penalty_eval=True, **LAMBDAS),
+    "cure published": Recipe(method="cure", published=True, **LAMBDAS),
+}
+each_penalty = pytest.mark.parametrize("recipe", REGULARISED.values(), ids=REGULARISED)
+
+
+def objective(net, batch, recipe, **more):
+    return OBJECTIVES[recipe.method](net, *batch, recipe, **more)
+
+
+@each_penalty
+def test_penalties_are_their_formulas(recipe, cnn, images):
+    net = copy.deepcopy(cnn)
+    expected = {"loss": cross_entropy(net(images[0]), images[1])}  # and the statistics move, as in the first pass
+    net.train(not recipe.penalty_eval)
+    if recipe.method == "cure":
+        expected["gradient_change"] = cure_by_hand(net, *images, recipe.h)
+        total = expected["loss"] + 0.4 * expected["gradient_change"]
+    else:
+        expected["squared_gradient"] = mean_square(input_gradient(net, *images))
+        total = expected["loss"] + 0.7 * expected["squared_gradient"]
+    if recipe.method == "lcnn_gradreg":
+        expected |= {"sum_beta": 5.0, "sum_abs_log_gamma": math.log(50)}
+        total += 0.3 * 5.0 + 0.2 * math.log(50)
+    loss, terms = objective(cnn, images, recipe)
+    assert loss.item() == pytest.approx(total, rel=1e-6)
+    assert set(terms) == {*expected, "accuracy"}
+    assert {name: terms[name].item() for name in expected} == pytest.approx(expected, rel=1e-6)
+    assert not any(term.requires_grad for term in terms.values())
+
+
+@each_penalty
+def test_gradients_of_penalties_in_the_weights(recipe, cnn, images):
+    """Against differences of the objective along random directions in the space of all weights. Statistics at rest:
+    what they owe to the weights is not followed."""
+    cnn[1].momentum = cnn[4].momentum = 0.0
+    net = copy.deepcopy(cnn)
+    gradients = torch.autograd.grad(objective(net, images, recipe)[0], list(net.parameters()))
+    torch.manual_seed(2)
+    for _ in range(3):
+        directions = [torch.randn_like(p) for p in net.parameters()]
+        values = []
+        for h in (1e-6, -1e-6):
+            moved = copy.deepcopy(cnn)
+            for p, direction in zip(moved.parameters(), directions, strict=True):
+                p.data += h * direction
+            values.append(objective(moved, images, recipe)[0].item())
+        slope = sum((g * direction).sum().item() for g, direction in zip(gradients, directions, strict=True))
+        assert slope == pytest.approx((values[0] - values[1]) / 2e-6, rel=1e-5)
+
+
+def penalty(cnn, images, recipe, step) -> tuple[float, torch.Tensor]:
+    """A penalty alone and its gradient in all weights, where differences are taken over ``step``."""
+    net, (x, y) = copy.deepcopy(cnn), images
+    if recipe.method == "cure":
+        value = gradient_change(net, x, y, recipe, recipe.h, step=step)
+    else:
+        x = x.clone().requires_grad_()
+        value = squared_gradient(net, x, y, F.cross_entropy(net(x), y), recipe, step=step)
+    return value.item(), torch.cat([g.flatten() for g in torch.autograd.grad(value, list(net.parameters()))])
+
+
 @pytest.mark.parametrize(
-    ("field", "value", "says"),
-    [
-        ("dataset", "digit", r"unknown dataset 'digit': known are .*did you mean 'digits'\?"),
-        ("dataset", "imagenet", "unknown dataset 'imagenet': known are " + ", ".join(DATASETS)),
-        ("method", "lcn", r"unknown method 'lcn': known are standard, lcnn; did you mean 'lcnn'\?"),
-        ("model", "resnet-18", r"unknown model 'resnet-18': known are .*did you mean 'resnet18'\?"),
-        ("model", "zzz", "unknown model 'zzz': known are " + ", ".join(MODELS)),
-    ],
+    ("name", "order", "off_by"), [("gradreg", 1, 0.05), ("cure", 2, 5e-3), ("cure in eval mode", 2, 5e-3)]
 )
-def test_unknown_names_are_listed_and_suggested(field, value, says):
-    with pytest.raises(ValueError, match=says):
-        Recipe(**{field: value})
+def test_differences_come_near_the_exact_form(name, order, off_by, cnn, images):
+    """Value and gradient: near at the step in use, and off by O(step) or, where they are central, by O(step²)."""
+    recipe, step = REGULARISED[name], objectives.STEP
+    value, gradient = penalty(cnn, images, recipe, step)
+    off = []
+    for part in (1, 2, 4):
+        near, slope = penalty(cnn, images, replace(recipe, derivative="difference"), step / part)
+        off.append([abs(near / value - 1), ((slope - gradient).norm() / gradient.norm()).item()])
+    assert max(off[0]) < off_by
+    for before, after in itertools.pairwise(off):
+        assert np.divide(before, after) == pytest.approx(2**order, rel=0.3)
 
 
-WHOLE = ("width", "epochs", "batch_size")
-POSITIVE = ("lr", "beta", "gamma")
-AT_LEAST_ZERO = ("lambda_beta", "lambda_gamma", "weight_decay", "momentum")
+@each_penalty
+@pytest.mark.parametrize("derivative", ["exact", "difference"])
+def test_a_penalty_leaves_the_net_as_the_first_pass_does(recipe, derivative, cnn, images):
+    """Statistics, modes and momenta; but the published CURE moves the statistics by its own passes, too."""
+    x, _ = images
+    cnn[4].eval()  # whoever froze a layer finds it frozen
+    expected, modes = copy.deepcopy(cnn), [m.training for m in cnn.modules()]
+    momenta = [m.momentum for m in cnn.modules() if hasattr(m, "momentum")]
+    expected(x)
+    weights = [p.detach().clone() for p in cnn.parameters()]
+    loss, _ = objective(cnn, images, replace(recipe, derivative=derivative))
+    assert [m.training for m in cnn.modules()] == modes
+    assert [m.momentum for m in cnn.modules() if hasattr(m, "momentum")] == momenta == [0.1, 0.1]
+    assert all(torch.equal(p, w) for p, w in zip(cnn.parameters(), weights, strict=True))
+    assert all(p.grad is None for p in cnn.parameters())
+    assert not x.requires_grad
+    assert loss.requires_grad
+    for name, value in expected.named_buffers():
+        if value.is_floating_point():
+            moved = recipe.published and name.startswith("1.")
+            assert torch.equal(dict(cnn.named_buffers())[name], value) != moved, name
+
+
+def test_the_published_cures_passes_are_two_more_in_training(cnn, images):
+    inputs = []
+    net = copy.deepcopy(cnn)
+    hook = cnn.register_forward_pre_hook(lambda m, given: inputs.append((m.training, given[0].detach())))
+    objective(cnn, images, REGULARISED["cure published"])
+    hook.remove()
+    assert [training for training, _ in inputs] == [True] * 3
+    assert torch.equal(inputs[1][1], images[0])
+    assert (inputs[2][1] - images[0]).flatten(1).norm(dim=1).tolist() == pytest.approx([0.6] * 6)
+    for _, x in inputs:
+        net(x)
+    assert all(torch.equal(a, b) for a, b in zip(net.buffers(), cnn.buffers(), strict=True))
 
 
 @pytest.mark.parametrize(
-    ("field", "value"),
-    [
-        *[(name, value) for name in WHOLE for value in (0, -3, 2.0, 1.5, math.nan, True, "8")],
-        *[(name, value) for name in POSITIVE for value in (0, -1.0, math.nan, math.inf, True, "0.1")],
-        *[(name, value) for name in AT_LEAST_ZERO for value in (-1e-9, math.nan, math.inf, True, "0.1")],
-        *[("seed", value) for value in (-1, 1.5, math.nan, True, "0")],
-        *[("momentum", value) for value in (1.0, 1.5)],  # the steps of SGD would grow without end
-        *[("augment", value) for value in (1, "no", None)],
-    ],
+    ("published", "progress", "part"),
+    [(False, 0.0, 0.1), (False, 0.25, 0.55), (False, 0.5, 1.0), (False, 0.9, 1.0), (True, 0.0, 1.0), (True, 0.7, 1.0)],
 )
-def test_bad_numbers_are_named(field, value):
-    with pytest.raises(ValueError, match=rf"{field} must be .*{value!s}"):
-        Recipe(**{field: value})
+def test_cures_step_grows_in_the_first_half(published, progress, part, cnn, images, monkeypatch):
+    seen, real = [], objectives.gradient_change
+    monkeypatch.setattr(objectives, "gradient_change", lambda *args: (seen.append(args[-1]), real(*args))[1])
+    recipe = Recipe(method="cure", h=0.8, published=published)
+    objective(cnn, images, recipe, progress=progress)
+    objective(cnn, images, recipe)
+    assert seen == pytest.approx([0.8 * part, 0.8])
 
 
-def test_moons_are_points_and_need_the_mlp():
-    with pytest.raises(ValueError, match=r"moons.*mlp"):
-        Recipe("moons", model="resnet10")
+@each_penalty
+@pytest.mark.parametrize("derivative", ["exact", "difference"])
+def test_no_slope_no_penalty(recipe, derivative, cnn, images):
+    """Constant logits: no direction to follow, and no division by zero on the way."""
+    cnn[-1].weight.data.zero_()
+    loss, terms = objective(cnn, images, replace(recipe, derivative=derivative, lambda_beta=0.0, lambda_gamma=0.0))
+    assert terms.get("squared_gradient", terms.get("gradient_change")).item() == 0
+    assert loss.item() == terms["loss"].item()
+    assert all(g.isfinite().all() for g in torch.autograd.grad(loss, list(cnn.parameters())))
 
 
-def test_a_recipe_is_a_value():
-    assert Recipe() == Recipe()
-    assert len({Recipe(), Recipe(), Recipe(seed=1)}) == 2
-    with pytest.raises(dataclasses.FrozenInstanceError):
-        Recipe().lr = 1.0
-    with pytest.raises(ValueError, match="lr"):
-        dataclasses.replace(Recipe(), lr=-1.0)
+@pytest.mark.parametrize("method", ["gradreg", "lcnn_gradreg", "minimal", "cure", "lcnn"])
+def test_without_its_λ_a_method_is_the_standard_one(method, cnn, images):
+    recipe = Recipe(method=method, lambda_beta=0, lambda_gamma=0, lambda_grad=0, lambda_cure=0)
+    plain = standard(cnn, *images, recipe)[0].item()
+    assert objective(cnn, images, recipe)[0].item() == pytest.approx(plain, rel=1e-12)
 
 
-def test_the_names_are_those_of_the_objectives():
-    assert {"standard": standard, "lcnn": lcnn} == OBJECTIVES
+def test_which_objective_is_whose():
+    assert OBJECTIVES["standard"] is OBJECTIVES["softplus_wd"] is OBJECTIVES["relu"] is standard
+    assert OBJECTIVES["minimal"] is OBJECTIVES["lcnn_gradreg"]
+    assert all(OBJECTIVES[name].__name__ == name for name in ("lcnn", "gradreg", "lcnn_gradreg", "cure", "adversarial"))
 
 
-OTHER = dict(
-    dataset="svhn", method="lcnn", model="vgg11", width=17, seed=1, epochs=31, batch_size=127, lr=0.2, momentum=0.8,
-    weight_decay=1e-4, augment=True, beta=4.0, gamma=9.0, lambda_beta=1e-2, lambda_gamma=1e-2,
-)  # fmt: skip
+# ---- adversarial -------------------------------------------------------------------------------------------------
 
 
-def test_every_field_has_its_own_path(monkeypatch, tmp_path):
-    monkeypatch.setenv("LCNN_STORE", str(tmp_path))
-    assert set(OTHER) == {field.name for field in dataclasses.fields(Recipe)}, "a new field: add it here"
-    paths = [state_path(dataclasses.replace(Recipe(), **{name: value})) for name, value in OTHER.items()]
-    assert len({state_path(Recipe()), *paths}) == len(OTHER) + 1
-    assert state_path(Recipe()) == state_path(Recipe())
-    assert state_path(Recipe("svhn", "lcnn", seed=7)).name.startswith("svhn-lcnn-seed7-")
-    assert state_path(Recipe()).is_relative_to(tmp_path)
-    assert not list(tmp_path.iterdir()), "asking for a path makes nothing"
+def seeded() -> torch.Generator:
+    return torch.Generator().manual_seed(3)
 
 
-def test_equal_recipes_have_equal_paths(monkeypatch, tmp_path):
-    """1 == 1.0 in Python, so the recipes are equal, and so must their states be."""
-    monkeypatch.setenv("LCNN_STORE", str(tmp_path))
-    assert Recipe(lr=1, beta=5, gamma=10) == Recipe(lr=1.0, beta=5.0, gamma=10.0)
-    assert state_path(Recipe(lr=1, beta=5, gamma=10)) == state_path(Recipe(lr=1.0, beta=5.0, gamma=10.0))
+@pytest.mark.parametrize("published", [False, True])
+def test_adversarial_trains_on_what_the_attack_found(published, cnn, images):
+    """PGD in eval mode on the true labels; published: short steps, predicted labels, in training mode throughout."""
+    x, y = images
+    recipe = Recipe(method="adversarial", eps=0.5, attack_steps=4, published=published)
+    attacked, inputs = copy.deepcopy(cnn), []
+    hook = cnn.register_forward_pre_hook(lambda m, given: inputs.append((m.training, given[0].detach().clone())))
+    loss, terms = objective(cnn, images, recipe, generator=seeded())
+    hook.remove()
+    labels = attacked(x).argmax(1) if published else y
+    assert published or (attacked.eval()(x).argmax(1) != y).any(), "the test needs labels that aren't the predicted"
+    size = 0.01 if published else 2.5 * 0.5 / 4
+    moved = perturb(attacked, x, labels, 0.5, steps=4, step_size=size, generator=seeded())
+    assert [training for training, _ in inputs] == [published] * (5 if published else 4) + [True]
+    assert torch.equal(inputs[-1][1], moved)
+    assert loss.item() == pytest.approx(cross_entropy(attacked.train()(moved), y), rel=1e-12)
+    assert set(terms) == {"loss", "accuracy"}
+    assert all(torch.equal(a, b) for a, b in zip(attacked.buffers(), cnn.buffers(), strict=True))
+    assert all(m.training for m in cnn.modules())
+    assert all(p.grad is None for p in cnn.parameters())
+
+
+def test_statistics_are_those_of_the_final_pass_alone_unless_published(cnn, images):
+    for published in (False, True):
+        net, final = copy.deepcopy(cnn), []
+        net.register_forward_pre_hook(lambda _, given, final=final: final.append(given[0].detach()))
+        objective(net, images, Recipe(method="adversarial", published=published), generator=seeded())
+        once = copy.deepcopy(cnn)
+        once(final[-1])
+        pairs = zip(once.buffers(), net.buffers(), strict=True)
+        assert all(torch.equal(a, b) for a, b in pairs) != published
+
+
+def test_the_attack_stays_inside_and_is_felt(cnn, images):
+    x, y = images
+    cnn.eval()  # so that all losses are of one function
+    losses = []
+    for eps in (1e-6, 0.3, 1.0):
+        final = []
+        hook = cnn.register_forward_pre_hook(lambda _, given, final=final: final.append(given[0].detach()))
+        loss, _ = objective(cnn, images, Recipe(method="adversarial", eps=eps, attack_steps=5), generator=seeded())
+        hook.remove()
+        losses.append(loss.item())
+        assert ((final[-1] - x).flatten(1).norm(dim=1) <= eps * (1 + 1e-6)).all()
+        assert ((final[-1] >= 0) & (final[-1] <= 1)).all()
+    assert losses[0] == pytest.approx(F.cross_entropy(cnn(x), y).item(), rel=1e-4)
+    assert losses == sorted(losses)
+    assert losses[2] > losses[0] + 0.01
+
+
+def test_points_have_no_box(net, batch):
+    x, y = 3 * batch[0], batch[1]
+    final = []
+    net.register_forward_pre_hook(lambda _, given: final.append(given[0].detach()))
+    objective(net, (x, y), Recipe("moons", "adversarial", "mlp", eps=0.2))
+    lengths = (final[-1] - x).norm(dim=1)
+    assert ((lengths > 0.1) & (lengths <= 0.2 * (1 + 1e-6))).all(), "none was cut by a box of [0, 1]"
+
+
+def test_random_starts_come_from_the_generator(cnn, images):
+    recipe, generator = Recipe(method="adversarial", eps=0.3, attack_steps=1), seeded()
+    value = lambda generator: objective(copy.deepcopy(cnn), images, recipe, generator=generator)[0].item()
+    first, second = value(generator), value(generator)
+    assert first == value(seeded()) != second
+    state = torch.get_rng_state()
+    assert value(None) == value(None)
+    assert torch.equal(torch.get_rng_state(), state)

@@ -1,13 +1,7 @@
-"""Training against a loop written out by hand; runs that are stopped, killed, damaged or diverge."""
+"""Training against a loop written out by hand; runs that are stopped or diverge (killed: test_state)."""
 
-import json
 import math
-import os
 import random
-import signal
-import subprocess
-import sys
-import time
 from dataclasses import replace
 
 import numpy as np
@@ -15,15 +9,18 @@ import pandas as pd
 import pytest
 import torch
 from helpers import files_of_at_most
-from safetensors.torch import load_file, safe_open, save_file
+from safetensors.torch import load_file, safe_open
 from sklearn.datasets import load_digits, make_moons
 from torch import nn
 from torch.nn.utils import parametrize
 
 from lcnn_utils import studies
 from lcnn_utils.activations import CenteredSoftplus
+from lcnn_utils.curvature import geometry
 from lcnn_utils.lipschitz import LipschitzBatchNorm2d, conv_norm
-from lcnn_utils.objectives import DATASETS, MODELS, OBJECTIVES, Recipe
+from lcnn_utils.objectives import OBJECTIVES
+from lcnn_utils.recipe import METHODS, SCHEDULES, Recipe
+from lcnn_utils.spectral import SpectralNorm, sigma_error
 from lcnn_utils.training import accuracy, build, fit, learning_rate, samples, state_path
 
 pytestmark = pytest.mark.usefixtures("store")
@@ -50,13 +47,17 @@ def epochs_on_disk(recipe) -> int:
         return int(file.metadata()["epoch"])
 
 
+def files_beside(path) -> list[str]:
+    return [other.name for other in path.parent.iterdir() if other.is_file()]
+
+
 def after(calls: int, then):
     """The real objective for so many calls; from then on its result is handed to ``then``."""
     real, count = OBJECTIVES.copy(), [0]
 
-    def objective(model, x, y, recipe):
+    def objective(model, x, y, recipe, **more):
         count[0] += 1
-        result = real[recipe.method](model, x, y, recipe)
+        result = real[recipe.method](model, x, y, recipe, **more)
         return result if count[0] <= calls else then(model, *result)
 
     return objective
@@ -74,7 +75,7 @@ def interrupt(recipe, calls: int) -> None:
             train(recipe)
 
 
-def forbidden(*_):
+def forbidden(*_, **__):
     raise AssertionError("it must not train")
 
 
@@ -95,6 +96,13 @@ def test_the_learning_rate_is_one_cycle():
     up, down = t < 0.3, t >= 0.3
     np.testing.assert_allclose(rates[up], 0.7 * (0.04 + 3.2 * t[up]))
     np.testing.assert_allclose(rates[down], 0.7 * np.cos(np.pi * (t[down] - 0.3) / 1.4) ** 2, atol=1e-12)
+
+
+def test_the_learning_rate_in_steps():
+    """×0.1 at 75 % and at 87.5 % of training, there and not a step earlier."""
+    recipe = Recipe(lr=0.7, schedule="steps", epochs=8)
+    rates = [learning_rate(recipe, (epoch + step / 4) / 8) / 0.7 for epoch in range(8) for step in range(4)]
+    assert rates == pytest.approx([1.0] * 24 + [0.1] * 4 + [0.01] * 4)
 
 
 def test_accuracy_against_numpy():
@@ -120,33 +128,6 @@ def test_samples_of_the_digits_are_all_of_them():
     assert x.dtype == torch.float32
     assert np.bincount(y.numpy()).tolist() == np.bincount(digits.target).tolist()
     assert x.sum().item() == pytest.approx(np.round(digits.images * 255 / 16).sum() / 255, rel=1e-5)
-
-
-@pytest.mark.parametrize("method", ["standard", "lcnn"])
-@pytest.mark.parametrize(
-    ("dataset", "model"), [("moons", "mlp"), *[(dataset, model) for dataset in DATASETS[1:] for model in MODELS]]
-)
-def test_build_makes_what_the_recipe_says(dataset, model, method):
-    recipe = Recipe(dataset, method, model, width=2, beta=3.0, gamma=4.0)
-    net = build(recipe).eval()
-    shape = {"moons": (2,), "digits": (1, 8, 8)}.get(dataset, (3, 32, 32))
-    assert net(torch.rand(2, *shape)).shape == (2, {"moons": 2, "cifar100": 100}.get(dataset, 10))
-    betas = [m for m in net.modules() if isinstance(m, CenteredSoftplus)]
-    gammas = [m.gamma.item() for m in net.modules() if isinstance(m, LipschitzBatchNorm2d)]
-    low = method == "lcnn"
-    assert [m.beta.item() for m in betas] == pytest.approx([3.0 if low else 1000.0] * len(betas))
-    assert any(name.endswith("log_beta") for name, _ in net.named_parameters()) == low
-    assert bool(gammas) == low
-    assert gammas == pytest.approx([4.0] * len(gammas))
-
-
-def test_build_is_drawn_from_the_seed_alone():
-    torch.manual_seed(5)
-    first = build(DIGITS).state_dict()
-    torch.manual_seed(6)
-    second, other = build(DIGITS).state_dict(), build(replace(DIGITS, seed=1)).state_dict()
-    assert all(torch.equal(first[name], second[name]) for name in first)
-    assert not all(torch.equal(first[name], other[name]) for name in first)
 
 
 # ---- the loop ----------------------------------------------------------------------------------------------------
@@ -175,15 +156,16 @@ def test_against_a_loop_written_out():
     assert history.loss.tolist() == pytest.approx([np.mean(losses[:20]), np.mean(losses[20:])], rel=1e-4)
 
 
-def test_weight_decay_spares_beta_and_gamma(monkeypatch):
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_weight_decay_spares_beta_and_gamma(schedule, monkeypatch):
     """With a zero gradient and no momentum a step multiplies a weight by 1 − lr·decay; log β and log γ stay."""
 
-    def flat(model, x, y, recipe):
+    def flat(model, x, y, recipe, **_):
         loss = sum(0 * p.sum() for p in model.parameters())
         return loss, {"loss": loss.detach()}
 
     monkeypatch.setitem(OBJECTIVES, "lcnn", flat)
-    recipe = replace(MOONS, epochs=1, momentum=0.0, weight_decay=0.5, lr=0.3)
+    recipe = replace(MOONS, epochs=1, momentum=0.0, weight_decay=0.5, lr=0.3, schedule=schedule)
     before, after_ = dict(build(recipe).named_parameters()), dict(train(recipe)[0].named_parameters())
     factor = math.prod(1 - 0.5 * learning_rate(recipe, step / 20) for step in range(20))
     assert factor < 0.5
@@ -205,12 +187,74 @@ def test_moons_are_learnt(method):
     assert history.loss.iloc[-1] < history.loss.iloc[0]
 
 
-@pytest.mark.parametrize("method", ["standard", "lcnn"])
+@pytest.mark.parametrize("method", METHODS)
 def test_digits_are_learnt(method):
-    recipe = Recipe("digits", method, "resnet10", width=4, epochs=4, batch_size=64)
+    recipe = Recipe("digits", method, "mlp", width=32, epochs=6, batch_size=64)
     model, history = train(recipe)
     assert accuracy(model, *samples(recipe, "test")) > 0.8
     assert history.accuracy.is_monotonic_increasing
+
+
+@pytest.mark.parametrize(("batch_size", "sizes"), [(512, [512] * 4), (1437, [1437] * 2), (2000, [1437] * 2)])
+def test_an_objective_is_told_where_training_stands(batch_size, sizes, monkeypatch):
+    """Batches are of one size, the last one of 413 left out; a batch too large for the data is all of them."""
+    told = []
+
+    def objective(model, x, y, recipe, *, progress, generator):
+        told.append((len(x), progress, model.training, generator))
+        return OBJECTIVES["lcnn"](model, x, y, recipe)
+
+    monkeypatch.setitem(OBJECTIVES, "standard", objective)
+    train(Recipe("digits", "standard", "mlp", width=2, epochs=2, batch_size=batch_size))
+    assert [size for size, *_ in told] == sizes
+    assert [progress for _, progress, *_ in told] == [step / len(sizes) for step in range(len(sizes))]
+    assert all(training for *_, training, _ in told)
+    (generator,) = {generator for *_, generator in told}
+    saved = load_file(next(state_path(DIGITS).parent.glob("*.safetensors")))["generator"]
+    assert torch.equal(generator.get_state(), saved), "its draws are part of the state"
+
+
+def test_norms_advance_once_a_step_and_once_before_measuring(monkeypatch):
+    calls, advance = [], SpectralNorm.advance
+    monkeypatch.setattr(SpectralNorm, "advance", lambda norm, weight: (calls.append(norm), advance(norm, weight))[1])
+    train(replace(DIGITS, method="lcnn_gradreg"))
+    assert len(calls) == 13 * 3 * (2 + 1), "layers, epochs, steps: however many forward passes a step makes"
+
+
+def test_the_history_says_what_was_measured():
+    """Against the state that was saved, measured again."""
+    recipe = replace(DIGITS, method="lcnn_gradreg", epochs=2)
+    _, history = train(recipe)
+    state = {name: value for name, value in load_file(state_path(recipe)).items() if name.startswith("model.")}
+    saved = build(recipe)
+    saved.load_state_dict({name.removeprefix("model."): value for name, value in state.items()})
+    row, layers = history.iloc[-1], dict(saved.named_modules())
+    betas = {f"beta {name}": m.beta.item() for name, m in layers.items() if isinstance(m, CenteredSoftplus)}
+    gammas = {f"gamma {name}": m.gamma.item() for name, m in layers.items() if isinstance(m, LipschitzBatchNorm2d)}
+    terms = ["loss", "accuracy", "squared_gradient", "sum_beta", "sum_abs_log_gamma"]
+    assert set(history) == {"epoch", *terms, "curvature", "sigma_error", *betas, *gammas}
+    assert (len(betas), len(gammas)) == (9, 12)
+    assert dict(row[[*betas, *gammas]]) == pytest.approx(betas | gammas)
+    assert row.sigma_error == pytest.approx(sigma_error(saved), abs=1e-6)
+    x, y = (part[:16] for part in samples(recipe, "train"))
+    curvature = geometry(saved, x, y, method="power", max_iter=4).curvature.mean().item()
+    assert row.curvature == pytest.approx(curvature, rel=0.02)  # σ = ‖Wv‖ here, uᵀWv there
+    assert history.drop(columns=["epoch"]).notna().all().all()
+
+
+def test_watch_sees_the_history_grow():
+    seen = []
+    interrupt(MOONS, 30)
+    _, history = train(MOONS, watch=seen.append)
+    assert [frame.epoch.tolist() for frame in seen] == [[1, 2], [1, 2, 3], [1, 2, 3, 4]]
+    pd.testing.assert_frame_equal(seen[-1], history, check_exact=True)
+    train(MOONS, watch=forbidden)  # read back: nothing grows
+
+
+def test_a_watch_that_fails_costs_no_epoch():
+    with pytest.raises(AssertionError, match="must not train"):
+        train(MOONS, watch=forbidden)
+    assert epochs_on_disk(MOONS) == 1
 
 
 @RECIPES
@@ -244,8 +288,9 @@ def test_the_global_generators_are_left_alone():
 
     before = states()
     build(DIGITS)
-    train(replace(DIGITS, epochs=1))
     train(replace(MOONS, epochs=1))
+    for method in METHODS:
+        train(replace(DIGITS, method=method, model="mlp", epochs=1))
     assert states() == before
 
 
@@ -272,55 +317,49 @@ def test_an_absent_device_is_refused(store):
 def test_interrupted_then_resumed_is_the_uninterrupted_run(recipe, epochs_done, monkeypatch, tmp_path):
     whole = train(recipe)
     monkeypatch.setenv("LCNN_STORE", str(tmp_path / "another"))
-    steps = 20 if recipe is MOONS else 3
+    steps = 20 if recipe is MOONS else 2
     interrupt(recipe, epochs_done * steps + 1)
     assert state_path(recipe).exists() == (epochs_done > 0)
     if epochs_done:
         assert epochs_on_disk(recipe) == epochs_done
     assert_same(whole, train(recipe))
-    assert [path.name for path in state_path(recipe).parent.iterdir()] == [state_path(recipe).name]
+    assert files_beside(state_path(recipe)) == [state_path(recipe).name]
 
 
-SLOW = """
-import os, sys, time, torch
-from lcnn_utils import training
-from lcnn_utils.objectives import OBJECTIVES, Recipe
-torch.set_num_threads(1)
-training.samples(Recipe(), "test")  # imports scikit-learn, once
-for recipe, pause in ((eval(sys.argv[1]), 0.02), (eval(sys.argv[2]), 0.15)):
-    if pid := os.fork():
-        print(pid, flush=True)
-        continue
-    real = OBJECTIVES[recipe.method]
-    OBJECTIVES[recipe.method] = lambda *a: (time.sleep(pause), real(*a))[1]
-    training.fit(recipe, progress=False)
-    os._exit(0)
-os.wait(), os.wait()
-"""
+VARIANTS = {method: dict(method=method) for method in METHODS} | {
+    "cure published": dict(method="cure", published=True),
+    "adversarial published": dict(method="adversarial", published=True),
+    "cure by differences": dict(method="cure", derivative="difference", model="mlp"),
+    "gradreg by differences": dict(method="gradreg", derivative="difference", model="mlp"),
+    "no momentum": dict(momentum=0.0, model="mlp"),
+    "steps": dict(schedule="steps", model="mlp"),
+}
 
 
-def test_killed_then_resumed_is_the_uninterrupted_run(monkeypatch, tmp_path):
-    """A real SIGKILL, at whatever point of the second epoch it falls."""
-    if not hasattr(signal, "SIGKILL"):
-        pytest.skip("POSIX only")
-    recipes = (MOONS, DIGITS)
-    whole = [train(recipe) for recipe in recipes]
+@pytest.mark.parametrize("changes", VARIANTS.values(), ids=VARIANTS)
+def test_every_method_goes_on_where_it_was(changes, monkeypatch, tmp_path):
+    recipe = replace(DIGITS, epochs=2, **changes)
+    whole = train(recipe)
     monkeypatch.setenv("LCNN_STORE", str(tmp_path / "another"))
-    child = subprocess.Popen(
-        [sys.executable, "-c", SLOW, *map(repr, recipes)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
-    pids = [int(child.stdout.readline() or 0) for _ in recipes]
-    assert all(pids), child.stderr.read()
-    for recipe, pid in zip(recipes, pids, strict=True):
-        deadline = time.monotonic() + 60
-        while not state_path(recipe).exists() and time.monotonic() < deadline and child.poll() is None:
-            time.sleep(0.005)
-        os.kill(pid, signal.SIGKILL)
-    _, errors = child.communicate(timeout=60)
-    assert child.returncode == 0, errors
-    for recipe, expected in zip(recipes, whole, strict=True):
-        assert 1 <= epochs_on_disk(recipe) < recipe.epochs, "it was killed too late for this test to mean anything"
-        assert_same(expected, train(recipe))
+    interrupt(recipe, 3)
+    assert epochs_on_disk(recipe) == 1
+    assert_same(whole, train(recipe))
+
+
+def test_interrupted_twice_in_a_row(monkeypatch, tmp_path):
+    whole = train(DIGITS)
+    monkeypatch.setenv("LCNN_STORE", str(tmp_path / "another"))
+    seconds = [0.0]
+    for done in (1, 2):
+        interrupt(DIGITS, 3)  # in the second step of the next epoch but one
+        assert epochs_on_disk(DIGITS) == done
+        with safe_open(state_path(DIGITS), "pt") as file:
+            seconds.append(float(file.metadata()["seconds"]))
+    third = train(DIGITS)
+    assert_same(whole, third)
+    assert seconds == sorted(seconds)
+    assert third[1].attrs["seconds"] > seconds[-1] > seconds[1] > 0, "all sittings together"
+    assert train(DIGITS)[1].attrs["seconds"] == pytest.approx(third[1].attrs["seconds"], abs=0.1)
 
 
 @RECIPES
@@ -347,97 +386,12 @@ def test_resume_false_trains_anew(monkeypatch):
 # ---- what goes wrong ---------------------------------------------------------------------------------------------
 
 
-def truncated(path):
-    path.write_bytes(path.read_bytes()[:-10])
-
-
-def header_only(path):
-    path.write_bytes(path.read_bytes()[:20])
-
-
-def empty(path):
-    path.write_bytes(b"")
-
-
-def text(path):
-    path.write_text("<html>404</html>" * 100)
-
-
-def flip(path, at):
-    content = bytearray(path.read_bytes())
-    content[at] ^= 0x55
-    path.write_bytes(content)
-
-
-def flipped_in_the_header(path):
-    flip(path, 12)
-
-
-def flipped_in_a_weight(path):
-    start = 8 + int.from_bytes(path.read_bytes()[:8], "little")
-    flip(path, start + (path.stat().st_size - start) // 2)
-
-
-def flipped_in_the_last_byte(path):
-    flip(path, -1)
-
-
-def foreign(path):
-    save_file({"weight": torch.zeros(3)}, path)
-
-
-def foreign_with_our_metadata(path):
-    save_file({"weight": torch.zeros(3)}, path, metadata={"epoch": "1", "history": "[]"})
-
-
-def edited(path, change):
-    tensors = load_file(path)
-    with safe_open(path, "pt") as file:
-        metadata = file.metadata()
-    change(tensors, metadata)
-    save_file(tensors, path, metadata=metadata)
-
-
-def without_its_generator(path):
-    edited(path, lambda tensors, metadata: tensors.pop("generator"))
-
-
-def without_its_momentum(path):
-    edited(path, lambda tensors, _: [tensors.pop(name) for name in list(tensors) if name.startswith("momentum")])
-
-
-def of_another_width(path):
-    other = replace(MOONS, width=5)
-    train(other)
-    path.write_bytes(state_path(other).read_bytes())
-
-
-@pytest.mark.parametrize(
-    "damage",
-    [
-        truncated, header_only, empty, text, flipped_in_the_header, flipped_in_a_weight, flipped_in_the_last_byte,
-        foreign, foreign_with_our_metadata, without_its_generator, without_its_momentum, of_another_width,
-    ],
-    ids=lambda damage: damage.__name__,
-)  # fmt: skip
-def test_a_damaged_state_is_named_with_the_way_out(damage):
-    train(MOONS)
-    path = state_path(MOONS)
-    damage(path)
-    damaged = path.read_bytes()
-    with pytest.raises(RuntimeError, match=r"delete it.*resume=False") as raised:
-        train(MOONS)
-    assert str(path) in str(raised.value)
-    assert "\n" not in str(raised.value)
-    assert path.read_bytes() == damaged, "nothing of the user's is overwritten"
-
-
 def test_a_loss_that_is_not_a_number_keeps_the_last_good_epoch(monkeypatch):
     def broken(model, loss, terms):
         return loss * math.nan, terms | {"loss": terms["loss"] * math.nan}
 
     monkeypatch.setitem(OBJECTIVES, "lcnn", after(25, broken))
-    with pytest.raises(RuntimeError, match=r"not finite in epoch 2 .*lower lr \(now 0\.1\)"):
+    with pytest.raises(RuntimeError, match=r"loss is not finite in epoch 2, step 6 of 20, of .*lower lr \(now 0\.1\)"):
         train(MOONS)
     assert epochs_on_disk(MOONS) == 1
     assert all(value.isfinite().all() for value in load_file(state_path(MOONS)).values())
@@ -445,7 +399,7 @@ def test_a_loss_that_is_not_a_number_keeps_the_last_good_epoch(monkeypatch):
 
 def test_a_learning_rate_that_is_too_large(store):
     recipe = Recipe("moons", "standard", "mlp", width=6, epochs=2, lr=1e20)
-    with pytest.raises(RuntimeError, match=r"not finite in epoch 1 .*lower lr \(now 1e\+20\)"):
+    with pytest.raises(RuntimeError, match=r"not finite in epoch 1, step \d+ of 20, .*lower lr \(now 1e\+20\)"):
         train(recipe)
     assert not state_path(recipe).exists()
 
@@ -458,19 +412,11 @@ def test_weights_broken_by_the_last_step_are_not_kept(steps, monkeypatch):
         return loss + 0 * model[-1].weight.mul(0).sum().sqrt(), terms  # + 0, whose derivative is 0·∞
 
     monkeypatch.setitem(OBJECTIVES, "lcnn", after(steps - 1, poison))
-    with pytest.raises(RuntimeError, match="not finite"):
+    with pytest.raises(RuntimeError, match=rf"a weight is not finite in epoch {steps // 20} of"):
         train(MOONS)
     assert epochs_on_disk(MOONS) == steps // 20 - 1
     state = load_file(state_path(MOONS))
     assert all(value.isfinite().all() for value in state.values())
-
-
-def test_a_store_that_cannot_be_written(monkeypatch, tmp_path):
-    (tmp_path / "file").write_text("in the way")
-    monkeypatch.setenv("LCNN_STORE", str(tmp_path / "file" / "store"))
-    with pytest.raises(OSError, match=r"cannot write .*moons-lcnn.*set LCNN_STORE"):
-        train(MOONS)
-    assert os.listdir(tmp_path) == ["file"]
 
 
 def test_a_disk_that_fills_up():
@@ -482,13 +428,5 @@ def test_a_disk_that_fills_up():
     with files_of_at_most(2000), pytest.raises(OSError, match=r"cannot write .*free some space, or set LCNN_STORE"):
         train(MOONS)
     assert state_path(MOONS).read_bytes() == kept
-    assert os.listdir(state_path(MOONS).parent) == [state_path(MOONS).name]
+    assert files_beside(state_path(MOONS)) == [state_path(MOONS).name]
     assert_same(whole, train(MOONS))
-
-
-def test_the_state_says_what_it_holds():
-    _, history = train(MOONS)
-    with safe_open(state_path(MOONS), "pt") as file:
-        metadata = file.metadata()
-    assert metadata["epoch"] == "4"
-    pd.testing.assert_frame_equal(pd.DataFrame(json.loads(metadata["history"])), history, check_exact=True)

@@ -1,0 +1,128 @@
+"""The state of a training on disk: one safetensors file a recipe, written whole or not at all, and never a pickle."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import torch
+from filelock import FileLock, Timeout
+from safetensors.torch import load_file, save
+from torch import Tensor, nn
+
+from .recipe import Recipe
+from .runtime import atomic_path, store_root
+
+DAMAGE = (safetensors.SafetensorError, RuntimeError, LookupError, TypeError, ValueError, AttributeError)
+
+
+def run_name(recipe: Recipe) -> str:
+    """A file's name for a recipe: it ends in a hash of every field that is not at its default."""
+    defaults = {field.name: field.default for field in dataclasses.fields(Recipe)}
+    changed = {name: value for name, value in dataclasses.asdict(recipe).items() if value != defaults[name]}
+    digest = hashlib.sha256(json.dumps(changed, sort_keys=True).encode()).hexdigest()[:12]
+    return f"{recipe.dataset}-{recipe.method}-seed{recipe.seed}-{digest}"
+
+
+def state_path(recipe: Recipe) -> Path:
+    """Where the state of a recipe's training is kept."""
+    return store_root() / "runs" / f"{run_name(recipe)}.safetensors"
+
+
+@contextmanager
+def locked(path: Path, progress: bool = True) -> Iterator[None]:
+    """Hold ``path`` for this process; another one that asks for it waits. The system frees what a killed one held.
+
+    Raises:
+        OSError: the folder cannot be written.
+    """
+    lock = FileLock(path.parent / "locks" / f"{path.stem}.lock")
+    try:
+        path.parent.joinpath("locks").mkdir(parents=True, exist_ok=True)
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            if progress:
+                print(f"another process is training {path.stem}: waiting for it", flush=True)
+            lock.acquire()
+    except OSError as error:
+        why = f"cannot write {path} ({error.strerror}): free some space, or set LCNN_STORE to a folder of yours"
+        raise type(error)(error.errno, why) from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def finished(path: Path, epochs: int) -> bool:
+    """Whether ``path`` holds the state after so many epochs (what else may be wrong with it, loading will say)."""
+    try:
+        with safetensors.safe_open(path, "pt") as file:
+            return int(file.metadata()["epoch"]) == epochs
+    except (OSError, *DAMAGE):
+        return False
+
+
+def digest(tensors: dict[str, Tensor], *texts: str) -> str:
+    """SHA-256 of tensors and texts: safetensors has no checksum of its own."""
+    total = hashlib.sha256(" ".join(texts).encode())
+    for name in sorted(tensors):
+        value = tensors[name].cpu().contiguous()
+        total.update(f"{name} {value.dtype} {tuple(value.shape)}".encode() + value.numpy().tobytes())
+    return total.hexdigest()
+
+
+def write(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
+    """Write a safetensors file with its SHA-256, atomically. Raises OSError: full disk, or no right to write."""
+    content = save(tensors, metadata | {"sha256": digest(tensors, *(metadata[name] for name in sorted(metadata)))})
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(content)  # not save_file, whose error on a full disk is no OSError
+
+
+def read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors and metadata of a file that ``write`` wrote. Raises one of ``DAMAGE`` for any other."""
+    with safetensors.safe_open(path, "pt") as file:
+        metadata = dict(file.metadata())
+    tensors = load_file(path)
+    expected = metadata.pop("sha256")
+    if expected != digest(tensors, *(metadata[name] for name in sorted(metadata))):
+        raise ValueError("its content does not match its SHA-256")
+    return tensors, metadata
+
+
+def save_state(
+    path: Path, model: nn.Module, momenta: list[Tensor], generator: Any, history: list[dict], seconds: float
+):
+    """Write all that training needs to go on: weights, momenta, the generator, the history, the seconds spent."""
+    kept = {f"model.{name}": value.detach() for name, value in model.state_dict().items()}
+    kept |= {f"momentum.{index}": value for index, value in enumerate(momenta)}
+    tensors = {name: value.clone(memory_format=torch.contiguous_format) for name, value in kept.items()}
+    tensors["generator"] = generator.get_state()
+    metadata = {"epoch": str(len(history)), "history": json.dumps(history), "seconds": f"{seconds:.3f}"}
+    write(path, tensors, metadata)
+
+
+def load_state(path: Path, model: nn.Module, momenta: list[Tensor], generator: Any) -> tuple[list[dict], float]:
+    """Put a saved state back, in place: the history so far, and the seconds spent.
+
+    Raises:
+        RuntimeError: the file is damaged, or was written by another version.
+    """
+    try:
+        tensors, metadata = read(path)
+        model.load_state_dict({k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")})
+        for index, value in enumerate(momenta):
+            value.copy_(tensors[f"momentum.{index}"])
+        generator.set_state(tensors["generator"])
+        return json.loads(metadata["history"]), float(metadata["seconds"])
+    except DAMAGE as error:
+        raise RuntimeError(
+            f"{path} is damaged or of another version ({str(error).splitlines()[0]}): "
+            "delete it, or call fit(…, resume=False) to train anew"
+        ) from None
