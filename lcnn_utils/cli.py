@@ -1,4 +1,4 @@
-"""The command ``lcnn`` (also ``python -m lcnn_utils``): the lab, its figures, its datasets, and a doctor.
+"""The command ``lcnn`` (also ``python -m lcnn_utils``): the lab, its runs, figures and datasets, and a doctor.
 
 torch is imported by the commands that compute, not here: ``lcnn --help`` and ``lcnn lab`` start at once.
 """
@@ -19,6 +19,7 @@ from typing import Annotated
 import tyro
 from tyro.conf import FlagCreatePairsOff, Positional, Suppress, arg
 
+from .cli_runs import Results, Train
 from .doctor import PROJECT
 
 FIRST_NOTEBOOK = "notebooks/01_softplus_and_beta.ipynb"
@@ -153,9 +154,9 @@ class Data:
         return 0
 
 
-def parse(argv: Sequence[str]) -> Lab | Figures | Doctor | Data:
+def parse(argv: Sequence[str]) -> Lab | Train | Results | Figures | Doctor | Data:
     """The command that ``argv`` asks for; a mistake in it ends the program with tyro's explanation and status 2."""
-    commands = Lab | Figures | Doctor | Data
+    commands = Lab | Train | Results | Figures | Doctor | Data
     about = "LCNN Lab: low-curvature neural networks, taught and reproduced."
     if list(argv[:1]) != ["lab"]:
         return tyro.cli(commands, prog="lcnn", description=about, args=argv)

@@ -1,0 +1,239 @@
+"""Experiments that remember: the recipes of each scale, and runs that are trained once and then read.
+
+A run has a name that ends in a hash of its recipe. Two folders are searched for it: ``data/checkpoints`` of the
+project (shipped, weights in float16) and ``runs`` of the store (``LCNN_STORE``, else ``data/``), where new ones go.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import json
+import platform
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from torch import nn
+
+from . import __version__
+from .curvature import geometry
+from .lipschitz import refresh_norms
+from .recipe import METHODS, Recipe
+from .runtime import PROJECT, nearest, pick_device, store_root, write_text
+from .state import DAMAGE, read, run_name, write
+from .training import accuracy, build, fit, samples
+
+SHIPPED = PROJECT / "data" / "checkpoints"
+GEOMETRY = 1000  # test images whose curvature is measured, at most
+LAB: dict[str, dict[str, Any]] = {  # seconds on a CPU; λ larger than on CIFAR, as λ·Σ lr is what acts
+    "moons": dict(model="mlp", width=32, epochs=30, lambda_beta=1e-2, lambda_gamma=1e-2, lambda_grad=1e-2, eps=0.3),
+    "digits": dict(
+        model="resnet10", width=8, epochs=8, lambda_beta=1e-2, lambda_gamma=1e-2, lambda_grad=1e-2, lambda_cure=3e-3,
+        eps=0.3,
+    ),
+}  # fmt: skip
+SMALL: dict[str, Any] = dict(
+    model="resnet18", width=16, epochs=30, batch_size=512, lr=0.4, augment=True, derivative="difference"
+)
+PAPER: dict[str, Any] = dict(  # code-22; λ acts through λ·Σ lr, which is ten times that of the small scale
+    model="resnet18", width=64, epochs=200, schedule="steps", augment=True, lambda_grad=6.1e-3, derivative="difference"
+)
+IMAGES = ("cifar10", "cifar100", "svhn")
+SCALES: dict[str, dict[str, dict[str, Any]]] = {
+    "lab": LAB,
+    "small": dict.fromkeys(IMAGES, SMALL),
+    "paper": dict.fromkeys(IMAGES, PAPER),
+}
+
+
+def recipe(dataset: str, method: str, seed: int = 0, scale: str | None = None, **changes: Any) -> Recipe:
+    """The recipe of a method at a scale, with ``changes`` of its fields.
+
+    Args:
+        scale: ``lab`` (moons, digits: seconds on a CPU), ``small`` (CIFAR and SVHN, ResNet-18 of width 16, on a GPU)
+            or ``paper`` (width 64, 200 epochs). Default: the smallest there is for the dataset.
+
+    Raises:
+        ValueError: an unknown dataset, method, scale or field (the nearest known one is suggested), a scale that the
+            dataset doesn't have, or a value out of range.
+    """
+    nearest(dataset, (*LAB, *IMAGES), "dataset")
+    nearest(method, tuple(METHODS), "method")
+    has = [name for name, table in SCALES.items() if dataset in table]
+    if nearest(scale or has[0], tuple(SCALES), "scale") not in has:
+        raise ValueError(f"{dataset} has no scale {scale!r}: use {' or '.join(map(repr, has))}")
+    known = tuple(field.name for field in dataclasses.fields(Recipe))
+    for name in changes:
+        nearest(name, known, "field of a recipe")
+    fields: dict[str, Any] = {"dataset": dataset, "method": method, "seed": seed}
+    return Recipe(**fields | SCALES[scale or has[0]][dataset] | changes)
+
+
+@dataclass(frozen=True, eq=False)
+class Run:
+    """What came of a recipe.
+
+    Attributes:
+        model: in eval mode, on the device asked for; None where only the numbers were asked for.
+        metrics: ``accuracy`` on the test split of ``images``; over the first ``measured`` of them the means of
+            ``grad_norm``, ``hessian_norm``, ``curvature`` (of the true label's loss) and ``margin_curvature``, the
+            median of both curvatures, and ``parameters``.
+        history: one row an epoch, as ``training.fit`` returns it.
+        provenance: versions, device, threads, date, and the ``seconds`` that training took.
+    """
+
+    model: nn.Module | None
+    metrics: dict[str, float]
+    recipe: Recipe
+    history: pd.DataFrame
+    provenance: dict[str, Any]
+
+
+def measure(model: nn.Module, recipe: Recipe) -> dict[str, float]:
+    """The metrics of a run (see :class:`Run`), on the model's device."""
+    x, y = samples(recipe, "test", next(model.parameters()).device)
+    near, labels = x[:GEOMETRY], y[:GEOMETRY]
+    g, margin = (geometry(model, near, labels, scalar=scalar) for scalar in ("loss", "margin"))
+    values = {"grad_norm": g.grad_norm.mean(), "hessian_norm": g.hessian_norm.mean(), "curvature": g.curvature.mean()}
+    values |= {"margin_curvature": margin.curvature.mean(), "curvature_median": g.curvature.median()}
+    values |= {"margin_curvature_median": margin.curvature.median()}
+    counts = {"images": len(y), "measured": len(labels), "parameters": sum(p.numel() for p in model.parameters())}
+    return {"accuracy": accuracy(model, x, y)} | {name: value.item() for name, value in values.items()} | counts
+
+
+def run(
+    recipe: Recipe, *, device: str | torch.device | None = None, progress: bool = True, weights: bool = True
+) -> Run:
+    """The run of a recipe: read if it is shipped or in the store, else trained, measured and stored.
+
+    Args:
+        weights: False asks for the numbers only, which are shipped for more runs than weights are.
+
+    Raises:
+        RuntimeError: what is on disk is damaged or belongs to another recipe; or as ``training.fit``.
+        FileNotFoundError: the dataset is needed and is absent.
+        OSError: the store cannot be written.
+    """
+    device = pick_device(device)
+    for folder in (SHIPPED, store_root() / "runs"):
+        path = folder / f"{run_name(recipe)}.json"
+        if not path.exists():
+            continue
+        record = _record(path, recipe)
+        history = pd.DataFrame(record["history"])
+        numbers = dict(metrics=record["metrics"], recipe=recipe, history=history, provenance=record["provenance"])
+        if not weights:
+            return Run(model=None, **numbers)
+        if folder == SHIPPED and path.with_suffix(".safetensors").exists():
+            return Run(model=load_weights(path.with_suffix(".safetensors"), recipe).to(device), **numbers)
+        if folder != SHIPPED:
+            return Run(model=fit(recipe, device=device, progress=progress)[0], **numbers)
+    model, history = fit(recipe, device=device, progress=progress)
+    metrics, about = measure(model, recipe), _provenance(recipe, device, history.attrs["seconds"])
+    _write_record(store_root() / "runs", recipe, metrics, history, about)
+    return Run(model, metrics, recipe, history, about)
+
+
+def ship(
+    recipe: Recipe,
+    *,
+    weights: bool = True,
+    folder: Path | None = None,
+    device: str | torch.device | None = None,
+    progress: bool = True,
+) -> Run:
+    """Run a recipe and put it among the shipped ones: weights rounded to float16, metrics measured from those.
+
+    Args:
+        weights: False ships the numbers only, as the run has them.
+        folder: default ``data/checkpoints``.
+    """
+    folder, made = folder or SHIPPED, run(recipe, device=device, progress=progress, weights=weights)
+    metrics, path = made.metrics, folder / f"{run_name(recipe)}.safetensors"
+    if made.model is not None:
+        state = {k: v for k, v in made.model.state_dict().items() if not k.endswith("weight.0.v")}  # found anew
+        half = {k: v.half() if v.is_floating_point() else v for k, v in state.items()}
+        write(path, {k: v.cpu().contiguous() for k, v in half.items()}, {"recipe": _as_json(recipe)})
+        metrics = measure(load_weights(path, recipe).to(next(made.model.parameters()).device), recipe)
+    _write_record(folder, recipe, metrics, made.history, made.provenance)
+    return dataclasses.replace(made, metrics=metrics)
+
+
+def load_weights(path: Path, recipe: Recipe) -> nn.Module:
+    """The model of a shipped checkpoint, in float32 and eval mode, its norms found anew.
+
+    Raises:
+        RuntimeError: the file is damaged, or holds another recipe's weights.
+    """
+    model = build(recipe)
+    try:
+        tensors, metadata = read(path)
+        if Recipe(**json.loads(metadata["recipe"])) != recipe:
+            raise ValueError("it is the checkpoint of another recipe")
+        missing, unexpected = model.load_state_dict({k: v.float() for k, v in tensors.items()}, strict=False)
+        if unexpected or not all(name.endswith("weight.0.v") for name in missing):
+            raise ValueError("its layers are not those of the recipe")
+    except DAMAGE as error:
+        raise _damaged(path, error) from None
+    refresh_norms(model)
+    return model.eval()
+
+
+def results(folders: tuple[Path, ...] | None = None) -> pd.DataFrame:
+    """Every run that is shipped or in the store, a row each: the recipe's fields, metrics, seconds, device, date."""
+    rows, seen = [], set()
+    for folder in folders or (SHIPPED, store_root() / "runs"):
+        for path in sorted(folder.glob("*.json")):
+            record = _record(path)
+            if path.stem not in seen:
+                about = {name: record["provenance"][name] for name in ("seconds", "device", "date")}
+                rows.append(dataclasses.asdict(Recipe(**record["recipe"])) | record["metrics"] | about)
+            seen.add(path.stem)
+    return pd.DataFrame(rows)
+
+
+def _as_json(recipe: Recipe) -> str:
+    return json.dumps(dataclasses.asdict(recipe))
+
+
+def _provenance(recipe: Recipe, device: torch.device, seconds: float) -> dict[str, Any]:
+    gpu = device.type == "cuda"
+    return {
+        "lcnn_utils": __version__,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "device": torch.cuda.get_device_name(device) if gpu else f"{platform.machine()} CPU",
+        "threads": torch.get_num_threads(),
+        "seconds": seconds,
+        "seed": recipe.seed,
+        "date": datetime.date.today().isoformat(),
+    }
+
+
+def _write_record(folder: Path, recipe: Recipe, metrics: dict, history: pd.DataFrame, about: dict) -> None:
+    record = {"recipe": dataclasses.asdict(recipe), "metrics": metrics, "provenance": about}
+    record["history"] = json.loads(history.to_json(orient="records", double_precision=6))
+    write_text(folder / f"{run_name(recipe)}.json", json.dumps(record) + "\n", "set LCNN_STORE to a folder of yours")
+
+
+def _record(path: Path, recipe: Recipe | None = None) -> dict[str, Any]:
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+        found = Recipe(**record["recipe"])
+        if recipe is not None and found != recipe:
+            raise ValueError("it is the record of another recipe")
+        if not {"accuracy", "curvature"} <= set(record["metrics"]) or not record["history"]:
+            raise ValueError("it has no metrics or no history")
+        record["provenance"]["seconds"]
+        return record
+    except DAMAGE as error:
+        raise _damaged(path, error) from None
+
+
+def _damaged(path: Path, error: Exception) -> RuntimeError:
+    reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+    way_out = "restore it with git" if path.parent == SHIPPED else "delete it, and it is made anew"
+    return RuntimeError(f"{path} is damaged or of another version ({reason}): {way_out}")
