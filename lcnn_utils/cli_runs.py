@@ -9,6 +9,7 @@ from typing import Annotated
 
 from tyro.conf import Positional, arg
 
+OPTIONS = {"dataset": "--dataset NAME", "method": "the method's name first", "seed": "--seeds N ..."}
 SHOWN = ("accuracy", "curvature", "margin_curvature", "seconds")
 
 
@@ -28,6 +29,8 @@ def parsed(changes: tuple[str, ...]) -> dict[str, object]:
         if not equals:
             raise ValueError(f"--set {change}: write NAME=VALUE, as in --set lambda_beta=0")
         kind = kinds[nearest(name, tuple(kinds), "field of a recipe")]
+        if name in ("dataset", "method", "seed"):
+            raise ValueError(f"--set {change}: write {OPTIONS[name]} instead")
         words = {"true": True, "false": False}
         try:
             values[name] = words[text.lower()] if kind is bool else kind(text)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import datetime
 import json
-import platform
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,12 +18,11 @@ import pandas as pd
 import torch
 from torch import nn
 
-from . import __version__
 from .curvature import geometry
 from .lipschitz import refresh_norms
 from .recipe import METHODS, Recipe
 from .runtime import PROJECT, nearest, pick_device, store_root, write_text
-from .state import DAMAGE, read, run_name, write
+from .state import DAMAGE, finished, read, run_name, state_path, write
 from .training import accuracy, build, fit, samples
 
 SHIPPED = PROJECT / "data" / "checkpoints"
@@ -42,6 +41,8 @@ PAPER: dict[str, Any] = dict(  # code-22; λ acts through λ·Σ lr, which is te
     model="resnet18", width=64, epochs=200, schedule="steps", augment=True, lambda_grad=6.1e-3, derivative="difference"
 )
 IMAGES = ("cifar10", "cifar100", "svhn")
+METRICS = {"accuracy", "grad_norm", "hessian_norm", "curvature", "margin_curvature"}  # that every record has
+ABOUT = {"seconds", "device", "date", "torch"}
 SCALES: dict[str, dict[str, dict[str, Any]]] = {
     "lab": LAB,
     "small": dict.fromkeys(IMAGES, SMALL),
@@ -114,7 +115,7 @@ def run(
 
     Raises:
         RuntimeError: what is on disk is damaged or belongs to another recipe; or as ``training.fit``.
-        FileNotFoundError: the dataset is needed and is absent.
+        RuntimeError: the dataset is needed, absent, and could not be downloaded.
         OSError: the store cannot be written.
     """
     device = pick_device(device)
@@ -124,17 +125,18 @@ def run(
             continue
         record = _record(path, recipe)
         history = pd.DataFrame(record["history"])
+        history.attrs["seconds"] = record["provenance"]["seconds"]
         numbers = dict(metrics=record["metrics"], recipe=recipe, history=history, provenance=record["provenance"])
         if not weights:
             return Run(model=None, **numbers)
         if folder == SHIPPED and path.with_suffix(".safetensors").exists():
             return Run(model=load_weights(path.with_suffix(".safetensors"), recipe).to(device), **numbers)
-        if folder != SHIPPED:
+        if folder != SHIPPED and finished(state_path(recipe), recipe.epochs):
             return Run(model=fit(recipe, device=device, progress=progress)[0], **numbers)
     model, history = fit(recipe, device=device, progress=progress)
-    metrics, about = measure(model, recipe), _provenance(recipe, device, history.attrs["seconds"])
+    metrics, about = measure(model, recipe), _provenance(recipe, history)
     _write_record(store_root() / "runs", recipe, metrics, history, about)
-    return Run(model, metrics, recipe, history, about)
+    return Run(model if weights else None, metrics, recipe, history, about)
 
 
 def ship(
@@ -154,16 +156,26 @@ def ship(
     folder, made = folder or SHIPPED, run(recipe, device=device, progress=progress, weights=weights)
     metrics, path = made.metrics, folder / f"{run_name(recipe)}.safetensors"
     if made.model is not None:
-        state = {k: v for k, v in made.model.state_dict().items() if not k.endswith("weight.0.v")}  # found anew
+        state = made.model.state_dict()
         half = {k: v.half() if v.is_floating_point() else v for k, v in state.items()}
+        if not all(bool(value.isfinite().all()) for value in half.values()):
+            raise RuntimeError(
+                f"a weight of {path.stem} is too large for float16: ship its numbers only (weights=False)"
+            )
         write(path, {k: v.cpu().contiguous() for k, v in half.items()}, {"recipe": _as_json(recipe)})
         metrics = measure(load_weights(path, recipe).to(next(made.model.parameters()).device), recipe)
+        if abs(metrics["accuracy"] - made.metrics["accuracy"]) > 0.01:
+            path.unlink()
+            raise RuntimeError(
+                f"in float16 the accuracy of {path.stem} is {metrics['accuracy']:.1%}, not "
+                f"{made.metrics['accuracy']:.1%}: ship its numbers only (weights=False)"
+            )
     _write_record(folder, recipe, metrics, made.history, made.provenance)
     return dataclasses.replace(made, metrics=metrics)
 
 
 def load_weights(path: Path, recipe: Recipe) -> nn.Module:
-    """The model of a shipped checkpoint, in float32 and eval mode, its norms found anew.
+    """The model of a shipped checkpoint, in float32 and eval mode, its norms refreshed.
 
     Raises:
         RuntimeError: the file is damaged, or holds another recipe's weights.
@@ -173,9 +185,7 @@ def load_weights(path: Path, recipe: Recipe) -> nn.Module:
         tensors, metadata = read(path)
         if Recipe(**json.loads(metadata["recipe"])) != recipe:
             raise ValueError("it is the checkpoint of another recipe")
-        missing, unexpected = model.load_state_dict({k: v.float() for k, v in tensors.items()}, strict=False)
-        if unexpected or not all(name.endswith("weight.0.v") for name in missing):
-            raise ValueError("its layers are not those of the recipe")
+        model.load_state_dict({k: v.float() for k, v in tensors.items()})
     except DAMAGE as error:
         raise _damaged(path, error) from None
     refresh_norms(model)
@@ -186,8 +196,14 @@ def results(folders: tuple[Path, ...] | None = None) -> pd.DataFrame:
     """Every run that is shipped or in the store, a row each: the recipe's fields, metrics, seconds, device, date."""
     rows, seen = [], set()
     for folder in folders or (SHIPPED, store_root() / "runs"):
-        for path in sorted(folder.glob("*.json")):
-            record = _record(path)
+        for path in sorted(
+            path for path in folder.glob("*.json") if not path.name.startswith(".")
+        ):  # "." is half written
+            try:
+                record = _record(path)
+            except RuntimeError as error:
+                warnings.warn(f"left out: {error}", RuntimeWarning, stacklevel=2)
+                continue
             if path.stem not in seen:
                 about = {name: record["provenance"][name] for name in ("seconds", "device", "date")}
                 rows.append(dataclasses.asdict(Recipe(**record["recipe"])) | record["metrics"] | about)
@@ -199,23 +215,17 @@ def _as_json(recipe: Recipe) -> str:
     return json.dumps(dataclasses.asdict(recipe))
 
 
-def _provenance(recipe: Recipe, device: torch.device, seconds: float) -> dict[str, Any]:
-    gpu = device.type == "cuda"
-    return {
-        "lcnn_utils": __version__,
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-        "device": torch.cuda.get_device_name(device) if gpu else f"{platform.machine()} CPU",
-        "threads": torch.get_num_threads(),
-        "seconds": seconds,
-        "seed": recipe.seed,
-        "date": datetime.date.today().isoformat(),
-    }
+def _provenance(recipe: Recipe, history: pd.DataFrame) -> dict[str, Any]:
+    """Where the run was trained (the last of several sittings, all their devices), seconds, seed and date."""
+    sittings = history.attrs["made_on"]
+    devices = " and ".join(dict.fromkeys(sitting["device"] for sitting in sittings))
+    facts = {"device": devices, "seconds": history.attrs["seconds"], "seed": recipe.seed}
+    return sittings[-1] | facts | {"date": datetime.date.today().isoformat()}
 
 
 def _write_record(folder: Path, recipe: Recipe, metrics: dict, history: pd.DataFrame, about: dict) -> None:
-    record = {"recipe": dataclasses.asdict(recipe), "metrics": metrics, "provenance": about}
-    record["history"] = json.loads(history.to_json(orient="records", double_precision=6))
+    record: dict[str, Any] = {"recipe": dataclasses.asdict(recipe), "metrics": metrics, "provenance": about}
+    record["history"] = history.to_dict("records")
     write_text(folder / f"{run_name(recipe)}.json", json.dumps(record) + "\n", "set LCNN_STORE to a folder of yours")
 
 
@@ -225,9 +235,12 @@ def _record(path: Path, recipe: Recipe | None = None) -> dict[str, Any]:
         found = Recipe(**record["recipe"])
         if recipe is not None and found != recipe:
             raise ValueError("it is the record of another recipe")
-        if not {"accuracy", "curvature"} <= set(record["metrics"]) or not record["history"]:
-            raise ValueError("it has no metrics or no history")
-        record["provenance"]["seconds"]
+        if not all(isinstance(record[part], dict) for part in ("metrics", "provenance")):
+            raise ValueError("its parts are not tables")
+        if missing := METRICS - set(record["metrics"]) or ABOUT - set(record["provenance"]):
+            raise ValueError(f"{', '.join(sorted(missing))} is missing")
+        if not record["history"]:
+            raise ValueError("it has no history")
         return record
     except DAMAGE as error:
         raise _damaged(path, error) from None

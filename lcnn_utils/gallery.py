@@ -1,4 +1,4 @@
-"""Every figure and table that exists so far, made from scratch on a CPU without a network: ``make figures``."""
+"""Every figure and table that exists so far, made on a CPU without a network: ``make figures``."""
 
 from __future__ import annotations
 
@@ -15,9 +15,13 @@ from tqdm import tqdm
 
 from . import figures, studies, style
 from .bounds import layer_terms
+from .experiments import recipe
 from .figures import bounds as bound_figures
+from .figures import methods as method_figures
+from .recipe import METHODS
 from .runtime import one_thread
 from .studies import bounds as bound_studies
+from .studies import methods as method_studies
 from .training import fit, samples
 
 Made = Iterator[tuple[str, Figure | pd.DataFrame, dict[str, object]]]  # file name, what to save, its provenance
@@ -48,8 +52,8 @@ def digits(progress: bool = True) -> Made:
 
 
 def convergence(progress: bool = True) -> Made:
-    recipe = studies.digits_recipe("standard")
-    model, (x, y) = fit(recipe, device="cpu", progress=progress)[0], samples(recipe, "test")
+    one = studies.digits_recipe("standard")
+    model, (x, y) = fit(one, device="cpu", progress=progress)[0], samples(one, "test")
     frame = studies.convergence_frame(model, x[:32], y[:32], products=20)
     yield "convergence", figures.convergence(frame), {"dataset": "digits, 32 test images", "seeds": [0]}
 
@@ -58,8 +62,8 @@ def bounds(progress: bool = True) -> Made:
     nets = {"LCNN, 3-layer MLP": bound_studies.certificate_recipe("lcnn")}
     nets |= {f"{style.METHOD[m][0]}, ResNet-10": studies.digits_recipe(m) for m in ("lcnn", "standard")}
     parts = []
-    for name, recipe in nets.items():
-        model, _ = fit(recipe, device="cpu", progress=progress)
+    for name, one in nets.items():
+        model, _ = fit(one, device="cpu", progress=progress)
         parts.append(layer_terms(model, input_shape=(1, 8, 8)).assign(net=name))
     about: dict[str, object] = {"dataset": "digits", "seeds": [0]}
     yield "bound_waterfall", bound_figures.waterfall(pd.concat(parts, ignore_index=True)), about
@@ -76,7 +80,30 @@ def certificates(progress: bool = True) -> Made:
     yield "digits_certified", table, about | {"seeds": list(SEEDS)}
 
 
-STEPS: tuple[Callable[[bool], Made], ...] = (activations, moons, digits, convergence, bounds, certificates)
+def methods(progress: bool = True) -> Made:
+    """From the runs in data/checkpoints, which ``python benchmarks/ship.py`` makes."""
+    about: dict[str, object] = {"dataset": "digits, 360 test images", "seeds": list(SEEDS)}
+    about["runs"] = "data/checkpoints, made by python benchmarks/ship.py"
+    frame = method_studies.runs_frame(recipe("digits", method, seed) for method in METHODS for seed in SEEDS)
+    zero = method_studies.runs_frame(method_studies.lambda_recipes(SEEDS, (0.0,)))
+    yield "digits_methods", method_figures.accuracy_against_curvature(frame, {"LCNN with λ = 0": zero}), about
+    both = pd.concat([frame, zero.assign(label="LCNN with λ = 0")])
+    yield (
+        "digits_methods_table",
+        method_studies.geometry_table(both).drop(columns=["paper: ‖∇f‖", "paper: ‖∇²f‖"]),
+        about,
+    )
+    ingredients = method_studies.arms_frame(method_studies.ingredient_recipes(SEEDS))
+    softened = method_studies.softened_frame(SEEDS, (10.0,))
+    yield "digits_ingredients", method_studies.arms_table(pd.concat([ingredients, softened])), about
+    by_lambda = method_studies.runs_frame(method_studies.lambda_recipes(SEEDS))
+    yield "digits_lambda", method_figures.lambdas(by_lambda, method_studies.lambda_layers()), about
+    nets = method_studies.arm_nets(method_studies.failure_recipes(SEEDS))
+    signal = method_studies.signal_frame(nets, samples(recipe("digits", "lcnn"), "test")[0])
+    yield "signal", method_figures.signal(signal), about | {"seeds": [0]}
+
+
+STEPS: tuple[Callable[[bool], Made], ...] = (activations, moons, digits, convergence, bounds, certificates, methods)
 
 
 def make_all(folder: Path | None = None, progress: bool = True) -> list[Path]:

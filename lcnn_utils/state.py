@@ -97,30 +97,41 @@ def read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 
 def save_state(
-    path: Path, model: nn.Module, momenta: list[Tensor], generator: Any, history: list[dict], seconds: float
-):
-    """Write all that training needs to go on: weights, momenta, the generator, the history, the seconds spent."""
+    path: Path,
+    recipe: Recipe,
+    model: nn.Module,
+    momenta: list[Tensor],
+    generator: Any,
+    history: list[dict],
+    about: dict,
+) -> None:
+    """Write all that training needs to go on: weights, momenta, generator, history, recipe, and facts ``about`` it."""
     kept = {f"model.{name}": value.detach() for name, value in model.state_dict().items()}
     kept |= {f"momentum.{index}": value for index, value in enumerate(momenta)}
     tensors = {name: value.clone(memory_format=torch.contiguous_format) for name, value in kept.items()}
     tensors["generator"] = generator.get_state()
-    metadata = {"epoch": str(len(history)), "history": json.dumps(history), "seconds": f"{seconds:.3f}"}
+    metadata = {"epoch": str(len(history)), "history": json.dumps(history), "about": json.dumps(about)}
+    metadata["recipe"] = json.dumps(dataclasses.asdict(recipe))
     write(path, tensors, metadata)
 
 
-def load_state(path: Path, model: nn.Module, momenta: list[Tensor], generator: Any) -> tuple[list[dict], float]:
-    """Put a saved state back, in place: the history so far, and the seconds spent.
+def load_state(
+    path: Path, recipe: Recipe, model: nn.Module, momenta: list[Tensor], generator: Any
+) -> tuple[list[dict], dict]:
+    """Put a saved state back, in place: the history so far, and the facts about it.
 
     Raises:
-        RuntimeError: the file is damaged, or was written by another version.
+        RuntimeError: the file is damaged, holds another recipe's state, or was written by another version.
     """
     try:
         tensors, metadata = read(path)
+        if Recipe(**json.loads(metadata["recipe"])) != recipe:
+            raise ValueError("it is the state of another recipe")
         model.load_state_dict({k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")})
         for index, value in enumerate(momenta):
             value.copy_(tensors[f"momentum.{index}"])
         generator.set_state(tensors["generator"])
-        return json.loads(metadata["history"]), float(metadata["seconds"])
+        return json.loads(metadata["history"]), json.loads(metadata["about"])
     except DAMAGE as error:
         raise RuntimeError(
             f"{path} is damaged or of another version ({str(error).splitlines()[0]}): "

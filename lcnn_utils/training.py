@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import platform
 import time
 from collections.abc import Callable, Iterable
 from contextlib import nullcontext
@@ -13,7 +14,7 @@ import torch
 from torch import Generator, Tensor, nn
 from tqdm import tqdm
 
-from . import data, models
+from . import __version__, data, models
 from .activations import CenteredSoftplus
 from .curvature import geometry
 from .lipschitz import LipschitzBatchNorm2d, norms_once_a_step, refresh_norms, sigma_error
@@ -50,7 +51,7 @@ def build(recipe: Recipe) -> nn.Module:
         "relu": nn.ReLU,
     }[kind])  # fmt: skip
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(recipe.seed)
+        torch.default_generator.manual_seed(recipe.seed)  # torch.manual_seed would seed the GPU's too
         if recipe.model == "mlp":
             return models.mlp([math.prod(shape), recipe.width, recipe.width, classes], **options)
         options |= dict(num_classes=classes, width=recipe.width, in_channels=shape[0], image_size=shape[1])
@@ -128,8 +129,11 @@ def _row(recipe: Recipe, model: nn.Module, epoch: int, names: list[str], log: Te
         what = f"the loss is not finite in epoch {epoch}, step {bad[0] + 1} of {len(log)}," if bad else (
             f"a weight is not finite in epoch {epoch}")  # fmt: skip
         raise RuntimeError(f"{what} of {recipe}: lower lr (now {recipe.lr:g}), or the λ of its penalty")
-    with as_written(model):
-        curvature = geometry(model, *probe, method="power", max_iter=PRODUCTS).curvature.mean().item()
+    try:
+        with as_written(model):
+            curvature = geometry(model, *probe, method="power", max_iter=PRODUCTS).curvature.mean().item()
+    except ValueError:  # derivatives overflow while the running statistics are still far off
+        curvature = math.nan
     return (
         {"epoch": epoch}
         | dict(zip(names, log.mean(0).tolist(), strict=True))
@@ -193,6 +197,15 @@ def _train(recipe, model, optimizer, generator, history, device, advance, save, 
         bar.set_postfix({name: f"{row[name]:.3g}" for name in (*names, "curvature")})
 
 
+def made_on(device: torch.device) -> dict[str, Any]:
+    """What a run's provenance says of where it was trained."""
+    name = (
+        torch.cuda.get_device_name(device) if device.type == "cuda" else f"{platform.machine()} {device.type.upper()}"
+    )
+    versions = {"lcnn_utils": __version__, "torch": torch.__version__, "python": platform.python_version()}
+    return versions | {"device": name, "threads": torch.get_num_threads()}
+
+
 def fit(
     recipe: Recipe,
     *,
@@ -217,7 +230,8 @@ def fit(
     Returns:
         The history's columns: epoch; the objective's terms, means over the epoch's steps; ``curvature``, mean C_f of 16
         training images after 4 Hessian-vector products; ``sigma_error``, as in :func:`lipschitz.sigma_error`; β and γ
-        of each layer. ``history.attrs["seconds"]`` is what training took, all its sittings together.
+        of each layer. ``history.attrs["seconds"]`` is what training took, all its sittings together, and
+        ``["made_on"]`` where: devices, threads and versions.
 
     Raises:
         RuntimeError: the device is absent, the loss is not finite (with the epoch and the step), there is not enough
@@ -230,11 +244,17 @@ def fit(
         model = build(recipe).to(device).to(memory_format=layout)
         optimizer, momenta = make_optimizer(recipe, model)
         generator = Generator().manual_seed(recipe.seed)
-        history, seconds = load_state(path, model, momenta, generator) if resume and path.exists() else ([], 0.0)
-        begun = time.perf_counter() - seconds
+        history: list[dict] = []
+        about: dict[str, Any] = {"seconds": 0.0, "made_on": []}
+        if resume and path.exists():
+            history, about = load_state(path, recipe, model, momenta, generator)
+        begun, here = time.perf_counter() - about["seconds"], made_on(device)
 
         def save() -> None:
-            save_state(path, model, momenta, generator, history, time.perf_counter() - begun)
+            about["seconds"] = round(time.perf_counter() - begun, 3)
+            if here not in about["made_on"]:
+                about["made_on"].append(here)
+            save_state(path, recipe, model, momenta, generator, history, about)
             if watch is not None:
                 watch(pd.DataFrame(history))
 
@@ -247,8 +267,7 @@ def fit(
                 memory(recipe, model, device),
             ):
                 _train(recipe, model, optimizer, generator, history, device, advance, save, bar)
-            seconds = time.perf_counter() - begun
     refresh_norms(model)
     frame = pd.DataFrame(history)
-    frame.attrs["seconds"] = round(seconds, 3)
+    frame.attrs |= about
     return model.eval(), frame

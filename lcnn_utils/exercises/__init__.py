@@ -24,6 +24,7 @@ __all__ = ["beta_for_curvature", "centered_softplus", "derivatives"]  # notebook
 __all__ += ["hessian_vector_product", "power_iteration", "why_curved"]  # notebook 02
 _HERE = os.path.dirname(__file__)
 _RAISED = {  # a part of an error's message: what it usually means
+    "differentiated again": "take the gradient with create_graph=True",
     "does not require grad": "start from x.detach().requires_grad_(), and take the gradient with create_graph=True",
     "implicitly created only for scalar": "only a number can be differentiated backward: sum the values first",
     "converted to": "math's functions take single numbers: use torch's (torch.exp, torch.log, ...)",

@@ -16,7 +16,7 @@ from safetensors.torch import load_file, safe_open, save_file
 from lcnn_utils.objectives import OBJECTIVES
 from lcnn_utils.recipe import Recipe
 from lcnn_utils.state import digest, load_state, locked, read, save_state, state_path, write
-from lcnn_utils.training import build, fit, make_optimizer
+from lcnn_utils.training import build, fit, made_on, make_optimizer
 
 pytestmark = pytest.mark.usefixtures("store")
 MOONS = Recipe("moons", "lcnn", "mlp", width=6, epochs=4)
@@ -91,10 +91,13 @@ def test_a_state_goes_back_in_place(recipe, layout, tmp_path):
 
     history = [{"epoch": 1, "loss": 0.1 + 0.2}, {"epoch": 2, "loss": 1e-300}]
     one, other = parts(1), parts(2)
-    save_state(path, *one, history, 12.3456)
+    about = {"seconds": 12.346, "made_on": [{"device": "a"}]}
+    save_state(path, recipe, *one, history, about)
     everything = lambda part: (*part[0].state_dict().values(), *part[1])
     places = [(value.data_ptr(), value.stride()) for value in everything(other)]
-    assert load_state(path, *other) == (history, 12.346)
+    assert load_state(path, recipe, *other) == (history, about)
+    with pytest.raises(RuntimeError, match="state of another recipe"):
+        load_state(path, replace(recipe, seed=9), *other)
     assert [(value.data_ptr(), value.stride()) for value in everything(other)] == places
     assert all(torch.equal(a, b) for a, b in zip(everything(one), everything(other), strict=True))
     assert any(bool(value.any()) for value in one[1]) == (recipe.momentum > 0)
@@ -107,7 +110,10 @@ def test_the_state_says_what_it_holds():
         metadata = file.metadata()
     assert metadata["epoch"] == "4"
     assert json.loads(metadata["history"]) == history.to_dict("records")
-    assert 0 < float(metadata["seconds"]) <= history.attrs["seconds"] + 1e-3
+    about = json.loads(metadata["about"])
+    assert 0 < about["seconds"] <= history.attrs["seconds"] + 1e-3
+    assert about["made_on"] == history.attrs["made_on"] == [made_on(torch.device("cpu"))]
+    assert Recipe(**json.loads(metadata["recipe"])) == MOONS
 
 
 # ---- damaged -----------------------------------------------------------------------------------------------------
@@ -158,11 +164,11 @@ def foreign(path):
 
 
 def foreign_with_our_metadata(path):
-    save_file({"weight": torch.zeros(3)}, path, metadata={"epoch": "1", "history": "[]", "seconds": "1.0"})
+    save_file({"weight": torch.zeros(3)}, path, metadata={"epoch": "1", "history": "[]", "about": "{}"})
 
 
 def foreign_with_its_own_checksum(path):
-    write(path, {"weight": torch.zeros(3)}, {"epoch": "1", "history": "[]", "seconds": "1.0"})
+    write(path, {"weight": torch.zeros(3)}, {"epoch": "1", "history": "[]", "about": "{}"})
 
 
 def edited(path, change):
@@ -186,11 +192,11 @@ def with_another_history(path):
 
 
 def with_other_seconds(path):
-    edited(path, lambda _, metadata: metadata.update(seconds="0.001"))
+    edited(path, lambda _, metadata: metadata.update(about=metadata["about"].replace("0.", "1.")))
 
 
 def without_its_seconds(path):
-    edited(path, lambda _, metadata: metadata.pop("seconds"))
+    edited(path, lambda _, metadata: metadata.pop("about"))
 
 
 def of_another_width(path):

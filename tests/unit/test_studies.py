@@ -250,7 +250,7 @@ def test_digits_study(tiny, store):
         "label", "method", "seed", "image", "grad_norm", "hessian_norm", "curvature", "margin_curvature", "products",
         "correct", "accuracy",
     ]  # fmt: skip
-    assert frame.groupby("method", sort=False).size().to_dict() == {"standard": 360, "relu": 360, "lcnn": 360}
+    assert frame.groupby("method", sort=False).size().to_dict() == {"standard": 360, "relu_reading": 360, "lcnn": 360}
     assert all(METHOD[row.method][0] == row.label for row in frame.drop_duplicates("method").itertuples())
     assert np.isfinite(frame[["grad_norm", "hessian_norm", "curvature"]]).all(axis=None)
     np.testing.assert_allclose(frame.curvature, frame.hessian_norm / (frame.grad_norm + 1e-6), rtol=1e-5)
@@ -259,7 +259,7 @@ def test_digits_study(tiny, store):
         assert part.image.tolist() == list(range(360))
         assert part.accuracy.unique() == pytest.approx([part.correct.mean()]), method
     accuracy = frame.groupby("method").accuracy.first()
-    assert accuracy["relu"] == pytest.approx(accuracy["standard"], abs=0.02), "β = 1000 is nearly a ReLU"
+    assert accuracy["relu_reading"] == pytest.approx(accuracy["standard"], abs=0.02), "β = 1000 is nearly a ReLU"
     states = {state_path(tiny(method)) for method in ("standard", "lcnn")}
     assert set(store.rglob("*.safetensors")) == states, "one training a method; the reading as ReLU needs none"
     model, _ = fit(tiny("standard"), device="cpu", progress=False)

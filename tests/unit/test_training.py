@@ -1,5 +1,6 @@
 """Training against a loop written out by hand; runs that are stopped or diverge (killed: test_state)."""
 
+import json
 import math
 import random
 from dataclasses import replace
@@ -354,7 +355,7 @@ def test_interrupted_twice_in_a_row(monkeypatch, tmp_path):
         interrupt(DIGITS, 3)  # in the second step of the next epoch but one
         assert epochs_on_disk(DIGITS) == done
         with safe_open(state_path(DIGITS), "pt") as file:
-            seconds.append(float(file.metadata()["seconds"]))
+            seconds.append(json.loads(file.metadata()["about"])["seconds"])
     third = train(DIGITS)
     assert_same(whole, third)
     assert seconds == sorted(seconds)

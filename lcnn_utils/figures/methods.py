@@ -1,0 +1,147 @@
+"""The figures of notebook 05: each takes what :mod:`lcnn_utils.studies.methods` measured and returns a Figure."""
+
+from __future__ import annotations
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from ..style import CYCLE, METHOD
+
+KIND = {"beta": "β: sharpness of the activations", "gamma": "γ: slope limit of the BatchNorms"}
+ARM = tuple(zip(CYCLE, "o^vXsD", strict=True))
+LAYERS = "cividis"
+
+
+def training_curves(histories: dict[str, pd.DataFrame]) -> Figure:
+    """Loss, training accuracy and curvature, epoch by epoch. ``histories``: method → what ``training.fit`` returns."""
+    panels = {"loss": "cross-entropy", "accuracy": "training accuracy (%)", "curvature": "C of the loss, 16 images"}
+    figure, axes = plt.subplots(1, 3, figsize=(10, 3.2))
+    for method, history in histories.items():
+        label, colour, marker = METHOD[method]
+        for axis, column in zip(axes, panels, strict=True):
+            values = history[column] * (100 if column == "accuracy" else 1)
+            axis.plot(history.epoch, values, color=colour, marker=marker, ms=5, label=label)
+    for axis, (column, title) in zip(axes, panels.items(), strict=True):
+        axis.set(title=title, xlabel="epoch")
+        if column != "accuracy":
+            axis.set_yscale("log")
+    axes[2].set_ylabel("C (1/pixel unit)")
+    axes[0].legend(fontsize=8)
+    return figure
+
+
+def layers(frame: pd.DataFrame) -> Figure:
+    """β and γ of every layer over training. Columns: epoch, kind, layer, value (``studies.layer_frame``)."""
+    figure, axes = plt.subplots(1, 2, figsize=(10, 3.6))
+    for axis, (kind, title) in zip(axes, KIND.items(), strict=True):
+        part = frame[frame.kind == kind]
+        last = part.layer.max()
+        for index, (layer, line) in enumerate(part.groupby("layer")):
+            colour = plt.get_cmap(LAYERS)(index / max(last - 1, 1))
+            axis.plot(line.epoch, line.value, color=colour, marker="o", ms=3)
+            axis.annotate(f"{layer}", (line.epoch.iloc[-1], line.value.iloc[-1]), (4, -3),
+                          textcoords="offset points", fontsize=7)  # fmt: skip
+        axis.set(title=title, xlabel="epoch", ylabel=f"{title[0]} of layer 1 (input) to {last} (output)", yscale="log")
+        axis.set_yticks(_ticks(part.value), [f"{v:g}" for v in _ticks(part.value)])
+        axis.minorticks_off()
+    return figure
+
+
+def _ticks(values: pd.Series) -> list[float]:
+    ladder = [m * 10.0**e for e in range(-4, 4) for m in (1, 2, 5)]
+    inside = [tick for tick in ladder if values.min() / 1.6 <= tick <= values.max() * 1.6]
+    return inside[:: max(1, len(inside) // 7)]
+
+
+def accuracy_against_curvature(frame: pd.DataFrame, extra: dict[str, pd.DataFrame] | None = None) -> Figure:
+    """Test accuracy against C, of the loss and of the margin: a point a method, mean ± standard deviation over seeds.
+
+    Args:
+        frame: of ``studies.runs_frame``.
+        extra: more runs under a name of their own, drawn hollow.
+    """
+    figure, axes = plt.subplots(1, 2, figsize=(10, 4.3), sharey=True)
+    groups = [(METHOD[str(m)], part, "full") for m, part in frame.groupby("method", sort=False)]
+    groups += [((name, "#de8f05", "s"), part, "none") for name, part in (extra or {}).items()]
+    for axis, column in zip(axes, ("curvature", "margin_curvature"), strict=True):
+        for (label, colour, marker), part, fill in groups:
+            mean, spread = part[["accuracy", column]].mean(), part[["accuracy", column]].std(ddof=1)
+            if mean[column] <= 0:
+                continue  # a ReLU net's margin is linear almost everywhere
+            axis.errorbar(
+                mean[column], 100 * mean.accuracy, 100 * spread.accuracy, spread[column], fmt=marker, color=colour,
+                ms=9, capsize=3, fillstyle=fill, label=label,
+            )  # fmt: skip
+        axis.set(xscale="log", xlabel=f"C of the {'margin' if 'margin' in column else 'loss'} (1/pixel unit), mean")
+        low, high = axis.get_xlim()
+        ticks = [m * 10.0**e for e in range(-4, 4) for m in (1, 2, 5) if low < m * 10.0**e < high]
+        axis.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+        axis.minorticks_off()
+    axes[0].set_ylabel("test accuracy (%)")
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize=8)
+    return figure
+
+
+def lambdas(frame: pd.DataFrame, layers: pd.DataFrame) -> Figure:
+    """What λ does: accuracy and C over seeds, and the trained β and γ of every layer.
+
+    Args:
+        frame: of ``studies.runs_frame``, runs that differ in λ.
+        layers: of ``studies.lambda_layers``.
+    """
+    figure, axes = plt.subplots(1, 4, figsize=(12, 3.4))
+    lams = sorted(frame.lambda_beta.unique())
+    at = dict(zip(lams, range(len(lams)), strict=True))
+    for axis, column, scale in ((axes[0], "accuracy", 100), (axes[1], "curvature", 1)):
+        values = frame.groupby("lambda_beta")[column]
+        axis.errorbar(range(len(lams)), scale * values.mean(), scale * values.std(), fmt="s-", color=METHOD["lcnn"][1],
+                      capsize=3)  # fmt: skip
+    axes[0].set(title="test accuracy (%)", ylim=(0, 105))
+    axes[1].set(title="C of the loss (1/pixel unit)", yscale="log")
+    for axis, kind in zip(axes[2:], KIND, strict=True):
+        part = layers[layers.kind == kind]
+        for index, (_, line) in enumerate(part.groupby("layer")):
+            colour = plt.get_cmap(LAYERS)(index / max(part.layer.max() - 1, 1))
+            axis.plot(line.lambda_.map(at), line.value, color=colour, marker="o", ms=3)
+        axis.set(title=f"{KIND[kind][0]}, dark: first layer, bright: last", yscale="log")
+    for axis in axes:
+        axis.set_xticks(range(len(lams)), [f"{lam:g}" for lam in lams], rotation=45)
+        axis.set_xlabel("λ_β = λ_γ")
+    for axis, title in zip(axes, "abcd", strict=True):
+        axis.set_title(f"({title}) {axis.get_title()}", fontsize=9)
+    return figure
+
+
+def signal(frame: pd.DataFrame) -> Figure:
+    """The spread of the signal through the net. Columns: net, layer, spread (``studies.signal_frame``)."""
+    figure, axis = plt.subplots(figsize=(6.6, 3.6))
+    for (name, part), (colour, marker) in zip(frame.groupby("net", sort=False), ARM, strict=False):
+        axis.plot(part.layer, part.spread, color=colour, marker=marker, label=name)
+    axis.set(yscale="log", xlabel="activation, from input (0) to output", ylabel="spread of the signal over images")
+    axis.legend(fontsize=8)
+    return figure
+
+
+def cost(frame: pd.DataFrame) -> Figure:
+    """Time of a step relative to Standard: median and quartiles over rounds. Columns: method, label, ratio."""
+    parts = [
+        (str(m), part.ratio.quantile([0.25, 0.5, 0.75]).tolist()) for m, part in frame.groupby("method", sort=False)
+    ]
+    parts.sort(key=lambda item: -item[1][1])
+    figure, axis = plt.subplots(figsize=(7, 3.6))
+    _bars(axis, parts)
+    axis.set(xlabel="time of a training step / Standard's (median, quartiles)", xlim=(0, None))
+    return figure
+
+
+def _bars(axis: Axes, parts: list[tuple[str, list[float]]]) -> None:
+    for place, (method, (low, middle, high)) in enumerate(parts):
+        axis.barh(place, middle, color=METHOD[method][1], edgecolor="black", linewidth=0.5)
+        axis.errorbar(middle, place, xerr=np.array([[middle - low], [high - middle]]), color="black", capsize=3)
+        axis.text(high + 0.05, place, f"{middle:.2g}×", va="center", fontsize=9)
+    axis.set_yticks(range(len(parts)), [METHOD[method][0] for method, _ in parts])
+    axis.axvline(1, color="black", linewidth=1, linestyle=":")
+    axis.grid(axis="y", visible=False)

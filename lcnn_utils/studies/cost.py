@@ -1,0 +1,100 @@
+"""What a training step costs, and the two forms of a penalty on the gradient."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
+from statistics import median
+
+import pandas as pd
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .. import objectives
+from ..experiments import recipe
+from ..objectives import OBJECTIVES
+from ..recipe import METHODS, Recipe
+from ..spectral import norms_once_a_step
+from ..style import METHOD
+from ..training import build, samples
+
+
+def two_forms(steps: Iterable[float], images: int = 32) -> pd.DataFrame:
+    """GradReg's penalty of an untrained LCNN in float64, exact and as a difference.
+
+    Columns: step (of the difference), exact, difference, gradient_error (relative, over all weights).
+    """
+    one = recipe("digits", "lcnn_gradreg", lambda_grad=1.0)
+    net = build(one).double().train()
+    x, y = (part[:images] for part in samples(one, "train"))
+    weights, rows = [p for name, p in net.named_parameters() if "log_" not in name], []
+    with norms_once_a_step(net) as advance:
+        advance()
+        for step in steps:
+            found = {}
+            for form in ("exact", "difference"):
+                at = x.double().requires_grad_()
+                loss = F.cross_entropy(net(at), y)
+                squared = objectives.squared_gradient(net, at, y, loss, replace(one, derivative=form), step=step)
+                slopes = torch.autograd.grad(squared, weights)
+                found[form] = squared.item(), torch.cat([slope.flatten() for slope in slopes])
+            (value, slope), (other, tilted) = found["exact"], found["difference"]
+            rows.append((step, value, other, ((tilted - slope).norm() / slope.norm()).item()))
+    return pd.DataFrame(rows, columns=["step", "exact", "difference", "gradient_error"])
+
+
+def stepper(one: Recipe, x: Tensor, y: Tensor) -> tuple[Callable[[], None], Callable[[], None]]:
+    """A training step of a recipe on one batch (without the optimiser's part), and what ends it."""
+    model, stack = build(one).to(x.device).train(), contextlib.ExitStack()
+    advance = stack.enter_context(norms_once_a_step(model))
+    generator = torch.Generator().manual_seed(one.seed)
+
+    def step() -> None:
+        advance()
+        loss, _ = OBJECTIVES[one.method](model, x, y, one, progress=1.0, generator=generator)
+        model.zero_grad(set_to_none=True)
+        loss.backward()
+
+    return step, stack.close
+
+
+def cost_frame(methods: Sequence[str] = tuple(METHODS), rounds: int = 5, seed: int = 0) -> pd.DataFrame:
+    """Seconds of a training step on the CPU, 128 digits, relative to Standard's: columns label, method, round, ratio.
+
+    The methods take turns, and each round divides by that round's Standard, so that a disturbance hits all alike.
+    """
+    recipes = [recipe("digits", method, seed) for method in dict.fromkeys(("standard", *methods))]
+    x, y = (part[:128] for part in samples(recipes[0], "train"))
+    steps = {one.method: stepper(one, x, y) for one in recipes}
+    times: list[dict[str, float]] = []
+    for turn in range(rounds + 1):  # the first isn't counted
+        taken = {}
+        for method, (step, _) in steps.items():
+            start = time.perf_counter()
+            step()
+            taken[method] = time.perf_counter() - start
+        times += [taken] if turn else []
+    for _, end in steps.values():
+        end()
+    rows = [(m, i, t[m] / t["standard"]) for m in methods for i, t in enumerate(times)]
+    frame = pd.DataFrame(rows, columns=["method", "round", "ratio"])
+    return frame.assign(label=frame.method.map(lambda m: METHOD[m][0]))
+
+
+def iteration_share(rounds: int = 9) -> float:
+    """The share of an LCNN's training step (as in :func:`cost_frame`) that its power iterations take, a median."""
+    one = recipe("digits", "lcnn")
+    x, y = (part[:128] for part in samples(one, "train"))
+    model, shares = build(one).train(), []
+    with norms_once_a_step(model) as advance:
+        for turn in range(rounds + 1):  # the first isn't counted
+            times = [time.perf_counter()]
+            advance()
+            times.append(time.perf_counter())
+            OBJECTIVES[one.method](model, x, y, one)[0].backward()
+            times.append(time.perf_counter())
+            shares += [(times[1] - times[0]) / (times[2] - times[0])] if turn else []
+    return median(shares)

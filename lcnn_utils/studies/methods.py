@@ -1,0 +1,207 @@
+"""What notebook 05 measures: methods side by side, layers over training, the price of λ, and of a step."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import pandas as pd
+import torch
+from torch import Tensor, nn
+
+from .. import published
+from ..activations import CenteredSoftplus
+from ..curvature import evaluating
+from ..data import available
+from ..experiments import SHIPPED, measure, recipe, run
+from ..recipe import Recipe
+from ..state import run_name
+from ..style import METHOD
+from . import with_beta
+from .cost import cost_frame as cost_frame
+from .cost import iteration_share as iteration_share
+from .cost import two_forms as two_forms
+from .schedules import course_recipe as course_recipe
+from .schedules import lowest_gamma as lowest_gamma
+from .schedules import published_schedules as published_schedules
+from .schedules import rates as rates
+from .schedules import steps_an_epoch as steps_an_epoch
+
+LAMBDAS = (0.0, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1)  # λ_β = λ_γ of the shipped runs on digits
+COLUMNS = {"‖∇f‖": "grad_norm", "‖∇²f‖": "hessian_norm", "C": "curvature", "accuracy %": "accuracy"}
+
+
+def stage(device: torch.device) -> tuple[str, str]:
+    """Dataset and scale to work on: CIFAR-10 where it is and there is a GPU or its runs are shipped; else digits."""
+    here = available()["cifar10"] != "missing"
+    shipped = (SHIPPED / f"{run_name(recipe('cifar10', 'lcnn'))}.json").exists()
+    return ("cifar10", "small") if here and (device.type == "cuda" or shipped) else ("digits", "lab")
+
+
+def runs_frame(recipes: Iterable[Recipe], progress: bool = True) -> pd.DataFrame:
+    """Numbers of runs, shipped or trained now: columns label, method, seed, both λ, the metrics, seconds."""
+    rows = []
+    for one in recipes:
+        made = run(one, weights=False, progress=progress)
+        fields = dict(label=METHOD[one.method][0], method=one.method, seed=one.seed)
+        fields |= dict(lambda_beta=one.lambda_beta, lambda_gamma=one.lambda_gamma)
+        rows.append(fields | made.metrics | {"seconds": made.provenance["seconds"]})
+    return pd.DataFrame(rows)
+
+
+def plus_minus(values: pd.Series) -> str:
+    """Mean ± standard deviation, both to the second digit of the latter; the mean alone where they hardly differ."""
+    mean, spread = values.mean(), values.std()
+    if not spread > 1e-3 * abs(mean):  # one value, or as good as one
+        return f"{mean:.3g}" if math.isfinite(mean) else "–"
+    digits = max(0, 1 - math.floor(math.log10(spread)))
+    return f"{mean:.{digits}f} ± {spread:.{digits}f}"
+
+
+def geometry_table(frame: pd.DataFrame) -> pd.DataFrame:
+    """Ours beside the paper's Table 1 (another dataset and net): mean ± standard deviation over seeds, a row a method.
+
+    Args:
+        frame: of :func:`runs_frame`.
+    """
+    paper = published.numbers("paper table 1").set_index(["method", "quantity"])
+    rows = []
+    for label, part in frame.groupby("label", sort=False):
+        row: dict[str, str] = {"net": str(label)}
+        for name, column in COLUMNS.items():
+            values = part[column] * (100 if column == "accuracy" else 1)
+            row[name] = plus_minus(values)
+        for name, column in COLUMNS.items():
+            known = (label, column) in paper.index
+            row[f"paper: {name}"] = (
+                f"{paper['mean'][label, column]:g} ± {paper['spread'][label, column]:g}" if known else "–"
+            )
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def layer_frame(history: pd.DataFrame) -> pd.DataFrame:
+    """β and γ over training: columns epoch, kind ("beta", "gamma"), layer (from input to output), name, value."""
+    parts = []
+    for kind in ("beta", "gamma"):
+        names = [name for name in history.columns if str(name).startswith(f"{kind} ")]
+        for number, name in enumerate(names, 1):
+            columns = {"epoch": history.epoch, "kind": kind, "layer": number, "name": name.split()[1]}
+            parts.append(pd.DataFrame(columns | {"value": history[name]}))
+    return pd.concat(parts, ignore_index=True)
+
+
+def lambda_recipes(seeds: Sequence[int], lambdas: Sequence[float] = LAMBDAS) -> list[Recipe]:
+    """LCNNs on digits that differ in λ_β = λ_γ."""
+    return [recipe("digits", "lcnn", s, lambda_beta=lam, lambda_gamma=lam) for lam in lambdas for s in seeds]
+
+
+def lambda_layers(seed: int = 0, lambdas: Sequence[float] = LAMBDAS) -> pd.DataFrame:
+    """The trained β and γ of those runs: :func:`layer_frame` of the last epoch, with a column lambda_."""
+    parts = []
+    for one in lambda_recipes([seed], lambdas):
+        last = run(one, weights=False, progress=False).history.tail(1)
+        parts.append(layer_frame(last).assign(lambda_=one.lambda_beta))
+    return pd.concat(parts, ignore_index=True)
+
+
+def ingredient_recipes(seeds: Sequence[int]) -> dict[str, list[Recipe]]:
+    """Where β starts, and which prices there are: name → a recipe a seed."""
+    arms: dict[str, dict[str, Any]] = {
+        "β from 1000, no price": dict(beta=1000.0, lambda_beta=0.0, lambda_gamma=0.0),
+        "β from 5, no price": dict(lambda_beta=0.0, lambda_gamma=0.0),
+        "β from 5, price of γ": dict(lambda_beta=0.0),
+        "β from 5, price of β": dict(lambda_gamma=0.0),
+        "β from 5, both prices (LCNN)": {},
+        "β from 100, both prices": dict(beta=100.0),
+        "β from 1000, both prices": dict(beta=1000.0),
+    }
+    return {name: [recipe("digits", "lcnn", s, **changes) for s in seeds] for name, changes in arms.items()}
+
+
+def failure_recipes(seeds: Sequence[int], lam: float = 0.3) -> dict[str, list[Recipe]]:
+    """Too large a λ for the schedule, and what repairs it: name → a recipe a seed."""
+    both: dict[str, Any] = dict(lambda_beta=lam, lambda_gamma=lam)
+    quarter: dict[str, Any] = dict(lambda_beta=lam / 4, lambda_gamma=lam / 4, epochs=32)
+    arms: dict[str, dict[str, Any]] = {
+        "healthy": {},
+        "only λ_β too large": dict(lambda_beta=lam),
+        "only λ_γ too large": dict(lambda_gamma=lam),
+        "both too large": both,
+        "both too large, 4 × the epochs": both | dict(epochs=32),
+        "a quarter of that, 4 × the epochs": quarter,
+    }
+    return {name: [recipe("digits", "lcnn", s, **changes) for s in seeds] for name, changes in arms.items()}
+
+
+def arms_frame(arms: dict[str, list[Recipe]], progress: bool = True) -> pd.DataFrame:
+    """Runs of several arms: columns arm, seed, accuracy, curvature, margin_curvature, median β and γ at the end."""
+    rows = []
+    for arm, recipes in arms.items():
+        for one in recipes:
+            made = run(one, progress=progress, weights=False)
+            last = layer_frame(made.history.tail(1)).groupby("kind").value.median()
+            numbers = {name: made.metrics[name] for name in ("accuracy", "curvature", "margin_curvature")}
+            rows.append(dict(arm=arm, seed=one.seed) | numbers | dict(beta=last.beta, gamma=last.gamma))
+    return pd.DataFrame(rows)
+
+
+def arms_table(frame: pd.DataFrame) -> pd.DataFrame:
+    """A row an arm: mean ± standard deviation over seeds."""
+    columns = {"accuracy %": "accuracy", "C of the loss": "curvature", "C of the margin": "margin_curvature"}
+    columns |= {name: column for name, column in (("median β", "beta"), ("median γ", "gamma")) if column in frame}
+    rows = [
+        {"": arm} | {n: plus_minus(part[c] * (100 if c == "accuracy" else 1)) for n, c in columns.items()}
+        for arm, part in frame.groupby("arm", sort=False)
+    ]
+    return pd.DataFrame(rows)
+
+
+def softened_frame(seeds: Sequence[int], betas: Sequence[float]) -> pd.DataFrame:
+    """Trained Standard nets whose every β is *set*, without further training: columns arm, seed, and three metrics."""
+    rows = []
+    for beta in betas:
+        for seed in seeds:
+            one = recipe("digits", "standard", seed)
+            (trained,) = arm_nets({"": [one]}).values()
+            numbers = {
+                k: v
+                for k, v in measure(with_beta(trained, beta), one).items()
+                if k in ("accuracy", "curvature", "margin_curvature")
+            }
+            rows.append({"arm": f"Standard, trained; then β set to {beta:g}", "seed": seed} | numbers)
+    return pd.DataFrame(rows)
+
+
+def arm_nets(arms: dict[str, list[Recipe]]) -> dict[str, nn.Module]:
+    """The trained net of each arm's first recipe."""
+    nets = {arm: run(recipes[0], progress=False).model for arm, recipes in arms.items()}
+    return {arm: net for arm, net in nets.items() if net is not None}
+
+
+def signal_frame(nets: dict[str, nn.Module], x: Tensor) -> pd.DataFrame:
+    """How large the signal is behind each activation: columns net, layer, spread (standard deviation over samples).
+
+    The spread is averaged (root mean square) over a layer's units; layer 0 is the input.
+    """
+    rows = []
+    for name, net in nets.items():
+        outputs: list[Tensor] = [x]
+        handles = [
+            m.register_forward_hook(lambda _, __, output, kept=outputs: kept.append(output))
+            for m in net.modules()
+            if isinstance(m, CenteredSoftplus)
+        ]
+        with torch.no_grad(), evaluating(net):
+            net(x)
+        for handle in handles:
+            handle.remove()
+        spreads = [output.std(0).square().mean().sqrt().item() for output in outputs]
+        rows += [(name, layer, spread) for layer, spread in enumerate(spreads)]
+    return pd.DataFrame(rows, columns=["net", "layer", "spread"])
+
+
+def history(one: Recipe) -> pd.DataFrame:
+    """The history of a run: one row an epoch."""
+    return run(one, weights=False, progress=False).history
