@@ -85,14 +85,9 @@ def methods(progress: bool = True) -> Made:
     about: dict[str, object] = {"dataset": "digits, 360 test images", "seeds": list(SEEDS)}
     about["runs"] = "data/checkpoints, made by python benchmarks/ship.py"
     frame = method_studies.runs_frame(recipe("digits", method, seed) for method in METHODS for seed in SEEDS)
-    zero = method_studies.runs_frame(method_studies.lambda_recipes(SEEDS, (0.0,)))
-    yield "digits_methods", method_figures.accuracy_against_curvature(frame, {"LCNN with λ = 0": zero}), about
-    both = pd.concat([frame, zero.assign(label="LCNN with λ = 0")])
-    yield (
-        "digits_methods_table",
-        method_studies.geometry_table(both).drop(columns=["paper: ‖∇f‖", "paper: ‖∇²f‖"]),
-        about,
-    )
+    yield "digits_methods", method_figures.accuracy_against_curvature(frame), about
+    table = method_studies.geometry_table(frame).drop(columns=["paper: ‖∇f‖", "paper: ‖∇²f‖"])
+    yield "digits_methods_table", table, about
     ingredients = method_studies.arms_frame(method_studies.ingredient_recipes(SEEDS))
     softened = method_studies.softened_frame(SEEDS, (10.0,))
     yield "digits_ingredients", method_studies.arms_table(pd.concat([ingredients, softened])), about

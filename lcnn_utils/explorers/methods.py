@@ -40,7 +40,8 @@ def live_curves(method: str, epochs: int) -> Callable[[pd.DataFrame], None]:
 
 
 def lambda_explorer(frame: pd.DataFrame, layers: pd.DataFrame) -> widgets.VBox:
-    """Trained LCNNs by their λ: accuracy and C over seeds, and β and γ of every layer. λ snaps to what was trained.
+    """Trained LCNNs by their λ: accuracy and C over seeds, and β and γ of every layer, beside
+    those of λ = 0. λ snaps to what was trained.
 
     Args:
         frame: of :func:`studies.methods.runs_frame`, runs that differ in λ_β = λ_γ.
@@ -68,6 +69,7 @@ def lambda_explorer(frame: pd.DataFrame, layers: pd.DataFrame) -> widgets.VBox:
     picture = Picture(figure, [*lines.values(), here])
 
     def update(lambda_: float) -> str:
+        lambda_ = priced[np.abs(np.log(priced / lambda_)).argmin()]
         part = layers[layers.lambda_ == lambda_]
         for kind, line in lines.items():
             values = part[part.kind == kind]
@@ -83,8 +85,10 @@ def lambda_explorer(frame: pd.DataFrame, layers: pd.DataFrame) -> widgets.VBox:
             f"median β {medians.beta:.3g}, median γ {medians.gamma:.3g}."
         )
 
-    middle = lams[int(np.argmin(np.abs(np.array(lams) - 1e-2)))]
-    slider = widgets.SelectionSlider(
-        options=[(f"{lam:g}", lam) for lam in lams], value=middle, description="λ: price of β and γ"
-    )
+    priced = np.array([lam for lam in lams if lam > 0])
+    first, last = np.log10(priced[[0, -1]])
+    slider = widgets.FloatLogSlider(
+        priced[np.abs(np.log10(priced) + 2).argmin()], base=10, min=first, max=last,
+        step=(last - first) / max(len(priced) - 1, 1), description="λ: price of β and γ", readout_format=".3g",
+    )  # fmt: skip
     return _explore(picture, update, lambda_=slider)

@@ -56,24 +56,22 @@ def _ticks(values: pd.Series) -> list[float]:
     return inside[:: max(1, len(inside) // 7)]
 
 
-def accuracy_against_curvature(frame: pd.DataFrame, extra: dict[str, pd.DataFrame] | None = None) -> Figure:
+def accuracy_against_curvature(frame: pd.DataFrame) -> Figure:
     """Test accuracy against C, of the loss and of the margin: a point a method, mean ± standard deviation over seeds.
 
     Args:
         frame: of ``studies.runs_frame``.
-        extra: more runs under a name of their own, drawn hollow.
     """
     figure, axes = plt.subplots(1, 2, figsize=(10, 4.3), sharey=True)
-    groups = [(METHOD[str(m)], part, "full") for m, part in frame.groupby("method", sort=False)]
-    groups += [((name, "#de8f05", "s"), part, "none") for name, part in (extra or {}).items()]
+    groups = [(METHOD[str(method)], part) for method, part in frame.groupby("method", sort=False)]
     for axis, column in zip(axes, ("curvature", "margin_curvature"), strict=True):
-        for (label, colour, marker), part, fill in groups:
+        for (label, colour, marker), part in groups:
             mean, spread = part[["accuracy", column]].mean(), part[["accuracy", column]].std(ddof=1)
             if mean[column] <= 0:
                 continue  # a ReLU net's margin is linear almost everywhere
             axis.errorbar(
                 mean[column], 100 * mean.accuracy, 100 * spread.accuracy, spread[column], fmt=marker, color=colour,
-                ms=9, capsize=3, fillstyle=fill, label=label,
+                ms=9, capsize=3, label=label,
             )  # fmt: skip
         axis.set(xscale="log", xlabel=f"C of the {'margin' if 'margin' in column else 'loss'} (1/pixel unit), mean")
         low, high = axis.get_xlim()

@@ -381,7 +381,7 @@ def test_the_gallery_makes_every_file(tiny_gallery, tmp_path, capsys):
     assert names >= {
         "figure_1c", "activations", "composition", "normalised_curvature", "figure_1ab", "digits_curvature",
         "digits_geometry", "convergence", "bound_waterfall", "bounds_on_random_nets", "certified_accuracy",
-        "digits_certified", "digits_methods", "digits_methods_table", "digits_lambda", "signal",
+        "digits_certified", "digits_methods", "digits_methods_table", "digits_ingredients", "digits_lambda", "signal",
     }  # fmt: skip
     for name in names:
         suffixes = {path.suffix for path in paths if path.stem == name}

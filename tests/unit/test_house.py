@@ -198,6 +198,7 @@ def test_no_file_names_a_machine():
         "figures/digits_geometry.md",
         "figures/digits_certified.md",
         "figures/digits_methods_table.md",
+        "figures/digits_ingredients.md",
         "benchmarks/results/geometry.md",
         "benchmarks/results/training_steps_cpu.md",
     ],
