@@ -84,9 +84,7 @@ class Train:
         recipes = [recipe(self.dataset, name, seed, self.scale, **changes) for name in methods for seed in self.seeds]
         print(f"{'method':<14} {'seed':>4}  accuracy  C of the loss  C of the margin   seconds")
         for one in recipes:
-            made = run_recipe(one, device=self.device)
-            if self.ship:
-                made = ship(one, device=self.device)
+            made = (ship if self.ship else run_recipe)(one, device=self.device)
             m = made.metrics
             print(
                 f"{one.method:<14} {one.seed:>4}  {m['accuracy']:>8.2%}  {m['curvature']:>13.4g}  "

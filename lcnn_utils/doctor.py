@@ -142,11 +142,11 @@ def datasets() -> Check:
 
 
 def stored(store: Path) -> Check:
-    """How many trained models are in the store, and how many trainings are under way."""
-    models = len(list((store / "checkpoints").glob("*.safetensors")))
-    runs = len([run for run in (store / "runs").glob("*") if not run.name.startswith(".")])
+    """How many trained models are shipped, and how many trainings, finished or under way, are in the store."""
+    models = len(list((PROJECT / "data" / "checkpoints").glob("[!.]*.safetensors")))
+    runs = len(list((store / "runs").glob("[!.]*.safetensors")))
     advice = "none is needed beforehand: notebooks train what they lack"
-    return Check("models", True if models else None, f"{models} checkpoints, {runs} runs in {store}", advice)
+    return Check("models", True if models else None, f"{models} shipped, {runs} in {store}", advice)
 
 
 def kernel() -> Check:

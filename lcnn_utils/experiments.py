@@ -114,8 +114,8 @@ def run(
         weights: False asks for the numbers only, which are shipped for more runs than weights are.
 
     Raises:
-        RuntimeError: what is on disk is damaged or belongs to another recipe; or as ``training.fit``.
-        RuntimeError: the dataset is needed, absent, and could not be downloaded.
+        RuntimeError: what is on disk is damaged or belongs to another recipe; the dataset is needed, absent, and could
+            not be downloaded; or as ``training.fit``.
         OSError: the store cannot be written.
     """
     device = pick_device(device)
@@ -196,9 +196,7 @@ def results(folders: tuple[Path, ...] | None = None) -> pd.DataFrame:
     """Every run that is shipped or in the store, a row each: the recipe's fields, metrics, seconds, device, date."""
     rows, seen = [], set()
     for folder in folders or (SHIPPED, store_root() / "runs"):
-        for path in sorted(
-            path for path in folder.glob("*.json") if not path.name.startswith(".")
-        ):  # "." is half written
+        for path in sorted(folder.glob("[!.]*.json")):  # a hidden one is being written
             try:
                 record = _record(path)
             except RuntimeError as error:

@@ -59,7 +59,7 @@ class Recipe:
     beta: float = 5.0  # code-22: start of a trained β
     softplus: float = 10.0  # code-22: the fixed β of softplus_wd
     gamma: float = 10.0  # code-22: start
-    lambda_beta: float = 1e-3  # code-22; code-23 has 1e-2, which collapses short schedules: λ acts through λ·Σ lr
+    lambda_beta: float = 1e-3  # code-22; code-23 has 1e-2. Its pull is λ·Σ lr/(1 − μ): a λ belongs to a schedule
     lambda_gamma: float = 1e-3  # code-22; code-23 has 1e-2
     lambda_grad: float = 1e-3  # ours, for short schedules; code-22: 6.1e-3 (its 1e5, divided by the batch size squared)
     lambda_cure: float = 6.1e-5  # code-22, effective

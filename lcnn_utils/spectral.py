@@ -114,9 +114,14 @@ class SpectralNorm(nn.Module):
             v = torch.where((norm > 0) & torch.isfinite(norm), back / norm, v)
             slope = u.mT @ v if self.geometry is None else conv2d_weight(v, w.shape, u, **self.geometry)
         self.v.copy_(v)
-        self.slope = (
-            slope if self.slope is None else self.slope.copy_(slope)
-        )  # in place: a CUDA graph knows its address
+        # in place: compiled code and a CUDA graph know its address
+        self.slope = slope if self.slope is None else self.slope.copy_(slope)
+
+
+def _normalised(model: nn.Module) -> list[tuple[SpectralNorm, Tensor]]:
+    """Every spectral norm of a model, with the weight as it is before."""
+    lists = (module for module in model.modules() if isinstance(module, parametrize.ParametrizationList))
+    return [(entry[0], entry.original) for entry in lists if isinstance(entry[0], SpectralNorm)]
 
 
 @contextlib.contextmanager
@@ -126,11 +131,7 @@ def norms_once_a_step(model: nn.Module) -> Iterator[Callable[[], None]]:
     To be called once before each step's forward passes, however many there are. σ and its gradient then cost an
     elementwise product instead of a convolution, and on a GPU the layers' iterations run side by side.
     """
-    layers = [
-        (module[0], module.original)
-        for module in model.modules()
-        if isinstance(module, parametrize.ParametrizationList) and isinstance(module[0], SpectralNorm)
-    ]
+    layers = _normalised(model)
     on_gpu = bool(layers) and layers[0][1].is_cuda
     streams = [torch.cuda.Stream() for _ in range(min(BRANCHES, len(layers)))] if on_gpu else []
 
@@ -169,9 +170,8 @@ def spectral_normalize(module: Layer, input_shape: Shape | None = None, iteratio
 
 def refresh_norms(model: nn.Module, iterations: int = 100) -> None:
     """Run power iterations for every spectrally normalised layer of ``model``: do so before evaluating or measuring."""
-    for module in model.modules():
-        if isinstance(module, parametrize.ParametrizationList) and isinstance(module[0], SpectralNorm):
-            module[0].v.copy_(_power(module.original, module[0].v, module[0].geometry, iterations))
+    for norm, weight in _normalised(model):
+        norm.v.copy_(_power(weight, norm.v, norm.geometry, iterations))
 
 
 @torch.no_grad()
@@ -181,12 +181,8 @@ def sigma_error(model: nn.Module, iterations: int = 20) -> float:
     The norm is what ``iterations`` more power iterations find, so this errs a little on the small side; v stays.
     """
     worst = []
-    for module in model.modules():
-        if isinstance(module, parametrize.ParametrizationList) and isinstance(module[0], SpectralNorm):
-            w, v, geometry = module.original, module[0].v, module[0].geometry
-            now, then = (
-                torch.linalg.vector_norm(_apply(w.float(), u.float(), geometry))
-                for u in (v, _power(w, v, geometry, iterations))
-            )
-            worst.append(torch.where(then > 0, 1 - now / then, 0))
+    for norm, weight in _normalised(model):
+        directions = (norm.v, _power(weight, norm.v, norm.geometry, iterations))
+        now, then = (torch.linalg.vector_norm(_apply(weight.float(), v.float(), norm.geometry)) for v in directions)
+        worst.append(torch.where(then > 0, 1 - now / then, 0))
     return torch.stack(worst).max().clamp(min=0).item() if worst else 0.0

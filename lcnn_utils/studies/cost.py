@@ -15,11 +15,10 @@ from torch import Tensor
 
 from .. import objectives
 from ..experiments import recipe
-from ..objectives import OBJECTIVES
 from ..recipe import METHODS, Recipe
 from ..spectral import norms_once_a_step
 from ..style import METHOD
-from ..training import build, samples
+from ..training import build, make_optimizer, samples, training_step
 
 
 def two_forms(steps: Iterable[float], images: int = 32) -> pd.DataFrame:
@@ -46,19 +45,13 @@ def two_forms(steps: Iterable[float], images: int = 32) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["step", "exact", "difference", "gradient_error"])
 
 
-def stepper(one: Recipe, x: Tensor, y: Tensor) -> tuple[Callable[[], None], Callable[[], None]]:
-    """A training step of a recipe on one batch (without the optimiser's part), and what ends it."""
+def stepper(one: Recipe, x: Tensor, y: Tensor) -> tuple[Callable[[], Tensor], Callable[[], None]]:
+    """A training step of a recipe on one batch, as ``fit`` takes it, and what ends it."""
     model, stack = build(one).to(x.device).train(), contextlib.ExitStack()
     advance = stack.enter_context(norms_once_a_step(model))
-    generator = torch.Generator().manual_seed(one.seed)
-
-    def step() -> None:
-        advance()
-        loss, _ = OBJECTIVES[one.method](model, x, y, one, progress=1.0, generator=generator)
-        model.zero_grad(set_to_none=True)
-        loss.backward()
-
-    return step, stack.close
+    now = {"progress": 1.0, "generator": torch.Generator().manual_seed(one.seed)}
+    step = training_step(one, model, make_optimizer(one, model)[0], advance, now, [])
+    return lambda: step(x, y), stack.close
 
 
 def cost_frame(methods: Sequence[str] = tuple(METHODS), rounds: int = 5, seed: int = 0) -> pd.DataFrame:
@@ -88,13 +81,17 @@ def iteration_share(rounds: int = 9) -> float:
     """The share of an LCNN's training step (as in :func:`cost_frame`) that its power iterations take, a median."""
     one = recipe("digits", "lcnn")
     x, y = (part[:128] for part in samples(one, "train"))
-    model, shares = build(one).train(), []
+    model, spent, shares = build(one).train(), [0.0], []
     with norms_once_a_step(model) as advance:
-        for turn in range(rounds + 1):  # the first isn't counted
-            times = [time.perf_counter()]
+
+        def timed() -> None:
+            start = time.perf_counter()
             advance()
-            times.append(time.perf_counter())
-            OBJECTIVES[one.method](model, x, y, one)[0].backward()
-            times.append(time.perf_counter())
-            shares += [(times[1] - times[0]) / (times[2] - times[0])] if turn else []
+            spent[0] = time.perf_counter() - start
+
+        step = training_step(one, model, make_optimizer(one, model)[0], timed, {}, [])
+        for turn in range(rounds + 1):  # the first isn't counted
+            start = time.perf_counter()
+            step(x, y)
+            shares += [spent[0] / (time.perf_counter() - start)] if turn else []
     return median(shares)

@@ -150,7 +150,7 @@ def arms_frame(arms: dict[str, list[Recipe]], progress: bool = True) -> pd.DataF
 def arms_table(frame: pd.DataFrame) -> pd.DataFrame:
     """A row an arm: mean ± standard deviation over seeds."""
     columns = {"accuracy %": "accuracy", "C of the loss": "curvature", "C of the margin": "margin_curvature"}
-    columns |= {name: column for name, column in (("median β", "beta"), ("median γ", "gamma")) if column in frame}
+    columns |= {"median β": "beta", "median γ": "gamma"}
     rows = [
         {"": arm} | {n: plus_minus(part[c] * (100 if c == "accuracy" else 1)) for n, c in columns.items()}
         for arm, part in frame.groupby("arm", sort=False)
@@ -164,12 +164,10 @@ def softened_frame(seeds: Sequence[int], betas: Sequence[float]) -> pd.DataFrame
     for beta in betas:
         for seed in seeds:
             one = recipe("digits", "standard", seed)
-            (trained,) = arm_nets({"": [one]}).values()
-            numbers = {
-                k: v
-                for k, v in measure(with_beta(trained, beta), one).items()
-                if k in ("accuracy", "curvature", "margin_curvature")
-            }
+            trained = run(one, progress=False).model
+            assert trained is not None
+            metrics = measure(with_beta(trained, beta), one)
+            numbers = {name: metrics[name] for name in ("accuracy", "curvature", "margin_curvature")}
             rows.append({"arm": f"Standard, trained; then β set to {beta:g}", "seed": seed} | numbers)
     return pd.DataFrame(rows)
 

@@ -322,12 +322,16 @@ def test_doctor_names_missing_datasets(monkeypatch, tmp_path):
     assert "LCNN_DATA" in check.advice
 
 
-def test_doctor_counts_models(tmp_path):
+def test_doctor_counts_models(tmp_path, monkeypatch):
+    monkeypatch.setattr(doctor, "PROJECT", tmp_path / "project")
     assert doctor.stored(tmp_path).ok is None
-    (tmp_path / "checkpoints").mkdir()
-    (tmp_path / "checkpoints" / "a.safetensors").touch()
-    (tmp_path / "checkpoints" / "a.json").touch()
-    assert doctor.stored(tmp_path).found.startswith("1 checkpoints, 0 runs")
+    for folder, names in (("project/data/checkpoints", "ab"), ("runs", "c")):
+        (tmp_path / folder).mkdir(parents=True)
+        for name in names:
+            (tmp_path / folder / f"{name}.safetensors").touch()
+            (tmp_path / folder / f"{name}.json").touch()  # its record
+            (tmp_path / folder / f".{name}-x.safetensors").touch()  # being written
+    assert doctor.stored(tmp_path).found.startswith("2 shipped, 1 in ")
 
 
 def test_doctor_finds_a_kernel_of_another_python(monkeypatch):
