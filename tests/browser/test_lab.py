@@ -49,6 +49,11 @@ SETTINGS = {
     # every cell is rendered, not only those on the screen
     "@jupyterlab/notebook-extension/tracker": {"windowingMode": "none"},
 }
+# Once connected, the widget manager asks the kernel for its widgets, at a moment of its own. A kernel that hasn't
+# imported ipywidgets yet answers "No such comm target" on the stderr of whichever cell is running then.
+READY_FOR_WIDGETS = """async () => {
+    await lcnn.kernel().requestExecute({ code: 'import ipywidgets', silent: true, store_history: false }).done
+}"""
 HANDLES = ".jp-OutputArea-output .noUi-handle"
 CHOICES = ", ".join(
     f".jp-OutputArea-output {kind}"
@@ -315,6 +320,7 @@ def opened(server: Server, chromium: Browser, name: str) -> Iterator[Open]:
         page.goto(f"{server.url}/lab/tree/{name}?token={server.token}&reset")
         page.wait_for_selector(".jp-NotebookPanel .jp-Cell")
         book.wait("() => lcnn.panel()?.content?.widgets?.length && lcnn.idle()", timeout=KERNEL_MS)
+        page.evaluate(READY_FOR_WIDGETS)
         page.evaluate("() => window.jupyterapp.shell.collapseLeft()")
         yield book
         page.evaluate("() => window.jupyterapp.serviceManager.sessions.shutdownAll()")
