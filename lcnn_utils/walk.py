@@ -10,6 +10,7 @@ import copy
 import itertools
 import math
 import operator
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -146,7 +147,24 @@ def _spread(place: Place, value: Tensor) -> Place:
     return place.then(place.value, math.sqrt(value.numel() / place.value.numel()))
 
 
+TRACING = threading.Lock()  # torch.fx swaps nn.Module.__call__ while it traces: two traces at once never swap it back
+
+
 class _Tracer(fx.Tracer):
+    """Traces what its own thread calls: JupyterLab runs the callbacks of widgets beside the cells."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.thread = threading.get_ident()
+
+    def call_module(self, m: nn.Module, forward: Callable, args: tuple, kwargs: dict) -> Any:
+        ours = threading.get_ident() == self.thread
+        return super().call_module(m, forward, args, kwargs) if ours else forward(*args, **kwargs)
+
+    def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict) -> Any:
+        ours = threading.get_ident() == self.thread
+        return super().getattr(attr, attr_val, parameter_proxy_cache) if ours else attr_val
+
     def is_leaf_module(self, module: nn.Module, name: str) -> bool:
         empty = not any(module.children()) and not isinstance(module, nn.Sequential)
         return empty or isinstance(module, nn.Linear | nn.Conv2d)  # also if parametrised
@@ -158,7 +176,8 @@ class Walk(fx.Interpreter):
     def __init__(self, model: nn.Module, certified: bool, norms: bool) -> None:
         model = copy.copy(model) if any(model.children()) else nn.Sequential(model)  # tracing leaves attributes on it
         try:
-            graph = _Tracer().trace(model)
+            with TRACING:
+                graph = _Tracer().trace(model)
         except Exception as error:  # whatever a forward raises when it is traced
             raise ValueError(
                 f"the forward of {type(model).__name__} depends on its data or can't be followed ({error}): "

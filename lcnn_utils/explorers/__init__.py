@@ -7,6 +7,7 @@ move each one to its ends: Jupyter swallows what a widget callback raises.
 from __future__ import annotations
 
 import io
+import threading
 from collections.abc import Callable, Sequence
 
 import contourpy
@@ -24,6 +25,7 @@ from .. import studies
 from ..activations import CenteredSoftplus
 from ..style import ACTIVATION, CLASS_COLOURS, CURVATURE_MAP, CYCLE, METHOD
 
+DRAWING = threading.RLock()  # JupyterLab runs callbacks in threads: one at a time, and again from within itself
 CONTROLS: list[tuple[widgets.ValueWidget, widgets.Image]] = []
 
 
@@ -59,8 +61,9 @@ def _explore(picture: Picture, update: Callable[..., str], **controls: widgets.V
     text = widgets.HTML()
 
     def changed(_=None) -> None:
-        text.value = update(**{name: control.value for name, control in controls.items()})
-        picture.draw()
+        with DRAWING:
+            text.value = update(**{name: control.value for name, control in controls.items()})
+            picture.draw()
 
     for control in controls.values():
         control.style.description_width = "11em"

@@ -1,6 +1,7 @@
 """The bounds hold, on many random nets and against exact Hessians; what breaks when an assumption is dropped does."""
 
 import itertools
+import threading
 
 import pandas as pd
 import pytest
@@ -432,3 +433,36 @@ def test_large_kernels_and_bare_layers_and_constants_leave_no_trace():
     before = set(vars(model))
     bounds.curvature_bound(model, (3,))
     assert set(vars(model)) == before
+
+
+def test_nets_may_be_walked_and_used_in_several_threads_at_once():
+    """As in JupyterLab, where a widget's callback runs beside the cells: torch.fx swaps nn.Module.__call__ for all."""
+    one, other = models.mlp((2, 8, 8, 2), lcnn=True).eval(), models.mlp((2, 8, 2), lcnn=True).eval()
+    x, call = torch.rand(3, 2), nn.Module.__call__
+    expected, bound = [one(x), other(x)], bounds.curvature_bound(one, (2,))
+    faults, ended = list[Exception](), threading.Event()
+
+    def repeat(work):
+        try:
+            while not ended.is_set():
+                work()
+        except Exception as error:
+            faults.append(error)
+
+    def use():
+        for net, logits in zip((one, other), expected, strict=True):
+            torch.testing.assert_close(net(x), logits)
+
+    threads = [
+        threading.Thread(target=repeat, args=(work,), daemon=True)
+        for work in (use, lambda: bounds.layer_terms(other, input_shape=(2,)))
+    ]
+    for thread in threads:
+        thread.start()
+    found = [bounds.curvature_bound(one, (2,)) for _ in range(30)]
+    ended.set()
+    for thread in threads:
+        thread.join(60)
+    assert faults == []
+    assert set(found) == {bound}
+    assert nn.Module.__call__ is call
