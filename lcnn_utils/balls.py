@@ -43,6 +43,13 @@ def _moved(x: Tensor, step: Tensor, box: Box) -> Tensor:
     return moved if box is None else moved.clamp(*box)
 
 
+def _folded(x: Tensor, step: Tensor, box: Box) -> Tensor:
+    """``step`` with the sign of every entry changed that would leave the box: as long, and x + step is in the box."""
+    if box is None:
+        return step
+    return torch.where((x + step < box[0]) | (x + step > box[1]), -step, step)
+
+
 def _random_steps(x: Tensor, eps: Tensor, norm: str, n: int, generator: torch.Generator | None) -> Iterator[Tensor]:
     """n times a step for each sample, uniform in its ball."""
     generator = generator or torch.Generator().manual_seed(0)

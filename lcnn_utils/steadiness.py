@@ -1,0 +1,156 @@
+"""Two maps of each sample, compared; and what such numbers say over many samples."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor, nn
+
+from .balls import Box, _direction, _folded, _moved
+from .curvature import evaluating, scalar_of
+from .maps import explain
+
+MEASURES = ("relative_change", "cosine", "spearman", "top_overlap", "ssim")
+TOP = 0.1  # share of pixels whose overlap is measured
+WINDOW = 7  # of SSIM, in pixels, as in its reference implementation without the Gaussian
+BY_INPUT = ("input_x_gradient", "integrated_gradients", "deeplift", "occlusion")  # they weigh pixels by their value
+
+
+def compare(before: Tensor, after: Tensor) -> dict[str, np.ndarray]:
+    """How alike two maps of each sample are, both (N, …): :data:`MEASURES` → (N,).
+
+    ``relative_change``: ‖after − before‖/‖before‖, the paper's. ``cosine``: of the signed maps. ``spearman``: rank
+    correlation of the signed values. ``top_overlap``: of the tenth of the pixels that are largest in size (summed over
+    channels), the share that both maps have; chance gives 0.1. ``ssim``: structural similarity (Z. Wang et al., IEEE
+    TIP 2004), both maps divided by the largest size in ``before`` and raised by 1, as it takes positive images; nan for
+    what isn't an image of at least 7 × 7 pixels. Where a map is 0 everywhere all but the first are nan.
+
+    Raises:
+        ValueError: the shapes differ.
+    """
+    if before.shape != after.shape:
+        raise ValueError(f"maps of shapes {tuple(before.shape)} and {tuple(after.shape)} can't be compared")
+    from scipy.stats import rankdata  # here: it takes a while to import
+
+    a, b = before.flatten(1).double(), after.flatten(1).double()
+    ranks = [torch.from_numpy(rankdata(v.cpu(), axis=1)) for v in (a, b)]
+    first_ranks, second_ranks = (r - r.mean(1, keepdim=True) for r in ranks)
+    correlation = torch.nn.functional.cosine_similarity(first_ranks, second_ranks, dim=1)
+    sizes = [m.abs().sum(1).flatten(1) if m.dim() == 4 else m.abs().flatten(1) for m in (before, after)]
+    k = max(1, round(TOP * sizes[0].shape[1]))
+    first, second = (torch.zeros_like(s).scatter(1, s.topk(k).indices, 1.0) for s in sizes)
+    values = {
+        "relative_change": (b - a).norm(dim=1) / a.norm(dim=1),
+        "cosine": (a * b).sum(1) / (a.norm(dim=1) * b.norm(dim=1)),
+        "spearman": correlation,
+        "top_overlap": (first * second).sum(1) / k,
+        "ssim": _ssim(before, after),
+    }
+    empty = (a == 0).all(1) | (b == 0).all(1)
+    for name in MEASURES[1:]:
+        values[name] = values[name].to(a).masked_fill(empty, torch.nan)
+    return {name: value.cpu().numpy() for name, value in values.items()}
+
+
+def _ssim(before: Tensor, after: Tensor) -> Tensor:
+    if before.dim() != 4 or min(before.shape[-2:]) < WINDOW:
+        return torch.full((len(before),), torch.nan)
+    from torchmetrics.functional.image import structural_similarity_index_measure as ssim
+
+    scale = before.abs().flatten(1).amax(1).view(-1, 1, 1, 1)
+    found = ssim(1 + after / scale, 1 + before / scale, gaussian_kernel=False, kernel_size=WINDOW, data_range=2.0,
+                 reduction="none")  # fmt: skip
+    assert isinstance(found, Tensor)
+    return found
+
+
+def captum_scores(
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    method: str,
+    eps: float,
+    n: int,
+    maps: Tensor,
+    box: Box = (0.0, 1.0),
+    **options,
+) -> dict[str, np.ndarray]:
+    """Captum's ``sensitivity_max`` and ``infidelity`` under ``n`` random steps of length ε, each (N,).
+
+    The first is the largest relative change of the map among the n. The second asks whether the map, times the step,
+    foretells the change of the scalar: here the share of the mean squared change that it leaves unexplained when
+    scaled as well as can be; 0 is a perfect map, 1 one that says nothing.
+
+    Args:
+        maps: of x, by this method and these ``options`` of :func:`maps.explain`.
+    """
+    from captum.metrics import infidelity, infidelity_perturb_func_decorator, sensitivity_max
+
+    scalar, seed = options.get("scalar", "logit"), options.get("seed", 0)
+    base = options.get("baseline") or None if method in BY_INPUT else None
+    one_by_one = len(x)  # perturbations are evaluated one after another, all samples at once
+
+    def perturbed(inputs: Tensor | tuple[Tensor, ...], *_: object) -> Tensor:
+        at = inputs[0] if isinstance(inputs, tuple) else inputs
+        drawn = torch.randn(at.shape, generator=generator, dtype=at.dtype).to(at.device)
+        return _moved(at, _folded(at, eps * _direction(drawn, "l2"), box), box)
+
+    def f(at: Tensor) -> Tensor:
+        return scalar_of(model(at), y, scalar)
+
+    def mapped(at: Tensor | tuple[Tensor, ...]) -> tuple[Tensor]:  # given a plain tensor, Captum 0.9 compares all maps
+        with torch.enable_grad():  # with that of the first sample
+            return (explain(model, at[0] if isinstance(at, tuple) else at, y, method, **options),)
+
+    generator = torch.Generator().manual_seed(seed + 1)
+    with evaluating(model):
+        largest = sensitivity_max(mapped, x, perturbed, eps, n, max_examples_per_batch=one_by_one)
+        wrap = infidelity_perturb_func_decorator(multiply_by_inputs=method in BY_INPUT)
+        parts = []
+        for map_ in (maps.expand_as(x), torch.zeros_like(x)):  # the second gives the mean squared change itself
+            generator = torch.Generator().manual_seed(seed + 2)
+            parts.append(infidelity(f, wrap(perturbed), x, map_, baselines=base, n_perturb_samples=n, normalize=True,
+                                    max_examples_per_batch=one_by_one))  # fmt: skip
+    return {"sensitivity_max": largest.cpu().numpy(), "infidelity": (parts[0] / parts[1]).clamp(0, 1).cpu().numpy()}
+
+
+def summary(
+    frame: pd.DataFrame,
+    measure: str = "relative_change",
+    by: Sequence[str] = ("method", "weights", "noise", "eps"),
+    *,
+    statistic: str = "mean",
+    resamples: int = 1000,
+    seed: int = 0,
+) -> pd.DataFrame:
+    """A measure over images, with 95 % bootstrap intervals (percentiles): columns ``by``, n, value, low, high.
+
+    Args:
+        frame: of :func:`saliency.stability`, more columns allowed. Rows that are nan or infinite are left out, and n
+            says how many were not.
+        statistic: ``mean`` or ``median``.
+
+    Raises:
+        ValueError: another statistic, or a column that the frame lacks.
+    """
+    from scipy.stats import bootstrap
+
+    from .runtime import nearest
+
+    nearest(statistic, ("mean", "median"), "statistic")
+    for name in (measure, *by):
+        nearest(name, tuple(map(str, frame.columns)), "column")
+    rows = []
+    for key, part in frame.groupby(list(by), sort=False):
+        values = part[measure].to_numpy()
+        values = values[np.isfinite(values)]
+        of = getattr(np, statistic)
+        low = high = value = of(values) if len(values) else np.nan
+        if len(values) > 1 and np.ptp(values) > 0:
+            found = bootstrap((values,), of, n_resamples=resamples, method="percentile", rng=seed, vectorized=True)
+            low, high = found.confidence_interval
+        rows.append((*key, len(values), value, low, high))  # type: ignore[misc]
+    return pd.DataFrame(rows, columns=[*by, "n", "value", "low", "high"])
