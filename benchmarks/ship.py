@@ -1,26 +1,33 @@
-"""Make data/checkpoints anew: every run that is shipped, trained from scratch. `python benchmarks/ship.py [DATASET]`.
+"""Make data/checkpoints anew: every run that is shipped, trained from scratch. `python benchmarks/ship.py [PORTFOLIO]`.
 
-digits (the default) takes some minutes on a CPU; cifar10 wants a GPU, and CIFAR-10 on the disk.
+digits (the default) takes some minutes on a CPU; tiny (CIFAR-10, small nets) some hours on a CPU core; cifar10 wants a
+GPU. The last two need CIFAR-10 on the disk.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import tempfile
 from collections.abc import Iterator
+from pathlib import Path
 
 from lcnn_utils.experiments import SHIPPED, recipe, ship
 from lcnn_utils.recipe import METHODS, Recipe
 from lcnn_utils.runtime import one_thread
 from lcnn_utils.studies.methods import failure_recipes, ingredient_recipes, lambda_recipes
 
-SEEDS = {"digits": (0, 1, 2), "cifar10": (0, 1)}
+SEEDS = {"digits": (0, 1, 2), "cifar10": (0, 1), "tiny": (0,)}
+TINY = ("standard", "gradreg", "lcnn", "lcnn_gradreg")
 
 
 def portfolio(dataset: str) -> Iterator[tuple[Recipe, bool]]:
     """Each recipe, and whether its weights are shipped too (24 MB of them at most) or its numbers only."""
     seeds = SEEDS[dataset]
+    if dataset == "tiny":
+        yield from ((recipe("cifar10", method, seed, "tiny"), True) for method in TINY for seed in seeds)
+        return
     for method in METHODS:
         yield from ((recipe(dataset, method, seed), method != "relu" or dataset == "digits") for seed in seeds)
     if dataset == "digits":
@@ -31,18 +38,28 @@ def portfolio(dataset: str) -> Iterator[tuple[Recipe, bool]]:
         yield from ((recipe(dataset, "lcnn", seed, lambda_beta=0, lambda_gamma=0), False) for seed in seeds)
 
 
+def same_portfolio(record: Path, like: Recipe) -> bool:
+    """Whether a run belongs to the portfolio of ``like``: portfolios of one dataset differ in width. Leftovers do."""
+    try:
+        return json.loads(record.read_text(encoding="utf-8"))["recipe"]["width"] == like.width
+    except (OSError, ValueError, KeyError):
+        return True
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("dataset", nargs="?", default="digits", choices=SEEDS)
-    dataset = parser.parse_args().dataset
+    parser.add_argument("portfolio", nargs="?", default="digits", choices=SEEDS)
+    dataset = parser.parse_args().portfolio
     one_thread()
     wanted: dict[Recipe, bool] = {}
     for one, weights in portfolio(dataset):
         wanted[one] = weights or wanted.get(one, False)
     with tempfile.TemporaryDirectory() as store:
         os.environ.setdefault("LCNN_STORE", store)  # set it to keep what is trained, and to go on after an interruption
-        for old in SHIPPED.glob(f"{dataset}-*"):
-            old.unlink()
+        like = next(iter(wanted))
+        for old in sorted(SHIPPED.glob(f"{like.dataset}-*"), reverse=True):  # weights before their record
+            if old.exists() and same_portfolio(old.with_suffix(".json"), like):
+                old.unlink()
         for one, weights in wanted.items():
             made = ship(one, weights=weights)
             print(f"{one.method} seed {one.seed}: accuracy {made.metrics['accuracy']:.2%}", flush=True)

@@ -48,6 +48,11 @@ class Images:
         return self.x.float() / 255
 
 
+def floats(images: Images | tuple[torch.Tensor, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Images as (x, y): float pixels (N, C, H, W) in [0, 1] and labels (N,); a pair is returned as it is."""
+    return (images.float(), images.y) if isinstance(images, Images) else images
+
+
 def load(
     name: str, split: str, *, root: PathLike = None, device: str | torch.device | None = None, subset: int | None = None
 ) -> Images:

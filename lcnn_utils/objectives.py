@@ -25,7 +25,7 @@ import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 
 from .activations import CenteredSoftplus
-from .attacks import perturb
+from .ascent import perturb
 from .curvature import evaluating, scalar_of
 from .lipschitz import LipschitzBatchNorm2d
 from .recipe import DATASETS, METHODS, MODELS, Recipe

@@ -1,4 +1,5 @@
-"""How one training step runs: on a CPU as it is written; on a GPU in bfloat16, channels last, compiled, and recorded.
+"""How one training step runs: on a CPU as it is written, or compiled for larger images; on a GPU in bfloat16, channels
+last, compiled, and recorded.
 
 On a GPU the host is what holds a small network up: a step is some hundred launches. So the whole of it (power
 iterations, forward and backward passes, optimiser) is recorded once as a CUDA graph and then replayed.
@@ -7,6 +8,7 @@ iterations, forward and backward passes, optimiser) is recorded once as a CUDA g
 from __future__ import annotations
 
 import contextlib
+import shutil
 import traceback
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -20,6 +22,7 @@ from .recipe import INPUTS, Recipe
 
 Step = Callable[[Tensor, Tensor], Tensor]  # a batch (x, y) → the terms to log, (T,)
 SECOND_ORDER = ("gradreg", "lcnn_gradreg", "minimal", "cure")  # methods that penalise the input gradient
+COMPILERS = ("c++", "g++", "clang++", "cl")
 CHANGING = ("cure", "adversarial")  # methods whose step isn't the same each time: a schedule, a generator of the CPU
 
 
@@ -31,9 +34,11 @@ def autocast(device: torch.device) -> contextlib.AbstractContextManager:
 
 
 def worth_compiling(recipe: Recipe, device: torch.device) -> bool:
-    """Whether compiling pays: on a GPU, for a CNN, with no second derivatives (which compiled code doesn't have)."""
+    """Whether compiling pays: for a CNN, with no second derivatives (which compiled code doesn't have), on a GPU, or on
+    a CPU with a C++ compiler, where it takes 20 s, for images larger than digits."""
     second = recipe.method in SECOND_ORDER and recipe.derivative == "exact"
-    return device.type == "cuda" and recipe.model != "mlp" and not second
+    large = INPUTS[recipe.dataset][0][-1] >= 32 and any(map(shutil.which, COMPILERS))
+    return recipe.model != "mlp" and not second and (device.type == "cuda" or (device.type == "cpu" and large))
 
 
 def worth_recording(recipe: Recipe, device: torch.device) -> bool:
@@ -108,7 +113,7 @@ def fast_step(
     recipe: Recipe,
     generator: torch.Generator | None = None,
 ) -> Step:
-    """``step`` for batches of the shape of (x, y), compiled and recorded on a GPU where it pays.
+    """``step`` for batches of the shape of (x, y), compiled where it pays, and on a GPU recorded.
 
     It is run a few times for that, and what it changes is put back. Where the compiler or the recording fails, a
     warning says so once, and training goes on without.

@@ -178,7 +178,7 @@ def _train(recipe, model, optimizer, generator, history, device, advance, save, 
     now: dict[str, Any] = {"generator": generator}
     names: list[str] = []
     step = training_step(recipe, model, optimizer, advance, now, names)
-    run: Step | None = step if device.type != "cuda" else None
+    run: Step | None = step if device.type != "cuda" and model._compiled_call_impl is None else None
     for epoch in bar:
         model.train()
         log: list[Tensor] = []

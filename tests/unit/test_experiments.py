@@ -112,7 +112,7 @@ def test_the_scale_of_the_paper():
         (("digits", "lcnn"), {"lamda_beta": 0}, r"unknown field of a recipe 'lamda_beta'.*did you mean 'lambda_beta'"),
         (("digits", "lcnn", 0, "paper"), {}, r"^digits has no scale 'paper': use 'lab'$"),
         (("moons", "lcnn", 0, "small"), {}, r"^moons has no scale 'small': use 'lab'$"),
-        (("cifar10", "lcnn", 0, "lab"), {}, r"^cifar10 has no scale 'lab': use 'small' or 'paper'$"),
+        (("cifar10", "lcnn", 0, "lab"), {}, r"^cifar10 has no scale 'lab': use 'small' or 'tiny' or 'paper'$"),
         (("digits", "lcnn"), {"lambda_beta": -1e-3}, r"lambda_beta must be a finite number >= 0, got -0\.001"),
         (("digits", "lcnn"), {"lambda_gamma": math.nan}, "lambda_gamma must be a finite number >= 0, got nan"),
         (("digits", "lcnn"), {"lambda_grad": "1"}, "lambda_grad must be a finite number >= 0, got '1'"),
@@ -653,12 +653,17 @@ def test_every_method_is_shipped_for_digits():
             assert {f"{name}.json", f"{name}.safetensors"} <= set(os.listdir(experiments.SHIPPED)), (method, seed)
 
 
-@pytest.mark.parametrize("dataset", sorted({path.name.split("-")[0] for path in RECORDED}))
-def test_the_shipped_runs_are_those_that_ship_py_makes(dataset):
-    wanted = portfolio(dataset)
-    assert {path.stem for path in RECORDED if path.name.startswith(f"{dataset}-")} == set(wanted)
-    weights = {name for name, kept in wanted.items() if kept}
-    assert {path.stem for path in WEIGHTS if path.name.startswith(f"{dataset}-")} == weights
+@needs_shipped
+def test_the_shipped_runs_are_those_that_ship_py_makes():
+    """A portfolio is shipped whole or not at all, and nothing else is."""
+    recorded, weights = ({path.stem for path in paths} for paths in (RECORDED, WEIGHTS))
+    known: set[str] = set()
+    for name in ("digits", "tiny", "cifar10"):
+        wanted = portfolio(name)
+        assert recorded & set(wanted) in (set(), set(wanted)), name
+        assert weights & set(wanted) == recorded & {one for one, kept in wanted.items() if kept}, name
+        known |= set(wanted)
+    assert set(portfolio("digits")) <= recorded <= known
 
 
 @pytest.mark.parametrize("path", RECORDED, ids=stem)
@@ -734,7 +739,7 @@ def test_one_of_them_trained_anew_is_as_good(store, shipped):
 
 
 def test_ship_py_makes_the_folder_anew(store, shipped, monkeypatch, capsys):
-    """With two recipes for the portfolio: what it finds of a dataset goes, what it makes is complete."""
+    """With two recipes for the portfolio: what it finds of their dataset and width goes, what it makes is complete."""
     spec = importlib.util.spec_from_file_location("ship", PROJECT / "benchmarks" / "ship.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -742,11 +747,12 @@ def test_ship_py_makes_the_folder_anew(store, shipped, monkeypatch, capsys):
     monkeypatch.setattr(module, "portfolio", lambda _: iter([(TINY, False), (OTHER, False), (TINY, True)]))
     monkeypatch.setattr(sys, "argv", ["ship.py", "digits"])
     shipped.mkdir()
-    for name in ("digits-old.json", "digits-old.safetensors", "moons-other.json"):
+    for name in ("moons-old.json", "moons-old.safetensors", "digits-other.json"):
         (shipped / name).touch()
+    (shipped / "moons-wide.json").write_text(json.dumps({"recipe": {"width": 99}}))
     module.main()
     made = {f"{run_name(TINY)}.json", f"{run_name(TINY)}.safetensors", f"{run_name(OTHER)}.json"}
-    assert set(files(shipped)) == made | {"moons-other.json"}
+    assert set(files(shipped)) == made | {"digits-other.json", "moons-wide.json"}
     assert len(capsys.readouterr().out.splitlines()) == 2, "each once"
 
 
