@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import tempfile
 from collections.abc import Callable, Iterator
@@ -13,15 +14,20 @@ import torch
 from matplotlib.figure import Figure
 from tqdm import tqdm
 
-from . import figures, studies, style
+from . import figures, published, studies, style
 from .bounds import layer_terms
 from .experiments import recipe
+from .figures import attacks as attack_figures
 from .figures import bounds as bound_figures
 from .figures import methods as method_figures
+from .figures import saliency as saliency_figures
 from .recipe import METHODS
 from .runtime import one_thread
+from .studies import attacks as attack_studies
 from .studies import bounds as bound_studies
 from .studies import methods as method_studies
+from .studies import saliency as saliency_studies
+from .studies.scene import PAPER_NETS
 from .training import fit, samples
 
 Made = Iterator[tuple[str, Figure | pd.DataFrame, dict[str, object]]]  # file name, what to save, its provenance
@@ -98,7 +104,36 @@ def methods(progress: bool = True) -> Made:
     yield "signal", method_figures.signal(signal), about | {"seeds": [0]}
 
 
-STEPS: tuple[Callable[[bool], Made], ...] = (activations, moons, digits, convergence, bounds, certificates, methods)
+def promises(progress: bool = True) -> Made:
+    """From data/results, which ``python benchmarks/evaluate.py`` makes."""
+    panels: dict[str, dict[str, pd.DataFrame]] = {"steady": {}, "l2": {}, "linf": {}}
+    sources = {}
+    for dataset, name in (("digits", "digits"), ("cifar10", "CIFAR-10, small nets")):
+        stable, curves = (published.measured(f"{dataset}_{kind}") for kind in ("stability", "curves"))
+        about = {kind: json.loads((published.RESULTS / f"{dataset}_{kind}.json").read_text("utf-8"))
+                 for kind in ("stability", "curves")}  # fmt: skip
+        sources[f"data/results/{dataset}_*.csv.gz"] = {kind: one["command"] for kind, one in about.items()}
+        drawn = saliency_studies.lines(stable[stable.net.isin(PAPER_NETS)])
+        panels["steady"] |= {f"{name}, {kind} η": drawn[drawn.noise == kind] for kind in ("random", "worst")}
+        points = attack_studies.over_seeds(curves)
+        for norm in ("l2", "linf"):
+            panels[norm][name] = points[points.norm == norm]
+        yield f"{dataset}_promises", saliency_studies.promises_table(stable, points), about["curves"]
+        yield f"{dataset}_pgd", attack_studies.table(curves), about["curves"]
+    theirs = {f"published: {name}": saliency_studies.paper_lines(key)
+              for name, key in (("CIFAR-10", "cifar10"), ("CIFAR-100", "cifar100"))}  # fmt: skip
+    yield "gradient_robustness", saliency_figures.gradient_robustness(panels["steady"], theirs), {"from": sources}
+    paper = attack_studies.paper_table()
+    yield "pgd_l2", attack_figures.curves(panels["l2"], paper), {"from": sources}
+    yield "pgd_linf", attack_figures.curves(panels["linf"]), {"from": sources}
+    referee = published.measured("digits_masking")
+    about = json.loads((published.RESULTS / "digits_masking.json").read_text("utf-8"))
+    yield "digits_masking", attack_studies.masking_table(referee), about
+
+
+STEPS: tuple[Callable[[bool], Made], ...] = (
+    activations, moons, digits, convergence, bounds, certificates, methods, promises,
+)  # fmt: skip
 
 
 def make_all(folder: Path | None = None, progress: bool = True) -> list[Path]:

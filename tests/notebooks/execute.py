@@ -272,7 +272,8 @@ def store(path: Path) -> list[str]:
     """Run a notebook in full, write it back, and return what is wrong with it; a run that fails writes nothing."""
     from lcnn_utils.runtime import write_text
 
-    notebook, seconds = execute(path)
+    with tempfile.TemporaryDirectory(prefix="store-") as folder:  # no datasets: their pictures are not ours to publish
+        notebook, seconds = execute(path, store=Path(folder))
     text = to_text(clean(notebook))
     write_text(path, text)
     print(f"{path.stem}: ran in {seconds:.1f} s, {len(text.encode()) / 1000:.0f} kB", flush=True)

@@ -382,6 +382,8 @@ def test_the_gallery_makes_every_file(tiny_gallery, tmp_path, capsys):
         "figure_1c", "activations", "composition", "normalised_curvature", "figure_1ab", "digits_curvature",
         "digits_geometry", "convergence", "bound_waterfall", "bounds_on_random_nets", "certified_accuracy",
         "digits_certified", "digits_methods", "digits_methods_table", "digits_ingredients", "digits_lambda", "signal",
+        "gradient_robustness", "pgd_l2", "pgd_linf", "digits_promises", "cifar10_promises", "digits_pgd", "cifar10_pgd",
+        "digits_masking",
     }  # fmt: skip
     for name in names:
         suffixes = {path.suffix for path in paths if path.stem == name}

@@ -199,6 +199,8 @@ def test_no_file_names_a_machine():
         "figures/digits_certified.md",
         "figures/digits_methods_table.md",
         "figures/digits_ingredients.md",
+        "figures/digits_promises.md",
+        "figures/cifar10_promises.md",
         "benchmarks/results/geometry.md",
         "benchmarks/results/training_steps_cpu.md",
     ],
