@@ -20,6 +20,7 @@ import tyro
 from tyro.conf import FlagCreatePairsOff, Positional, Suppress, arg
 
 from .cli_runs import Results, Train
+from .cli_sweep import Sweep
 from .doctor import PROJECT
 
 FIRST_NOTEBOOK = "notebooks/01_softplus_and_beta.ipynb"
@@ -108,14 +109,19 @@ class Lab:
 
 @dataclass(frozen=True)
 class Figures:
-    """Regenerate every figure and table into figures/."""
+    """Make the figures and tables in figures/ that are missing, or whose code or data has changed."""
+
+    everything: Annotated[FlagCreatePairsOff[bool], arg(name="all", help_behavior_hint="")] = False
+    """Make all of them anew."""
+    only: Annotated[tuple[str, ...], arg(metavar="NAME ...", help_behavior_hint="")] = ()
+    """Make what these figures and tables (or steps) are made by, and nothing else."""
 
     def run(self) -> int:
-        from .gallery import make_all
+        from .gallery import make
 
-        made = make_all()
-        folders = sorted({str(path.parent) for path in made})
-        print(f"{len(made)} files in {', '.join(folders)}" if made else "nothing to make yet")
+        if self.everything and self.only:
+            raise ValueError("--all and --only NAME exclude each other: leave one out")
+        make(everything=self.everything, only=self.only)
         return 0
 
 
@@ -154,9 +160,9 @@ class Data:
         return 0
 
 
-def parse(argv: Sequence[str]) -> Lab | Train | Results | Figures | Doctor | Data:
+def parse(argv: Sequence[str]) -> Lab | Train | Sweep | Results | Figures | Doctor | Data:
     """The command that ``argv`` asks for; a mistake in it ends the program with tyro's explanation and status 2."""
-    commands = Lab | Train | Results | Figures | Doctor | Data
+    commands = Lab | Train | Sweep | Results | Figures | Doctor | Data
     about = "LCNN Lab: low-curvature neural networks, taught and reproduced."
     if list(argv[:1]) != ["lab"]:
         return tyro.cli(commands, prog="lcnn", description=about, args=argv)

@@ -13,8 +13,11 @@ OPTIONS = {"dataset": "--dataset NAME", "method": "the method's name first", "se
 SHOWN = ("accuracy", "curvature", "margin_curvature", "seconds")
 
 
-def parsed(changes: tuple[str, ...]) -> dict[str, object]:
+def parsed(changes: tuple[str, ...], options: dict[str, str] = OPTIONS) -> dict[str, object]:
     """``("lr=0.2", "augment=true")`` → ``{"lr": 0.2, "augment": True}``, each value of its field's type.
+
+    Args:
+        options: fields that the command has an option of its own for, and how to write it.
 
     Raises:
         ValueError: not NAME=VALUE, an unknown field (the nearest known one is suggested), a value of another type.
@@ -29,8 +32,8 @@ def parsed(changes: tuple[str, ...]) -> dict[str, object]:
         if not equals:
             raise ValueError(f"--set {change}: write NAME=VALUE, as in --set lambda_beta=0")
         kind = kinds[nearest(name, tuple(kinds), "field of a recipe")]
-        if name in ("dataset", "method", "seed"):
-            raise ValueError(f"--set {change}: write {OPTIONS[name]} instead")
+        if name in options:
+            raise ValueError(f"--set {change}: write {options[name]} instead")
         words = {"true": True, "false": False}
         try:
             values[name] = words[text.lower()] if kind is bool else kind(text)

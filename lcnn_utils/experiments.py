@@ -1,4 +1,4 @@
-"""Experiments that remember: the recipes of each scale, and runs that are trained once and then read.
+"""Experiments that remember: runs that are trained once and then read. The recipes of each scale are in ``scales``.
 
 A run has a name that ends in a hash of its recipe. Two folders are searched for it: ``data/checkpoints`` of the
 project (shipped, weights in float16) and ``runs`` of the store (``LCNN_STORE``, else ``data/``), where new ones go.
@@ -10,6 +10,7 @@ import dataclasses
 import datetime
 import json
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,63 +21,18 @@ from torch import nn
 
 from .curvature import geometry
 from .lipschitz import refresh_norms
-from .recipe import METHODS, Recipe
-from .runtime import PROJECT, nearest, pick_device, store_root, write_text
+from .recipe import Recipe
+from .runtime import PROJECT, pick_device, store_root, write_text
+from .scales import SCALES as SCALES
+from .scales import recipe as recipe
+from .splits import measured_split
 from .state import DAMAGE, finished, read, run_name, state_path, write
 from .training import accuracy, build, fit, samples
 
 SHIPPED = PROJECT / "data" / "checkpoints"
-GEOMETRY = 1000  # test images whose curvature is measured, at most
-LAB: dict[str, dict[str, Any]] = {  # seconds on a CPU; λ larger than on CIFAR, as λ·Σ lr is what acts
-    "moons": dict(model="mlp", width=32, epochs=30, lambda_beta=1e-2, lambda_gamma=1e-2, lambda_grad=1e-2, eps=0.3),
-    "digits": dict(
-        model="resnet10", width=8, epochs=8, lambda_beta=1e-2, lambda_gamma=1e-2, lambda_grad=1e-2, lambda_cure=3e-3,
-        eps=0.3,
-    ),
-}  # fmt: skip
-SMALL: dict[str, Any] = dict(
-    model="resnet18", width=16, epochs=30, batch_size=512, lr=0.4, augment=True, derivative="difference"
-)
-TINY: dict[str, Any] = dict(  # hours on a CPU; λ_β and λ_γ larger, as Σ lr is a third of the small scale's
-    model="resnet10", width=8, epochs=8, augment=True, derivative="difference", lambda_beta=3e-3, lambda_gamma=3e-3,
-    lambda_grad=6.1e-3,
-)  # fmt: skip
-PAPER: dict[str, Any] = dict(  # code-22; λ acts through λ·Σ lr, which is ten times that of the small scale
-    model="resnet18", width=64, epochs=200, schedule="steps", augment=True, lambda_grad=6.1e-3, derivative="difference"
-)
-IMAGES = ("cifar10", "cifar100", "svhn")
+GEOMETRY = 1000  # images whose curvature is measured, at most
 METRICS = {"accuracy", "grad_norm", "hessian_norm", "curvature", "margin_curvature"}  # that every record has
 ABOUT = {"seconds", "device", "date", "torch"}
-SCALES: dict[str, dict[str, dict[str, Any]]] = {
-    "lab": LAB,
-    "small": dict.fromkeys(IMAGES, SMALL),
-    "tiny": dict.fromkeys(IMAGES, TINY),
-    "paper": dict.fromkeys(IMAGES, PAPER),
-}
-
-
-def recipe(dataset: str, method: str, seed: int = 0, scale: str | None = None, **changes: Any) -> Recipe:
-    """The recipe of a method at a scale, with ``changes`` of its fields.
-
-    Args:
-        scale: ``lab`` (moons, digits: seconds on a CPU), for CIFAR and SVHN ``small`` (ResNet-18 of width 16, on a
-            GPU), ``tiny`` (ResNet-10 of width 8, 8 epochs: about ten minutes a net and up on one CPU core) or ``paper``
-            (width 64, 200 epochs). Default: the first of these that the dataset has.
-
-    Raises:
-        ValueError: an unknown dataset, method, scale or field (the nearest known one is suggested), a scale that the
-            dataset doesn't have, or a value out of range.
-    """
-    nearest(dataset, (*LAB, *IMAGES), "dataset")
-    nearest(method, tuple(METHODS), "method")
-    has = [name for name, table in SCALES.items() if dataset in table]
-    if nearest(scale or has[0], tuple(SCALES), "scale") not in has:
-        raise ValueError(f"{dataset} has no scale {scale!r}: use {' or '.join(map(repr, has))}")
-    known = tuple(field.name for field in dataclasses.fields(Recipe))
-    for name in changes:
-        nearest(name, known, "field of a recipe")
-    fields: dict[str, Any] = {"dataset": dataset, "method": method, "seed": seed}
-    return Recipe(**fields | SCALES[scale or has[0]][dataset] | changes)
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,9 +41,9 @@ class Run:
 
     Attributes:
         model: in eval mode, on the device asked for; None where only the numbers were asked for.
-        metrics: ``accuracy`` on the test split of ``images``; over the first ``measured`` of them the means of
-            ``grad_norm``, ``hessian_norm``, ``curvature`` (of the true label's loss) and ``margin_curvature``, the
-            median of both curvatures, and ``parameters``.
+        metrics: ``accuracy`` on the ``images`` of the test split, or of the part that the recipe holds out; over the
+            first ``measured`` of them the means of ``grad_norm``, ``hessian_norm``, ``curvature`` (of the true label's
+            loss) and ``margin_curvature``, the median of both curvatures, and ``parameters``.
         history: one row an epoch, as ``training.fit`` returns it.
         provenance: versions, device, threads, date, and the ``seconds`` that training took.
     """
@@ -101,7 +57,7 @@ class Run:
 
 def measure(model: nn.Module, recipe: Recipe) -> dict[str, float]:
     """The metrics of a run (see :class:`Run`), on the model's device."""
-    x, y = samples(recipe, "test", next(model.parameters()).device)
+    x, y = samples(recipe, measured_split(recipe), next(model.parameters()).device)
     near, labels = x[:GEOMETRY], y[:GEOMETRY]
     g, margin = (geometry(model, near, labels, scalar=scalar) for scalar in ("loss", "margin"))
     values = {"grad_norm": g.grad_norm.mean(), "hessian_norm": g.hessian_norm.mean(), "curvature": g.curvature.mean()}
@@ -111,13 +67,24 @@ def measure(model: nn.Module, recipe: Recipe) -> dict[str, float]:
     return {"accuracy": accuracy(model, x, y)} | {name: value.item() for name, value in values.items()} | counts
 
 
+def places() -> tuple[Path, Path]:
+    """Where runs are looked for, in this order: those shipped, those of the store."""
+    return SHIPPED, store_root() / "runs"
+
+
 def run(
-    recipe: Recipe, *, device: str | torch.device | None = None, progress: bool = True, weights: bool = True
+    recipe: Recipe,
+    *,
+    device: str | torch.device | None = None,
+    progress: bool = True,
+    weights: bool = True,
+    watch: Callable[[pd.DataFrame], None] | None = None,
 ) -> Run:
     """The run of a recipe: read if it is shipped or in the store, else trained, measured and stored.
 
     Args:
         weights: False asks for the numbers only, which are shipped for more runs than weights are.
+        watch: of ``training.fit``. What it raises ends the training, of which the state is kept and nothing recorded.
 
     Raises:
         RuntimeError: what is on disk is damaged or belongs to another recipe; the dataset is needed, absent, and could
@@ -125,7 +92,7 @@ def run(
         OSError: the store cannot be written.
     """
     device = pick_device(device)
-    for folder in (SHIPPED, store_root() / "runs"):
+    for folder in places():
         path = folder / f"{run_name(recipe)}.json"
         if not path.exists():
             continue
@@ -139,7 +106,7 @@ def run(
             return Run(model=load_weights(path.with_suffix(".safetensors"), recipe).to(device), **numbers)
         if folder != SHIPPED and finished(state_path(recipe), recipe.epochs):
             return Run(model=fit(recipe, device=device, progress=progress)[0], **numbers)
-    model, history = fit(recipe, device=device, progress=progress)
+    model, history = fit(recipe, device=device, progress=progress, watch=watch)
     metrics, about = measure(model, recipe), _provenance(recipe, history)
     _write_record(store_root() / "runs", recipe, metrics, history, about)
     return Run(model if weights else None, metrics, recipe, history, about)
@@ -201,7 +168,7 @@ def load_weights(path: Path, recipe: Recipe) -> nn.Module:
 def results(folders: tuple[Path, ...] | None = None) -> pd.DataFrame:
     """Every run that is shipped or in the store, a row each: the recipe's fields, metrics, seconds, device, date."""
     rows, seen = [], set()
-    for folder in folders or (SHIPPED, store_root() / "runs"):
+    for folder in folders or places():
         for path in sorted(folder.glob("[!.]*.json")):  # a hidden one is being written
             try:
                 record = _record(path)

@@ -29,7 +29,8 @@ METHODS = {  # name: (activation, whether its layers are Lipschitz: spectral nor
 }
 SCHEDULES = ("onecycle", "steps")
 DERIVATIVES = ("exact", "difference")
-ZERO_OR_MORE = ("lambda_beta", "lambda_gamma", "lambda_grad", "lambda_cure", "weight_decay", "momentum")
+ZERO_OR_MORE = ("lambda_beta", "lambda_gamma", "lambda_grad", "lambda_cure", "weight_decay", "momentum", "held_out")
+BELOW_ONE = ("momentum", "held_out")
 
 
 @dataclass(frozen=True)
@@ -69,6 +70,7 @@ class Recipe:
     eps: float = 0.1  # code-22: radius of the L2 attack in adversarial training, in pixel units
     attack_steps: int = 3  # code-22
     published: bool = False  # the authors' weaker forms of cure and adversarial: see ``objectives``
+    held_out: float = 0.0  # share of the training set to choose λ by, in place of the test set: see ``splits``
 
     def __post_init__(self) -> None:
         nearest(self.dataset, DATASETS, "dataset")
@@ -86,9 +88,9 @@ class Recipe:
             if type(getattr(self, name)) is not bool:
                 raise ValueError(f"{name} must be True or False, got {getattr(self, name)!r}")
         for name in ("lr", "beta", "softplus", "gamma", "h", "eps", *ZERO_OR_MORE):
-            value, top = getattr(self, name), 1 if name == "momentum" else math.inf
+            value, top = getattr(self, name), 1 if name in BELOW_ONE else math.inf
             number = isinstance(value, int | float) and not isinstance(value, bool)
             if not number or not 0 <= value < top or (value == 0 and name not in ZERO_OR_MORE):
-                bounds = (">= 0" if name in ZERO_OR_MORE else "> 0") + (" and < 1" if name == "momentum" else "")
+                bounds = (">= 0" if name in ZERO_OR_MORE else "> 0") + (" and < 1" if name in BELOW_ONE else "")
                 raise ValueError(f"{name} must be a finite number {bounds}, got {value!r}")
             object.__setattr__(self, name, float(value) + 0.0)  # 1 == 1.0, −0.0 == 0.0: equal recipes, one state

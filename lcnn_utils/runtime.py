@@ -12,13 +12,17 @@ from __future__ import annotations
 
 import contextlib
 import os
+import platform
 import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
+
+from . import __version__
 
 PROJECT = Path(__file__).resolve().parent.parent
 
@@ -56,6 +60,15 @@ def pick_device(device: str | torch.device | None = None) -> torch.device:
             "use device='cpu', or unset LCNN_DEVICE to let the lab choose"
         ) from None
     return chosen
+
+
+def made_on(device: torch.device) -> dict[str, Any]:
+    """What a run's provenance says of where it was trained."""
+    name = (
+        torch.cuda.get_device_name(device) if device.type == "cuda" else f"{platform.machine()} {device.type.upper()}"
+    )
+    versions = {"lcnn_utils": __version__, "torch": torch.__version__, "python": platform.python_version()}
+    return versions | {"device": name, "threads": torch.get_num_threads()}
 
 
 def one_thread() -> None:

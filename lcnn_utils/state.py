@@ -60,11 +60,22 @@ def locked(path: Path, progress: bool = True) -> Iterator[None]:
         lock.release()
 
 
+def reached(path: Path) -> tuple[int, dict]:
+    """Epochs done, and the facts about them, from the head of a state's file alone.
+
+    Raises:
+        OSError: there is no such file.
+        one of ``DAMAGE``: it is damaged or of another version.
+    """
+    with safetensors.safe_open(path, "pt") as file:
+        metadata = file.metadata()
+    return int(metadata["epoch"]), json.loads(metadata["about"])
+
+
 def finished(path: Path, epochs: int) -> bool:
     """Whether ``path`` holds the state after so many epochs (what else may be wrong with it, loading will say)."""
     try:
-        with safetensors.safe_open(path, "pt") as file:
-            return int(file.metadata()["epoch"]) == epochs
+        return reached(path)[0] == epochs
     except (OSError, *DAMAGE):
         return False
 

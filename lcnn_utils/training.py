@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import math
-import platform
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any
 
@@ -14,30 +13,19 @@ import torch
 from torch import Generator, Tensor, nn
 from tqdm import tqdm
 
-from . import __version__, data, models
+from . import models
 from .activations import CenteredSoftplus
 from .curvature import geometry
 from .lipschitz import LipschitzBatchNorm2d, norms_once_a_step, refresh_norms, sigma_error
 from .objectives import OBJECTIVES
 from .recipe import INPUTS, METHODS, Recipe
-from .runtime import pick_device
+from .runtime import made_on, pick_device
 from .speed import Step, as_written, autocast, compiled, fast_step, memory, worth_compiling
+from .splits import Batch, epochs, samples
 from .state import finished, load_state, locked, save_state, state_path
 
-__all__ = ["accuracy", "build", "fit", "learning_rate", "samples", "state_path"]
-MOONS = {"train": (400, 0), "test": (1000, 1_000_000)}  # points, offset of the seed
-Batch = tuple[Tensor, Tensor]
-PROBES, PRODUCTS = 16, 4  # training images and Hessian-vector products of the history's curvature
-
-
-def samples(recipe: Recipe, split: str, device: torch.device | str = "cpu") -> tuple[Tensor, Tensor]:
-    """A whole split of the recipe's data as (x, y): images (N, C, H, W) in [0, 1] or points (N, 2), and labels (N,)."""
-    if recipe.dataset != "moons":
-        images = data.load(recipe.dataset, split, device=device)
-        return images.float(), images.y
-    n, offset = MOONS[split]
-    x, y = data.two_moons(n, noise=0.15, seed=recipe.seed + offset)
-    return x.to(device), y.to(device)
+__all__ = ["accuracy", "build", "fit", "learning_rate", "made_on", "samples", "state_path"]
+PRODUCTS = 4  # Hessian-vector products of the history's curvature
 
 
 def build(recipe: Recipe) -> nn.Module:
@@ -90,16 +78,6 @@ def layer_values(model: nn.Module) -> dict[str, float]:
         if isinstance(module, LipschitzBatchNorm2d):
             values[f"gamma {name}"] = module.gamma
     return dict(zip(values, torch.stack([*values.values()]).tolist(), strict=True)) if values else {}
-
-
-def _data(recipe: Recipe, device: torch.device, generator: Generator) -> tuple[Callable[[], Iterable], int, Batch]:
-    """What makes an epoch's batches, their number, and a few samples. Moons: the full batch, 20 times."""
-    if recipe.dataset == "moons":
-        points = samples(recipe, "train", device)
-        return lambda: [points] * 20, 20, (points[0][:PROBES], points[1][:PROBES])
-    images = data.load(recipe.dataset, "train", device=device)
-    make = lambda: data.batches(images, recipe.batch_size, augment=recipe.augment, generator=generator, drop_last=True)
-    return make, max(1, len(images) // recipe.batch_size), (images.x[:PROBES].float() / 255, images.y[:PROBES])
 
 
 def make_optimizer(recipe: Recipe, model: nn.Module) -> tuple[torch.optim.SGD, list[Tensor]]:
@@ -174,7 +152,7 @@ def training_step(
 
 def _train(recipe, model, optimizer, generator, history, device, advance, save, bar) -> None:
     """All epochs that are missing from ``history``; ``save`` is called after each."""
-    make, steps, probe = _data(recipe, device, generator)
+    make, steps, probe = epochs(recipe, device, generator)
     now: dict[str, Any] = {"generator": generator}
     names: list[str] = []
     step = training_step(recipe, model, optimizer, advance, now, names)
@@ -195,15 +173,6 @@ def _train(recipe, model, optimizer, generator, history, device, advance, save, 
         history.append(row)
         save()
         bar.set_postfix({name: f"{row[name]:.3g}" for name in (*names, "curvature")})
-
-
-def made_on(device: torch.device) -> dict[str, Any]:
-    """What a run's provenance says of where it was trained."""
-    name = (
-        torch.cuda.get_device_name(device) if device.type == "cuda" else f"{platform.machine()} {device.type.upper()}"
-    )
-    versions = {"lcnn_utils": __version__, "torch": torch.__version__, "python": platform.python_version()}
-    return versions | {"device": name, "threads": torch.get_num_threads()}
 
 
 def fit(
@@ -259,8 +228,8 @@ def fit(
                 watch(pd.DataFrame(history))
 
         if len(history) < recipe.epochs:
-            epochs = range(len(history), recipe.epochs)
-            bar = tqdm(epochs, f"{recipe.method} seed {recipe.seed}", leave=False, disable=not progress)
+            missing = range(len(history), recipe.epochs)
+            bar = tqdm(missing, f"{recipe.method} seed {recipe.seed}", leave=False, disable=not progress)
             with (
                 norms_once_a_step(model) as advance,
                 compiled(model, worth_compiling(recipe, device)),

@@ -113,6 +113,44 @@ def lambdas(frame: pd.DataFrame, layers: pd.DataFrame) -> Figure:
     return figure
 
 
+def lambda_search(frame: pd.DataFrame, chosen: float) -> Figure:
+    """Accuracy on the held-out part, once more near its best, and C, against λ: means ± their standard errors.
+
+    Args:
+        frame: of ``studies.search.search_frame``.
+        chosen: the λ to mark, of ``studies.search.chosen``.
+    """
+    figure, axes = plt.subplots(1, 3, figsize=(12, 3.9))
+    lams, seeds = sorted(frame.lambda_.unique()), frame.seed.nunique()
+    means, errors = (100 * getattr(frame.groupby("lambda_").accuracy, name)() for name in ("mean", "sem"))
+    panels = {"a": "accuracy", "b": "accuracy", "c": "curvature"}
+    for axis, (letter, column) in zip(axes, panels.items(), strict=True):
+        groups, scale = frame.groupby("lambda_")[column], 100 if column == "accuracy" else 1
+        middle = scale * groups.mean()
+        axis.errorbar(lams, middle, scale * groups.sem(), fmt="s-", color=METHOD["lcnn"][1], ms=6, capsize=3)
+        axis.plot(chosen, middle[chosen], "o", ms=15, mfc="none", mec="black", mew=1.5, ls="", label=f"λ = {chosen:g}")
+        first = min([lam for lam in lams if lam > 0], default=1.0)
+        axis.set_xscale("symlog", linthresh=first, linscale=0.4)  # linear from 0 to the first λ above it
+        axis.set_xticks(lams, [f"{lam:g}" for lam in lams], rotation=90, fontsize=8)
+        axis.set(xlabel="λ_β = λ_γ", xlim=(lams[0] - 0.4 * first if lams[0] == 0 else lams[0] / 1.3, 1.3 * lams[-1]))
+        axis.set_title(f"({letter}) " + ("C of the loss" if letter == "c" else "on held-out images"), fontsize=10)
+    images, over = f"{frame.images.max():.0f} images", f"± s.e. over {seeds} seeds" if seeds > 1 else "one seed"
+    axes[0].set(ylabel=f"accuracy (%), {images}, {over}", ylim=(0, 105))
+    axes[0].legend(fontsize=8, loc="lower left", title="chosen", title_fontsize=8)
+    best = means[means == means.max()].index[-1]
+    axes[1].set(ylabel="accuracy (%), near its best", ylim=(means[best] - 4, means[best] + 1))
+    if seeds > 1:
+        axes[1].axhspan(means[best] - errors[best], means[best] + errors[best], color="black", alpha=0.12, lw=0,
+                        label="the best ± its standard error")  # fmt: skip
+        axes[1].legend(fontsize=8, loc="lower left")
+    ticks = _ticks(frame.curvature)
+    axes[2].set(ylabel=f"C (1/pixel unit), {over}", yscale="log")
+    axes[2].set_yticks(ticks, [f"{tick:g}" for tick in ticks])
+    for axis in axes:
+        axis.minorticks_off()
+    return figure
+
+
 def signal(frame: pd.DataFrame) -> Figure:
     """The spread of the signal through the net. Columns: net, layer, spread (``studies.signal_frame``)."""
     figure, axis = plt.subplots(figsize=(6.6, 3.6))

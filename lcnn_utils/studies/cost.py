@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-import contextlib
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from statistics import median
 
 import pandas as pd
 import torch
 import torch.nn.functional as F
-from torch import Tensor
 
 from .. import objectives
 from ..experiments import recipe
-from ..recipe import METHODS, Recipe
+from ..recipe import METHODS
 from ..spectral import norms_once_a_step
 from ..style import METHOD
+from ..timing import stepper
 from ..training import build, make_optimizer, samples, training_step
 
 
@@ -43,15 +42,6 @@ def two_forms(steps: Iterable[float], images: int = 32) -> pd.DataFrame:
             (value, slope), (other, tilted) = found["exact"], found["difference"]
             rows.append((step, value, other, ((tilted - slope).norm() / slope.norm()).item()))
     return pd.DataFrame(rows, columns=["step", "exact", "difference", "gradient_error"])
-
-
-def stepper(one: Recipe, x: Tensor, y: Tensor) -> tuple[Callable[[], Tensor], Callable[[], None]]:
-    """A training step of a recipe on one batch, as ``fit`` takes it, and what ends it."""
-    model, stack = build(one).to(x.device).train(), contextlib.ExitStack()
-    advance = stack.enter_context(norms_once_a_step(model))
-    now = {"progress": 1.0, "generator": torch.Generator().manual_seed(one.seed)}
-    step = training_step(one, model, make_optimizer(one, model)[0], advance, now, [])
-    return lambda: step(x, y), stack.close
 
 
 def cost_frame(methods: Sequence[str] = tuple(METHODS), rounds: int = 5, seed: int = 0) -> pd.DataFrame:

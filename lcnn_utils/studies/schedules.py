@@ -9,9 +9,9 @@ from torch import Tensor
 
 from ..experiments import recipe
 from ..recipe import Recipe
+from ..splits import TRAINING as TRAINING
+from ..splits import steps_an_epoch as steps_an_epoch
 from ..training import learning_rate
-
-TRAINING = {"digits": 1437, "cifar10": 50_000, "cifar100": 50_000, "svhn": 73_257}  # images to train with
 
 
 def rates(one: Recipe) -> Tensor:
@@ -28,11 +28,6 @@ def lowest_gamma(gamma: float, rates: Tensor, lam: float, momentum: float) -> Te
     round (momentum carries γ a little below, for a while).
     """
     return (math.log(gamma) - lam * rates.sum() / (1 - momentum)).clamp(min=0).exp()
-
-
-def steps_an_epoch(one: Recipe) -> int:
-    """Training steps an epoch, the last partial batch left out."""
-    return 20 if one.dataset == "moons" else max(1, TRAINING[one.dataset] // one.batch_size)
 
 
 def course_recipe() -> Recipe:

@@ -185,6 +185,59 @@ def test_curvature_is_measured_on_the_first_images_only(store, monkeypatch):
     assert measure(model, OTHER)["grad_norm"] == pytest.approx(few["grad_norm"])
 
 
+HOLDING_OUT = {
+    "moons": replace(OTHER, held_out=0.2),
+    "digits": recipe("digits", "relu", model="mlp", width=4, epochs=1, held_out=0.2),
+}
+
+
+@pytest.mark.parametrize("one", HOLDING_OUT.values(), ids=HOLDING_OUT)
+def test_a_recipe_that_holds_out_is_measured_there(one, store, shipped, monkeypatch):
+    seen = []
+    monkeypatch.setattr(experiments, "samples", lambda one, split, device: seen.append(split) or samples(one, split))
+    made = run(one, progress=False)
+    assert seen == ["held_out"], "and the test set is not looked at"
+    x, y = samples(one, "held_out")
+    assert made.metrics["images"] == made.metrics["measured"] == len(y) == (80 if one.dataset == "moons" else 287)
+    assert made.metrics["accuracy"] == pytest.approx(accuracy(made.model, x, y))
+    plain = run(replace(one, held_out=0.0), progress=False)
+    assert not same_weights(made.model, plain.model), "trained on less"
+    assert plain.metrics["images"] == (1000 if one.dataset == "moons" else 360)
+    assert sorted(results().held_out) == [0.0, 0.2]
+
+
+def test_files_from_before_a_field_are_read(store, shipped, no_training):
+    """A recipe's file without ``held_out`` is one that holds nothing out: the record and the state."""
+    made = run(TINY, progress=False)
+    (path,) = (store / "runs").glob("*.json")
+    path.write_bytes(without("recipe", "held_out")(path.read_bytes()))
+    tensors, metadata = read(state_path(TINY))
+    old = {name: value for name, value in asdict(TINY).items() if name != "held_out"}
+    write(state_path(TINY), tensors, metadata | {"recipe": json.dumps(old)})
+    no_training()
+    assert same_weights(run(TINY, progress=False).model, made.model)
+    assert run(TINY, weights=False).metrics == made.metrics
+    assert results().held_out.tolist() == [0.0]
+
+
+class Enough(Exception):
+    pass
+
+
+def test_what_watch_raises_ends_a_run_without_a_record(store):
+    def stop(history):
+        raise Enough
+
+    with pytest.raises(Enough):
+        run(TINY, progress=False, watch=stop)
+    assert set(files(store / "runs")) == {f"{run_name(TINY)}.safetensors"}
+    seen = []
+    made = run(TINY, progress=False, watch=seen.append)
+    assert [len(history) for history in seen] == [2]
+    assert len(made.history) == 2
+    assert set(files(store / "runs")) == {f"{run_name(TINY)}.json", f"{run_name(TINY)}.safetensors"}
+
+
 def test_the_record_tells_where_it_comes_from(store):
     made = run(TINY, progress=False)
     record = json.loads((store / "runs" / f"{run_name(TINY)}.json").read_text(encoding="utf-8"))

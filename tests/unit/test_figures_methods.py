@@ -209,3 +209,40 @@ def test_cost():
     quartiles = [bar.lines[2][0].get_segments()[0][:, 0].tolist() for bar in axis.containers if hasattr(bar, "lines")]
     np.testing.assert_allclose(quartiles, [np.quantile(ratios[m], [0.25, 0.75]) for m in order])
     assert axis.get_xlim()[0] == 0
+
+
+SEARCH = [(lam, seed, 0.95 - lam / 2 + 0.01 * seed, 0.5 / (1 + 9 * lam), 287) for lam in (0.0, 0.01, 0.1, 0.3)
+          for seed in (0, 1, 2)]  # fmt: skip
+
+
+@pytest.mark.parametrize(("seeds", "lambdas"), [(3, 4), (1, 4), (3, 3), (2, 1)])
+def test_lambda_search(seeds, lambdas):
+    frame = pd.DataFrame(SEARCH, columns=["lambda_", "seed", "accuracy", "curvature", "images"])
+    lams = sorted(frame.lambda_.unique())[-lambdas:]  # without and with λ = 0
+    frame = frame[frame.lambda_.isin(lams) & (frame.seed < seeds)]
+    axes = named(figures.lambda_search(frame, lams[-1])).axes
+    for axis, column in zip(axes, ("accuracy", "accuracy", "curvature"), strict=True):
+        factor = 100 if column == "accuracy" else 1
+        (points, _, (bars,)), ring = axis.containers[0], axis.lines[-1]
+        means = factor * frame.groupby("lambda_")[column].mean()
+        np.testing.assert_allclose(points.get_xydata(), np.stack([lams, means], 1))
+        assert look(points) == (METHOD["lcnn"][1], "s")
+        np.testing.assert_allclose(ring.get_xydata(), [[lams[-1], means.iloc[-1]]])
+        assert [tick.get_text() for tick in axis.get_xticklabels()] == [f"{lam:g}" for lam in lams]
+        low, high = axis.get_xlim()
+        assert low < lams[0] <= lams[-1] < high
+        if seeds > 1:
+            half = factor * frame.groupby("lambda_")[column].std() / np.sqrt(seeds)
+            ends = np.array([[bottom[1], top[1]] for bottom, top in bars.get_segments()])
+            np.testing.assert_allclose(ends, np.stack([means - half, means + half], 1))
+    said = axes[0].get_ylabel()
+    assert "287 images" in said
+    assert (f"± s.e. over {seeds} seeds" if seeds > 1 else "one seed") in said
+    assert [text.get_text() for text in axes[0].get_legend().get_texts()] == [f"λ = {lams[-1]:g}"]
+    best = 100 * frame.groupby("lambda_").accuracy.mean().max()
+    assert axes[1].get_ylim() == pytest.approx((best - 4, best + 1))
+    if seeds > 1:
+        (band,) = axes[1].patches
+        spread = 100 * frame[frame.lambda_ == lams[0]].accuracy.std() / np.sqrt(seeds)
+        corners = band.get_extents().transformed(axes[1].transData.inverted())
+        assert (corners.y0, corners.y1) == pytest.approx((best - spread, best + spread))

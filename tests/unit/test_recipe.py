@@ -22,7 +22,7 @@ OTHER = dict(
     dataset="svhn", method="lcnn", model="vgg11", width=17, seed=1, epochs=31, batch_size=127, lr=0.2, momentum=0.8,
     weight_decay=1e-4, schedule="steps", augment=True, beta=4.0, softplus=9.0, gamma=9.0, lambda_beta=1e-2,
     lambda_gamma=1e-2, lambda_grad=1e-2, lambda_cure=1e-2, h=0.5, penalty_eval=True, derivative="difference", eps=0.2,
-    attack_steps=4, published=True,
+    attack_steps=4, published=True, held_out=0.2,
 )  # fmt: skip
 
 
@@ -50,7 +50,7 @@ def test_unknown_names_are_listed_and_suggested(field, value, says):
 YES_OR_NO = ("augment", "published", "penalty_eval")
 WHOLE = ("width", "epochs", "batch_size", "attack_steps")
 POSITIVE = ("lr", "beta", "softplus", "gamma", "h", "eps")
-AT_LEAST_ZERO = ("lambda_beta", "lambda_gamma", "lambda_grad", "lambda_cure", "weight_decay", "momentum")
+AT_LEAST_ZERO = ("lambda_beta", "lambda_gamma", "lambda_grad", "lambda_cure", "weight_decay", "momentum", "held_out")
 
 
 @pytest.mark.parametrize(
@@ -61,6 +61,7 @@ AT_LEAST_ZERO = ("lambda_beta", "lambda_gamma", "lambda_grad", "lambda_cure", "w
         *[(name, value) for name in AT_LEAST_ZERO for value in (-1e-9, math.nan, math.inf, True, "0.1")],
         *[("seed", value) for value in (-1, 1.5, math.nan, True, "0")],
         *[("momentum", value) for value in (1.0, 1.5)],  # the steps of SGD would grow without end
+        *[("held_out", value) for value in (1, 1.0, 20)],  # nothing would be left to train on
         *[(name, value) for name in YES_OR_NO for value in (1, "no", None)],
     ],
 )
@@ -129,6 +130,14 @@ def test_the_name_holds_a_hash_of_what_is_not_at_its_default():
     assert run_name(Recipe(lr=0.1, seed=0)) == run_name(Recipe())
     assert run_name(Recipe("svhn", lr=0.5)) == f"svhn-standard-seed0-{digest(dataset='svhn', lr=0.5)}"
     assert run_name(Recipe(**OTHER)) == f"svhn-lcnn-seed1-{digest(**OTHER)}"
+
+
+def test_holding_nothing_out_is_the_default_and_comes_last():
+    """So that the files from before this field keep their names, and positional arguments their meaning."""
+    assert dataclasses.fields(Recipe)[-1].name == "held_out"
+    assert Recipe(held_out=0) == Recipe(held_out=-0.0) == Recipe()
+    assert run_name(Recipe(held_out=0)) == run_name(Recipe())
+    assert run_name(Recipe(held_out=0.2)) == f"digits-standard-seed0-{digest(held_out=0.2)}"
 
 
 @settings(deadline=None, max_examples=100)

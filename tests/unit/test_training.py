@@ -310,6 +310,21 @@ def test_an_absent_device_is_refused(store):
     assert not store.exists()
 
 
+@RECIPES
+def test_what_is_held_out_is_never_trained_on(recipe, monkeypatch):
+    """One batch is all there is to train on: it holds the rest, each sample once, and so does the history's probe."""
+    one, seen = replace(recipe, held_out=0.2, augment=False, batch_size=5000, epochs=1), []
+    real, rows = OBJECTIVES["lcnn"], lambda x: sorted(row.numpy().tobytes() for row in x)
+    monkeypatch.setitem(OBJECTIVES, "lcnn", lambda model, x, *a, **k: seen.append(x) or real(model, x, *a, **k))
+    model, history = train(one)
+    kept, out, whole = samples(one, "train")[0], samples(one, "held_out")[0], samples(recipe, "train")[0]
+    assert all(rows(x) == rows(kept) for x in seen)
+    assert rows(torch.cat([kept, out])) == rows(whole)
+    x, y = (part[:16] for part in samples(one, "train"))
+    curvature = geometry(model, x, y, method="power", max_iter=4).curvature.mean().item()
+    assert history.curvature.iloc[-1] == pytest.approx(curvature, rel=0.02)
+
+
 # ---- stopped and resumed -----------------------------------------------------------------------------------------
 
 
