@@ -1,13 +1,15 @@
-"""Measure the shipped networks' two promises, steady gradients and robustness: `python benchmarks/evaluate.py`.
+"""Measure the shipped networks' geometry, steadiness and robustness: `python benchmarks/evaluate.py [DATASET]`.
 
-Writes data/results/DATASET_stability, DATASET_curves and DATASET_masking, from which the figures are drawn. digits (the
-default) takes about a quarter of an hour on one core, cifar10 (its nets of the scale tiny, and CIFAR-10 on the disk)
-an hour.
+Writes data/results/DATASET_runs, _geometry, _stability, _curves and _masking, from which the figures are drawn; CIFAR's
+names have the scale in them (cifar10_tiny_curves). A file is written after each network, and a network that is in it
+with the weights that are shipped now is not measured again: stop and go on as you like, in pieces of --minutes. digits
+(the default) takes half an hour on one core, CIFAR's nets of the scale tiny about ten minutes each.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import time
 from typing import Any
 
@@ -15,52 +17,92 @@ import pandas as pd
 import torch
 from common import provenance
 
-from lcnn_utils.experiments import recipe
-from lcnn_utils.published import save_measured
-from lcnn_utils.recipe import METHODS
+from lcnn_utils import published
+from lcnn_utils.experiments import SHIPPED, recipe
+from lcnn_utils.recipe import METHODS, Recipe
 from lcnn_utils.runtime import one_thread
-from lcnn_utils.studies import attacks, saliency
+from lcnn_utils.state import run_name
+from lcnn_utils.studies import attacks, methods, per_image, saliency
 from lcnn_utils.studies.scene import scene, shipped
 
-PLANS: dict[str, dict[str, Any]] = {
-    "digits": dict(scale="lab", seeds=(0, 1, 2), images=360, maps=100, l2=attacks.DIGITS_EPS, linf=attacks.DIGITS_LINF,
-                   attack=dict(steps=20, restarts=5), masking=(0.5, 200)),
-    "cifar10": dict(scale="tiny", seeds=(0, 1), images=500, maps=100, l2=attacks.PAPER_EPS, linf=attacks.LINF_EPS,
-                    attack=dict(steps=20, restarts=1), masking=(0.2, 200)),
-}  # fmt: skip
+DIGITS: dict[str, Any] = dict(seeds=(0, 1, 2), images=360, geometry=360, maps=100, l2=attacks.DIGITS_EPS,
+                              linf=attacks.DIGITS_LINF, attack=dict(steps=20, restarts=5),
+                              masking=(0.5, 200))  # fmt: skip
+CIFAR: dict[str, Any] = dict(seeds=(0, 1), images=500, geometry=500, maps=100, l2=attacks.PAPER_EPS,
+                             linf=attacks.LINF_EPS, attack=dict(steps=20, restarts=1), masking=(0.2, 200))  # fmt: skip
+LARGE: dict[str, Any] = CIFAR | dict(images=1000, geometry=1000, attack=dict(steps=100, restarts=5))
+COUNT = {"runs": "geometry", "geometry": "geometry", "stability": "maps", "curves": "images"}  # kind: its n in a plan
+PLANS = {("digits", "lab"): DIGITS}
+PLANS |= {(d, s): CIFAR if s == "tiny" else LARGE for d in ("cifar10", "cifar100") for s in ("tiny", "small", "paper")}
+
+
+def frames(plan: dict[str, Any], kind: str, one: Recipe) -> pd.DataFrame:
+    """One kind of measurement of one network, as the studies make it."""
+    if kind == "runs":
+        return methods.runs_frame([one]).assign(model=one.model, width=one.width, epochs=one.epochs)
+    if kind == "geometry":
+        return per_image.geometry_frame([one], images=plan["geometry"])
+    if kind == "stability":
+        keep = ["net", "label", "seed", "image", "method", "weights", "noise", "eps", "relative_change", "cosine"]
+        return saliency.stability_frame([one], images=plan["maps"])[[*keep, "curvature"]]
+    parts = [attacks.curves_frame([one], plan[norm], images=plan["images"], norm=norm, **plan["attack"])
+             for norm in ("l2", "linf")]  # fmt: skip
+    return pd.concat(parts, ignore_index=True)
+
+
+def measure(name: str, kind: str, plan: dict[str, Any], recipes: list[Recipe], about: dict, until: float) -> bool:
+    """Bring one file up to date with ``recipes``, writing after each network; False: the time was over first."""
+    there = published.has(name) and published.about(name)["runs"]
+    done: dict[str, dict] = there if isinstance(there, dict) else {}
+    rows = {run: part for run, part in published.measured(name).groupby("run")} if done else {}
+    for one in recipes:
+        run, weights = (
+            run_name(one),
+            hashlib.sha256((SHIPPED / f"{run_name(one)}.safetensors").read_bytes()).hexdigest()[:16],
+        )
+        if done.get(run, {}).get("weights") == weights:
+            continue
+        if time.perf_counter() > until:
+            return False
+        begun = time.perf_counter()
+        rows[run] = frames(plan, kind, one).assign(run=run)
+        seconds = round(time.perf_counter() - begun, 1)
+        done[run] = {"weights": weights, "seconds": seconds} | {k: about[k] for k in ("date", "torch", "cpu", "device")}
+        order = [run_name(r) for r in recipes if run_name(r) in rows]
+        facts = {"n": plan[COUNT[kind]], "runs": {run: done[run] for run in order}}
+        facts |= {"attack": plan["attack"]} if kind == "curves" else {}
+        published.save_measured(pd.concat([rows[run] for run in order], ignore_index=True), name, about | facts)
+        print(f"{name}: {run} in {seconds} s", flush=True)
+    return True
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("dataset", nargs="?", default="digits", choices=PLANS)
-    parser.add_argument("--only", choices=("stability", "curves", "masking"))
+    parser.add_argument("dataset", nargs="?", default="digits", choices=sorted({dataset for dataset, _ in PLANS}))
+    parser.add_argument("--scale", choices=("tiny", "small", "paper"), help="of CIFAR's nets (default: tiny)")
+    parser.add_argument("--only", choices=(*COUNT, "masking"))
+    parser.add_argument("--minutes", type=float, default=float("inf"), help="begin no network after so long")
     arguments = parser.parse_args()
     dataset, only = arguments.dataset, arguments.only
+    scale = "lab" if dataset == "digits" else arguments.scale or "tiny"
     one_thread()
-    plan, begun = PLANS[dataset], time.perf_counter()
-    recipes = [recipe(dataset, method, seed, plan["scale"]) for method in METHODS for seed in plan["seeds"]]
+    plan, until = PLANS[dataset, scale], time.perf_counter() + 60 * arguments.minutes
+    recipes = [recipe(dataset, method, seed, scale) for method in METHODS for seed in plan["seeds"]]
     recipes = [one for one in recipes if shipped([one])]
-    about = provenance(f"python benchmarks/evaluate.py {dataset}", 0, 0)
-    about |= {"runs": [f"{one.method} seed {one.seed}" for one in recipes], "scale": plan["scale"]}
-
-    def save(frame, kind: str, **facts) -> None:
-        seconds = round(time.perf_counter() - begun)
-        save_measured(frame, f"{dataset}_{kind}", about | facts | {"seconds": seconds})
-        print(f"{kind}: {len(frame)} rows after {seconds} s", flush=True)
-
-    if only in (None, "stability"):
-        frame = saliency.stability_frame(recipes, images=plan["maps"])
-        keep = ["net", "label", "seed", "image", "method", "weights", "noise", "eps", "relative_change", "cosine"]
-        save(frame[[*keep, "curvature"]], "stability", n=plan["maps"])
-    if only in (None, "curves"):
-        parts = [attacks.curves_frame(recipes, plan[norm], images=plan["images"], norm=norm, **plan["attack"])
-                 for norm in ("l2", "linf")]  # fmt: skip
-        save(pd.concat(parts, ignore_index=True), "curves", n=plan["images"], attack=plan["attack"])
-    if only in (None, "masking"):
+    if not recipes:
+        parser.error(f"no networks of {dataset} at the scale {scale} are in data/checkpoints: see benchmarks/ship.py")
+    prefix = dataset if scale == "lab" else f"{dataset}_{scale}"
+    about = provenance(f"python benchmarks/evaluate.py {dataset} --scale {scale}".removesuffix(" --scale lab"), 0, 0)
+    about |= {"scale": scale}
+    kinds = [kind for kind in COUNT if only in (None, kind)]
+    if not all([measure(f"{prefix}_{kind}", kind, plan, recipes, about, until) for kind in kinds]):
+        print("the time was over: the same command goes on")
+    elif only == "masking" or (only is None and dataset == "digits"):  # AutoAttack on CIFAR takes a quarter of an hour
         eps, n = plan["masking"]
-        here = scene(device=torch.device("cpu"), dataset=dataset).first(n)
+        begun, here = time.perf_counter(), scene(device=torch.device("cpu"), dataset=dataset).first(n)
         frame = attacks.masking_frame(here.nets, here.x, here.y, eps, referee=True)
-        save(frame, "masking", n=n, eps=eps)
+        facts = {"n": n, "eps": eps, "runs": list(here.nets), "seconds": round(time.perf_counter() - begun)}
+        published.save_measured(frame, f"{prefix}_masking", about | facts)
 
 
 if __name__ == "__main__":

@@ -4,13 +4,26 @@ from __future__ import annotations
 
 import gzip
 import json
+import zlib
+from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from .runtime import PROJECT, atomic_path, write_text
 
 RESULTS = PROJECT / "data" / "results"
 TABLES = PROJECT / "data" / "published" / "paper_tables.csv"
+SCALES = ("paper", "small", "tiny")  # of results, the best first; those of digits and two moons have no scale
+CELL = ["method", "quantity", "epsilon"]
+READING = 0.05  # relative error of the values read off the printed figure
+GEOMETRY = ("grad_norm", "hessian_norm", "curvature", "margin_curvature")
+COLUMNS = {  # that a table of a kind must have
+    "runs": ("label", "method", "seed", "accuracy", *GEOMETRY, "curvature_median", "images", "seconds", "epochs"),
+    "geometry": ("label", "method", "seed", "split", "image", *GEOMETRY),
+    "curves": ("label", "seed", "norm", "eps", "correct", "n", "accuracy"),
+    "stability": ("label", "seed", "image", "method", "weights", "noise", "eps", "relative_change"),
+}
 
 
 def numbers(source: str | None = None) -> pd.DataFrame:
@@ -33,17 +46,55 @@ def numbers(source: str | None = None) -> pd.DataFrame:
     return chosen.reset_index(drop=True)
 
 
+def best(name: str) -> str:
+    """``DATASET_KIND`` → the name of the file of its best scale: ``cifar10_curves`` → ``cifar10_tiny_curves``."""
+    dataset, _, kind = name.partition("_")
+    for scale in SCALES:
+        if kind and (RESULTS / f"{dataset}_{scale}_{kind}.csv.gz").is_file():
+            return f"{dataset}_{scale}_{kind}"
+    return name
+
+
+def has(name: str) -> bool:
+    """Whether there is such a table of ours."""
+    return (RESULTS / f"{best(name)}.csv.gz").is_file()
+
+
 def measured(name: str) -> pd.DataFrame:
-    """A table of ours from ``data/results``, which ``python benchmarks/evaluate.py`` makes; NAME.json says how.
+    """A table of ours from ``data/results``, which ``python benchmarks/evaluate.py`` makes; :func:`about` says how.
+
+    Args:
+        name: ``DATASET_KIND`` takes the best scale there is (:data:`SCALES`), ``DATASET_SCALE_KIND`` just that.
 
     Raises:
         FileNotFoundError: there is no such table; the message lists those there are.
+        RuntimeError: it is damaged.
     """
-    path = RESULTS / f"{name}.csv.gz"
+    path = RESULTS / f"{best(name)}.csv.gz"
     if not path.is_file():
         there = ", ".join(sorted(p.name.removesuffix(".csv.gz") for p in RESULTS.glob("*.csv.gz"))) or "none"
         raise FileNotFoundError(f"no results called {name!r} in data/results (there are: {there})")
-    return pd.read_csv(path)
+    try:
+        frame = pd.read_csv(path)
+    except (OSError, EOFError, zlib.error, ValueError) as error:  # ValueError: of the text, or of the table in it
+        raise RuntimeError(f"{path} is damaged ({error}): restore it with git") from None
+    if missing := set(COLUMNS.get(name.rpartition("_")[2], ())) - set(frame.columns):
+        raise RuntimeError(f"{path} is damaged (it lacks {', '.join(sorted(missing))}): restore it with git")
+    return frame
+
+
+def about(name: str) -> dict[str, Any]:
+    """What produced a table of :func:`measured`: command, hardware, versions, seeds, n, scale. Errors as there."""
+    path = RESULTS / f"{best(name)}.json"
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is missing: restore it with git")
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:  # of its syntax or its encoding
+        raise RuntimeError(f"{path} is damaged ({error}): restore it with git") from None
+    if not isinstance(record, dict):
+        raise RuntimeError(f"{path} is damaged (it holds no table): restore it with git")
+    return record
 
 
 def save_measured(frame: pd.DataFrame, name: str, provenance: dict[str, object]) -> None:
@@ -56,3 +107,64 @@ def save_measured(frame: pd.DataFrame, name: str, provenance: dict[str, object])
     with atomic_path(RESULTS / f"{name}.csv.gz", "make data/results writable") as temporary:
         temporary.write_bytes(gzip.compress(text.encode(), mtime=0))  # the same bytes each time
     write_text(RESULTS / f"{name}.json", json.dumps(provenance, indent=1, ensure_ascii=False) + "\n")
+
+
+def ours(dataset: str) -> pd.DataFrame:
+    """What we measured on a dataset, in the columns of :func:`numbers` and in its units, and ``seeds``.
+
+    Means over images, then over seeds; spread is the standard deviation over seeds (NaN: one seed). Geometry and
+    ``accuracy`` (%, whole test split), ``pgd_l2_accuracy`` and ``pgd_linf_accuracy`` (%, at ``epsilon``), and
+    ``relative_gradient_change`` (random noise of length ``epsilon``). What was not measured is not there.
+    """
+    parts = []
+    if has(f"{dataset}_runs"):
+        runs = measured(f"{dataset}_runs")
+        runs["accuracy"] *= 100
+        kinds = ["accuracy", "grad_norm", "hessian_norm", "curvature", "curvature_median", "margin_curvature"]
+        parts.append(runs.melt(["label", "seed"], kinds, "quantity").assign(epsilon=np.nan))
+    if has(f"{dataset}_curves"):
+        curves = measured(f"{dataset}_curves")
+        columns = {"quantity": "pgd_" + curves.norm + "_accuracy", "epsilon": curves.eps}
+        parts.append(curves[["label", "seed"]].assign(value=100 * curves.accuracy, **columns))
+    if has(f"{dataset}_stability"):
+        stable = measured(f"{dataset}_stability")
+        stable = stable[(stable.method == "gradient") & (stable.weights == "trained") & (stable.noise == "random")]
+        means = stable.groupby(["label", "seed", "eps"], sort=False).relative_change.mean().reset_index()
+        means = means.rename(columns={"eps": "epsilon", "relative_change": "value"})
+        parts.append(means.assign(quantity="relative_gradient_change"))
+    names = ["source", "dataset", "method", "quantity", "epsilon", "mean", "spread", "seeds"]
+    if not parts:
+        return pd.DataFrame(columns=names).astype(dict.fromkeys(names[4:], float))
+    rows = pd.concat(parts, ignore_index=True).rename(columns={"label": "method"}).dropna(subset="value")
+    groups = rows.groupby(CELL, sort=False, dropna=False).value
+    frame = groups.agg(["mean", "std", "size"]).reset_index().rename(columns={"std": "spread", "size": "seeds"})
+    return frame.assign(source="ours", dataset=dataset)[names]
+
+
+def comparison(dataset: str, source: str) -> pd.DataFrame:
+    """Ours beside theirs, a row a cell that the paper prints; what we have not measured has NaN and stays in.
+
+    Args:
+        dataset: ours. source: theirs, as in :func:`numbers`; their rows on ``dataset`` where they have any, else all.
+
+    Returns:
+        Columns method, quantity, epsilon, ours, ours_spread, seeds, theirs, theirs_spread, their_dataset, difference,
+        joint_spread (√ of the sum of both squares: standard deviations over runs; values read off the printed figure
+        have its reading error, 5 %), within (|difference| ≤ joint_spread; NA where either has no spread).
+
+    Raises:
+        ValueError: unknown source.
+    """
+    theirs = numbers(source)
+    theirs = theirs[theirs.dataset == dataset] if (theirs.dataset == dataset).any() else theirs
+    read_off = theirs.source.str.contains("digitised")
+    spread = theirs.spread.where(~read_off, READING * theirs["mean"])
+    cells = theirs[CELL].assign(theirs=theirs["mean"], theirs_spread=spread, their_dataset=theirs.dataset)
+    mine = ours(dataset).rename(columns={"mean": "ours", "spread": "ours_spread"})
+    frame = cells.merge(mine[[*CELL, "ours", "ours_spread", "seeds"]], on=CELL, how="left")
+    frame["difference"] = frame.ours - frame.theirs
+    frame["joint_spread"] = np.hypot(frame.ours_spread, frame.theirs_spread)
+    known = frame.joint_spread.notna() & frame.difference.notna()
+    frame["within"] = (frame.difference.abs() <= frame.joint_spread).astype("boolean").where(known)
+    order = [*CELL, "ours", "ours_spread", "seeds", "theirs", "theirs_spread", "their_dataset"]
+    return frame[[*order, "difference", "joint_spread", "within"]]

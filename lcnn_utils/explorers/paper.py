@@ -1,0 +1,59 @@
+"""What moves in notebook 08: how much "far lower" has to be before a claim fails."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import ipywidgets as widgets
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+
+from ..style import CYCLE
+from . import Picture, _explore
+
+COLOURS = ("#000000", CYCLE[0], CYCLE[3], CYCLE[1])
+
+
+def claim_explorer(tables: Mapping[str, pd.DataFrame]) -> widgets.VBox:
+    """Claims on ratios: the published number and ours with 95 % intervals, and a limit that the reader sets.
+
+    Args:
+        tables: title → of ``claims.table``, the same claims in each; those measured in "times" with a lower limit are
+            shown.
+    """
+    first = next(iter(tables.values()))
+    chosen = first.index[first.value.str.endswith("times") & np.isfinite(first.low_bound)]
+    names = {f"{row.claim} ({row.rule})": i for i, row in zip(chosen, first.loc[chosen].itertuples(), strict=True)}
+    figure = Figure(figsize=(9.5, 2.9), dpi=90, layout="constrained")
+    axis = figure.subplots()
+    rows = ["published", *tables]
+    bars = [axis.plot([1, 1], [k, k], "-", color=c, lw=3)[0] for k, c in zip(range(len(rows)), COLOURS, strict=False)]
+    dots = [axis.plot([1], [k], "o", color=c, ms=10, mew=2)[0] for k, c in zip(range(len(rows)), COLOURS, strict=False)]
+    limit = axis.axvline(3.5, color="0.3", ls="--")
+    axis.set(xscale="log", xlim=(0.5, 100), xlabel="times (filled: above the limit, with its whole interval)")
+    axis.set_xticks([0.5, 1, 2, 5, 10, 20, 50, 100], ["0.5", "1", "2", "5", "10", "20", "50", "100"])
+    axis.set_yticks(range(len(rows)), rows)
+    axis.set_ylim(len(rows) - 0.4, -0.6)
+    picture = Picture(figure, [limit, *bars, *dots])
+
+    def update(claim: str, asked: float) -> str:
+        limit.set_xdata([asked, asked])
+        said = []
+        intervals = [(first.theirs[names[claim]],) * 3]
+        intervals += [tuple(table.loc[names[claim], ["ours", "low", "high"]]) for table in tables.values()]
+        for row, bar, dot, (value, low, high) in zip(rows, bars, dots, intervals, strict=True):
+            bar.set_xdata([low, high])
+            dot.set(xdata=[value], markerfacecolor=dot.get_color() if low >= asked else "white")
+            state = (
+                "not measured" if np.isnan(value) else "holds" if low >= asked else "fails" if high < asked else "open"
+            )
+            said.append(f"{row}: <b>{state}</b>" + ("" if np.isnan(value) else f" ({value:.3g})"))
+        return f"At least {asked:.3g} times? " + "; ".join(said) + "."
+
+    claim = widgets.Dropdown(options=list(names), description="claim")
+    asked = widgets.FloatLogSlider(
+        first.low_bound[chosen[0]], base=10, min=-0.3, max=2, step=0.02, description="asked: at least",
+        readout_format=".3g",
+    )  # fmt: skip
+    return _explore(picture, update, claim=claim, asked=asked)
