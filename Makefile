@@ -4,6 +4,7 @@
 # to download, 6 GB on disk); after that everything starts at once, until requirements.lock or pyproject.toml changes.
 #
 #   make lab LAB_ARGS="--no-browser --port 9999"   passed to `lcnn lab`, which hands what it doesn't know to Jupyter
+#   make figures FIGURES_ARGS=--all                everything anew; "--only NAME": what makes this figure or table
 #   make test PYTHON=python3.13                    the Python (3.11 or newer) that .venv is made from
 #   make test PY=python                            use that Python as it is and make no .venv: for an active conda
 #                                                  environment made from environment.yml, say
@@ -31,8 +32,8 @@ test: $(READY) ## lint, types, unit tests, every notebook, the browser test
 	$(PY) -m mypy
 	$(PY) -m pytest tests
 
-figures: $(READY) ## regenerate every figure and table into figures/
-	@$(PY) -m lcnn_utils figures
+figures: $(READY) ## make the figures and tables in figures/ whose code or data changed
+	@$(PY) -m lcnn_utils figures $(FIGURES_ARGS)
 
 doctor: $(READY) ## check Python, versions, device, disk, datasets and checkpoints
 	@$(PY) -m lcnn_utils doctor

@@ -9,11 +9,13 @@ import json
 import platform
 from pathlib import Path
 
+import matplotlib
 import matplotlib.pyplot as plt
 import pandas as pd
 from matplotlib.figure import Figure
 
 from . import __version__
+from .latex import tabular
 from .runtime import PROJECT, atomic_path, write_text
 
 STYLE = Path(__file__).with_name("lcnn.mplstyle")
@@ -39,6 +41,7 @@ MARKERS = {label: marker for label, _, marker in METHOD.values()}
 VARIANTS = (("#0173b2", "o"), ("#de8f05", "s"), ("#7a4b00", "D"), ("#595959", "v"))  # Standard, LCNN, more λ, linear
 CYCLE = ("#332288", "#44aa99", "#999933", "#882255", "#aa4499", "#88ccee")  # P. Tol's muted: for what is no method
 CURVATURE_MAP = "viridis"  # even in lightness, readable without colour vision
+FIGURE, TABLE = (".png", ".svg"), (".csv", ".md", ".tex")  # files of each, besides .json
 CLASS_COLOURS = ("#56b4e9", "#ca9161")  # not those of Standard and LCNN
 
 
@@ -65,18 +68,25 @@ def save(figure: Figure, name: str, provenance: dict[str, object], folder: Path 
 
 
 def save_table(frame: pd.DataFrame, name: str, provenance: dict[str, object], folder: Path | None = None) -> list[Path]:
-    """Write ``name``.csv, .md and .json (what produced it) into ``figures/``; errors as :func:`save`."""
+    """Write ``name``.csv, .md, .tex and .json (what produced it) into ``figures/``; the only place that saves a table.
+
+    Raises:
+        OSError: the folder cannot be written.
+        ValueError: a character that :mod:`latex` does not know; nothing is written.
+    """
     folder = folder or PROJECT / "figures"
-    paths = [write_text(folder / f"{name}.csv", frame.to_csv(index=False))]
-    paths.append(write_text(folder / f"{name}.md", markdown(frame)))
+    texts = {".csv": frame.to_csv(index=False), ".md": markdown(frame), ".tex": tabular(frame, name)}
+    paths = [write_text(folder / f"{name}{end}", texts[end]) for end in TABLE]
     return [*paths, _write_provenance(folder / f"{name}.json", provenance)]
 
 
 def _write_provenance(path: Path, provenance: dict[str, object]) -> Path:
     import torch
 
-    versions = {"lcnn_utils": __version__, "torch": torch.__version__, "python": platform.python_version()}
-    record = provenance | {"versions": versions, "processor": f"{platform.machine()} CPU"}
+    versions = {"lcnn_utils": __version__, "torch": torch.__version__, "matplotlib": matplotlib.__version__}
+    versions["python"] = platform.python_version()
+    processor = f"{platform.machine()} CPU, {torch.backends.cpu.get_cpu_capability()}"  # decides the last digits
+    record = provenance | {"versions": versions, "processor": processor}
     return write_text(path, json.dumps(record, indent=1, ensure_ascii=False) + "\n")
 
 

@@ -177,11 +177,25 @@ def test_lab_outside_a_clone(started, monkeypatch, tmp_path, capsys):
 
 
 # --------------------------------------------------------------------------------------------- lcnn figures, data
-def test_figures_says_where_they_went(monkeypatch, capsys):
+@pytest.mark.parametrize(
+    ("options", "asked"),
+    [
+        ([], dict(everything=False, only=())),
+        (["--all"], dict(everything=True, only=())),
+        (["--only", "figure_1c", "moons"], dict(everything=False, only=("figure_1c", "moons"))),
+    ],
+)
+def test_figures_asks_the_gallery(monkeypatch, options, asked):
     gallery = pytest.importorskip("lcnn_utils.gallery")
-    monkeypatch.setattr(gallery, "make_all", lambda: [Path("figures/a.png"), Path("figures/a.svg")])
-    assert cli.main(["figures"]) == 0
-    assert capsys.readouterr().out == "2 files in figures\n"
+    calls = []
+    monkeypatch.setattr(gallery, "make", lambda **kwargs: calls.append(kwargs))
+    assert cli.main(["figures", *options]) == 0
+    assert calls == [asked]
+
+
+def test_figures_all_and_only(capsys):
+    assert cli.main(["figures", "--all", "--only", "figure_1c"]) == 1
+    assert "--all and --only NAME exclude each other" in capsys.readouterr().err
 
 
 def test_data_lists_and_loads(tmp_path, capsys):

@@ -2,7 +2,6 @@
 
 import json
 import os
-import string
 
 import matplotlib
 import matplotlib.pyplot as plt
@@ -15,10 +14,9 @@ from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from PIL import Image
 
-from lcnn_utils import figures, gallery, studies, style
-from lcnn_utils.objectives import Recipe
+from lcnn_utils import figures, studies, style
+from lcnn_utils.latex import tabular
 from lcnn_utils.runtime import PROJECT
-from lcnn_utils.studies import bounds as bound_studies
 
 X = torch.linspace(-3, 3, 31)
 
@@ -307,10 +305,11 @@ def test_the_default_folder_is_the_projects(monkeypatch, tmp_path):
 def test_save_table(tmp_path):
     frame = pd.DataFrame({"net": ["Standard", "LCNN"], "C": ["1 ± 0.2", "0.5"], "n": [3, 4]})
     paths = style.save_table(frame, "t", {"seeds": [0, 1]}, tmp_path)
-    assert [path.name for path in paths] == ["t.csv", "t.md", "t.json"]
+    assert [path.name for path in paths] == ["t.csv", "t.md", "t.tex", "t.json"]
     pd.testing.assert_frame_equal(pd.read_csv(paths[0]), frame.astype(pd.read_csv(paths[0]).dtypes))
     assert paths[1].read_text() == style.markdown(frame)
-    assert json.loads(paths[2].read_text())["seeds"] == [0, 1]
+    assert paths[2].read_text() == tabular(frame, "t")
+    assert json.loads(paths[3].read_text())["seeds"] == [0, 1]
 
 
 def test_markdown():
@@ -344,67 +343,3 @@ def test_a_disk_that_fills_up_keeps_the_old_picture(tmp_path):
         style.save(a_figure(), "it", {"new": True}, tmp_path / "f")
     assert [path.read_bytes() for path in paths] == old
     assert sorted(os.listdir(tmp_path / "f")) == ["it.json", "it.png", "it.svg"]
-
-
-# ---- the gallery -------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def tiny_gallery(monkeypatch):
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    moons = lambda method, seed=0, *, epochs=1: Recipe("moons", method, "mlp", width=4, seed=seed, epochs=1)
-    digits = lambda method, seed=0, *, epochs=1: Recipe(
-        "digits", method, "resnet10", width=2, seed=seed, epochs=1, batch_size=512
-    )
-    monkeypatch.setattr(studies, "moons_recipe", moons)
-    monkeypatch.setattr(studies, "digits_recipe", digits)
-    monkeypatch.setattr(gallery, "SEEDS", (0, 1))
-    real = studies.moons_study, studies.convergence_frame
-    monkeypatch.setattr(studies, "moons_study", lambda models, resolution=0: real[0](models, 12))
-    monkeypatch.setattr(studies, "convergence_frame", lambda model, x, y, **_: real[1](model, x[:3], y[:3], 4))
-    audit, certify = bound_studies.audit_frame, bound_studies.certificate_study
-    monkeypatch.setattr(bound_studies, "audit_frame", lambda nets, points: audit(range(6), 2))
-    few = dict(epochs=1, images=8, steps=2, restarts=1)
-    monkeypatch.setattr(bound_studies, "certificate_study", lambda seeds, **_: certify(seeds, **few))
-    yield
-    torch.set_num_threads(threads)
-
-
-def test_the_gallery_makes_every_file(tiny_gallery, tmp_path, capsys):
-    folder = tmp_path / "made"
-    paths = gallery.make_all(folder, progress=False)
-    assert capsys.readouterr().err == ""
-    assert sorted(os.listdir(folder)) == sorted(path.name for path in paths)
-    assert len(set(paths)) == len(paths)
-    names = {path.stem for path in paths}
-    assert names >= {
-        "figure_1c", "activations", "composition", "normalised_curvature", "figure_1ab", "digits_curvature",
-        "digits_geometry", "convergence", "bound_waterfall", "bounds_on_random_nets", "certified_accuracy",
-        "digits_certified", "digits_methods", "digits_methods_table", "digits_ingredients", "digits_lambda", "signal",
-        "gradient_robustness", "pgd_l2", "pgd_linf", "digits_promises", "cifar10_promises", "digits_pgd", "cifar10_pgd",
-        "digits_masking",
-    }  # fmt: skip
-    for name in names:
-        suffixes = {path.suffix for path in paths if path.stem == name}
-        assert suffixes in ({".png", ".svg", ".json"}, {".csv", ".md", ".json"}), name
-        assert set(name) <= set(string.ascii_lowercase + string.digits + "_")
-        record = json.loads((folder / f"{name}.json").read_text())
-        assert record["made_by"] == "lcnn figures"
-        assert record["versions"]
-    assert all(path.stat().st_size > 0 for path in paths)
-    assert plt.get_fignums() == []
-
-
-def test_the_gallery_stops_where_it_cannot_write(tmp_path, monkeypatch):
-    monkeypatch.setattr(gallery, "STEPS", gallery.STEPS[:1])
-    (tmp_path / "file").write_text("in the way")
-    with pytest.raises(OSError, match=r"cannot write .*file/figures"):
-        gallery.make_all(tmp_path / "file" / "figures", progress=False)
-    assert os.listdir(tmp_path) == ["file"]
-
-
-def test_the_gallery_shows_its_progress(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(gallery, "STEPS", gallery.STEPS[:1])
-    gallery.make_all(tmp_path)
-    assert "activations" in capsys.readouterr().err

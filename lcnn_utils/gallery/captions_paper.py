@@ -1,0 +1,96 @@
+"""Captions of what :mod:`paper` makes; see :mod:`captions`."""
+
+from __future__ import annotations
+
+from .caption import Caption
+
+NAMES = {
+    "digits": "digits",
+    "cifar10": "CIFAR-10",
+    "cifar100": "CIFAR-100",
+}  # what there may be
+
+
+def _of(dataset: str, name: str) -> dict[str, Caption]:
+    return {
+        f"{dataset}_table_1": Caption(
+            f"The paper's Table 1, ours on {name}",
+            "Rows: the paper's seven methods. Columns: ‖∇f‖, ‖∇²f‖, C and accuracy; ours first, ± over seeds where "
+            "there are several, then in brackets the published one (CIFAR-100, ResNet-18, two runs); – not measured.",
+            "The networks and the data differ, so compare rows, not cells.",
+        ),
+        f"{dataset}_table_2": Caption(
+            f"The paper's Table 2, ours on {name}",
+            "Rows: the paper's seven methods. Columns: accuracy in % left by PGD in L2 at five ε; ours first, then in "
+            "brackets the published one (CIFAR-100, ResNet-18, two runs); – not measured.",
+            "The attacks differ too: ours is stronger (20 steps that shrink from 2ε to 0, margin loss).",
+        ),
+        f"{dataset}_cells": Caption(
+            f"Every printed cell beside ours on {name}",
+            "A row a printed number: ours, the published one and its dataset, the difference, and whether it is inside "
+            "the joint spread √(s² + t²); “one run” where ours has no spread, – where nothing was measured.",
+            "What is missing stays in the list.",
+        ),
+        f"{dataset}_claims": Caption(
+            f"The paper's claims on {name}",
+            "A row a claim: what is measured, the rule by which it holds, the published number, ours with its 95 % "
+            "interval, and the verdict: holds, fails, open (the interval reaches beyond the rule), not measured.",
+            "The limits in the rules are ours; notebook 8 lets you move them.",
+        ),
+        f"{dataset}_readings": Caption(
+            f"Standard's curvature, read in two ways, on {name}",
+            "Two rows: the same weights as softplus with β = 1000 and as ReLU. Columns: means and medians over test "
+            "images of C of the loss, C of the margin and ‖∇²f‖.",
+            "A Hessian does not see the kinks of a ReLU net: under that reading the margin has no curvature at all.",
+        ),
+    }
+
+
+PAPER: dict[str, Caption] = {
+    "claims": Caption(
+        "Every claim of the paper: published, ours, and where it holds",
+        "Two panels of rows, a claim each, with grey bands where the claim holds. Left, ratios on a log axis: LCNN "
+        "has a lower curvature, LCNN + GradReg a lower one still, both have steadier gradients; the marks of digits "
+        "and CIFAR-10 lie to the right of the published diamonds, but for LCNN + GradReg on digits. Right, percentage "
+        "points: accuracies differ by little; on digits no method gains robustness; on CIFAR-10 LCNN alone gains more "
+        "than published, LCNN + GradReg about as much.",
+        "The claims on curvature and on steadiness hold by a margin; those on robustness need a harder dataset than "
+        "digits.",
+    ),
+    **{name: caption for dataset in ("digits", "cifar10") for name, caption in _of(dataset, NAMES[dataset]).items()},
+    "cost": Caption(
+        "What an epoch costs",
+        "Time of an epoch over Standard's on a log axis, a point a run, the median seconds beside; a panel a dataset. "
+        "On digits the fixed softplus and the ReLU net are cheaper than Standard, CURE is the dearest, adversarial "
+        "training and LCNN + GradReg come next.",
+        "Rough, on shared CPU cores; benchmarks/results/training_steps_cpu.md has steps timed in turn.",
+    ),
+    "train_test_curvature": Caption(
+        "Curvature on training and on test images",
+        "Mean C on test images against that on training images, log axes, a point a run; a panel a dataset. All "
+        "points lie close to the dotted line of equality, the LCNNs at its lower end, Standard at its upper.",
+        "The penalty knows weights, not images, so what it lowers on training images is lower on test images too.",
+    ),
+    "layers": Caption(
+        "β and γ of every layer after training",
+        "Left β, right γ, from input to output; above digits, below CIFAR-10; dotted, where they started. On digits β "
+        "ends between 1.5 and 2 but for the last layer's, γ between 6.5 and 8. On CIFAR-10 β ends between 1 and 5, γ "
+        "between 1 and 17, with two layers at 1.",
+        "β falls least in the last activation; on CIFAR-10 some γ reach 1, below which they have no price.",
+    ),
+    "saliency_gallery": Caption(
+        "Saliency maps of four networks on digits",
+        "Four digits in rows, then their gradient maps by Standard, GradReg, LCNN and LCNN + GradReg, then the same by "
+        "SmoothGrad; red pixels speak for the label, blue ones against it. The two LCNNs' maps look alike, and like "
+        "their own SmoothGrad; Standard's gradient differs from digit to digit of one class.",
+        "Each network has a picture of its own; the low-curvature ones need no smoothing.",
+    ),
+    "lambda_search": Caption(
+        "Choosing λ on held-out images",
+        "Against λ, LCNNs on digits that were trained without a fifth of the training set, judged by that fifth: (a) "
+        "accuracy, near 99 % up to λ = 0.03, then falling, to 8 % at 0.3; (b) the same near its best, with a band of "
+        "one standard error; (c) C, falling from 5 to below 1, and to nothing at 0.3. A ring marks the chosen λ, 0.01.",
+        "The rule of one standard error takes the largest λ that cannot be told from the best; it is the λ of the "
+        "digits' recipes.",
+    ),
+}
