@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import zlib
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -47,10 +48,14 @@ def numbers(source: str | None = None) -> pd.DataFrame:
 
 
 def best(name: str) -> str:
-    """``DATASET_KIND`` → the name of the file of its best scale: ``cifar10_curves`` → ``cifar10_tiny_curves``."""
+    """``DATASET_KIND`` → the file's name at the dataset's best scale: ``cifar10_curves`` → ``cifar10_tiny_curves``.
+
+    The scale is that of the best ``_runs`` table with a Standard net in it: scales are never mixed.
+    """
     dataset, _, kind = name.partition("_")
-    for scale in SCALES:
-        if kind and (RESULTS / f"{dataset}_{scale}_{kind}.csv.gz").is_file():
+    for scale in SCALES if kind and not (RESULTS / f"{name}.csv.gz").is_file() else ():
+        path = RESULTS / f"{dataset}_{scale}_runs.csv.gz"
+        if path.is_file() and "standard" in set(_read(path).method):
             return f"{dataset}_{scale}_{kind}"
     return name
 
@@ -74,11 +79,16 @@ def measured(name: str) -> pd.DataFrame:
     if not path.is_file():
         there = ", ".join(sorted(p.name.removesuffix(".csv.gz") for p in RESULTS.glob("*.csv.gz"))) or "none"
         raise FileNotFoundError(f"no results called {name!r} in data/results (there are: {there})")
+    return _read(path)
+
+
+def _read(path: Path) -> pd.DataFrame:
+    """A stored table. RuntimeError: it is damaged."""
     try:
         frame = pd.read_csv(path)
     except (OSError, EOFError, zlib.error, ValueError) as error:  # ValueError: of the text, or of the table in it
         raise RuntimeError(f"{path} is damaged ({error}): restore it with git") from None
-    if missing := set(COLUMNS.get(name.rpartition("_")[2], ())) - set(frame.columns):
+    if missing := set(COLUMNS.get(path.name.removesuffix(".csv.gz").rpartition("_")[2], ())) - set(frame.columns):
         raise RuntimeError(f"{path} is damaged (it lacks {', '.join(sorted(missing))}): restore it with git")
     return frame
 

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from ..style import CYCLE
 from . import Picture, _explore
 
-COLOURS = ("#000000", CYCLE[0], CYCLE[3], CYCLE[1])
+COLOURS = (CYCLE[0], CYCLE[3], CYCLE[1], CYCLE[2])
 
 
 def claim_explorer(tables: Mapping[str, pd.DataFrame]) -> widgets.VBox:
@@ -27,28 +27,33 @@ def claim_explorer(tables: Mapping[str, pd.DataFrame]) -> widgets.VBox:
     names = {f"{row.claim} ({row.rule})": i for i, row in zip(chosen, first.loc[chosen].itertuples(), strict=True)}
     figure = Figure(figsize=(9.5, 2.9), dpi=90, layout="constrained")
     axis = figure.subplots()
-    rows = ["published", *tables]
-    bars = [axis.plot([1, 1], [k, k], "-", color=c, lw=3)[0] for k, c in zip(range(len(rows)), COLOURS, strict=False)]
-    dots = [axis.plot([1], [k], "o", color=c, ms=10, mew=2)[0] for k, c in zip(range(len(rows)), COLOURS, strict=False)]
+    rows = list(tables)
+    colours = [COLOURS[k % len(COLOURS)] for k in range(len(rows))]
+    bars = [axis.plot([1, 1], [k, k], "-", color=c, lw=3)[0] for k, c in enumerate(colours)]
+    dots = [axis.plot([1], [k], "o", color=c, ms=10, mew=2)[0] for k, c in enumerate(colours)]
+    printed = [axis.plot([1], [k - 0.25], "D", mfc="white", color=c, ms=8)[0] for k, c in enumerate(colours)]
     limit = axis.axvline(3.5, color="0.3", ls="--")
-    axis.set(xscale="log", xlim=(0.5, 100), xlabel="times (filled: above the limit, with its whole interval)")
+    axis.set(xscale="log", xlim=(0.5, 100), xlabel="times")
+    axis.set_title("dot: ours, filled if its whole interval lies above the limit; diamond: published", fontsize=9)
     axis.set_xticks([0.5, 1, 2, 5, 10, 20, 50, 100], ["0.5", "1", "2", "5", "10", "20", "50", "100"])
     axis.set_yticks(range(len(rows)), rows)
     axis.set_ylim(len(rows) - 0.4, -0.6)
-    picture = Picture(figure, [limit, *bars, *dots])
+    picture = Picture(figure, [limit, *bars, *dots, *printed])
 
     def update(claim: str, asked: float) -> str:
         limit.set_xdata([asked, asked])
         said = []
-        intervals = [(first.theirs[names[claim]],) * 3]
-        intervals += [tuple(table.loc[names[claim], ["ours", "low", "high"]]) for table in tables.values()]
-        for row, bar, dot, (value, low, high) in zip(rows, bars, dots, intervals, strict=True):
+        for title, bar, dot, diamond in zip(rows, bars, dots, printed, strict=True):
+            value, low, high, theirs = tables[title].loc[names[claim], ["ours", "low", "high", "theirs"]]
             bar.set_xdata([low, high])
             dot.set(xdata=[value], markerfacecolor=dot.get_color() if low >= asked else "white")
+            diamond.set_xdata([theirs])
             state = (
                 "not measured" if np.isnan(value) else "holds" if low >= asked else "fails" if high < asked else "open"
             )
-            said.append(f"{row}: <b>{state}</b>" + ("" if np.isnan(value) else f" ({value:.3g})"))
+            said.append(
+                f"{title}: <b>{state}</b>" + ("" if np.isnan(value) else f" ({value:.3g}; published {theirs:.3g})")
+            )
         return f"At least {asked:.3g} times? " + "; ".join(said) + "."
 
     claim = widgets.Dropdown(options=list(names), description="claim")

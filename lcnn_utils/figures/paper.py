@@ -20,7 +20,7 @@ START = {"beta": Recipe.beta, "gamma": Recipe.gamma}
 
 
 def claims(tables: Mapping[str, pd.DataFrame]) -> Figure:
-    """A row a claim: the published number and ours with 95 % intervals; grey where the claim holds.
+    """A row a claim: the published number and ours with intervals; grey where the claim holds.
 
     Left, claims on ratios (log axis); right, claims on differences in points. What was not measured has no mark.
 
@@ -40,12 +40,14 @@ def claims(tables: Mapping[str, pd.DataFrame]) -> Figure:
         for at, row in enumerate(lines):
             low, high = max(row.low_bound, ends[0]), min(row.high_bound, ends[1])
             axis.add_patch(Rectangle((low, at - 0.42), high - low, 0.84, color=HOLDS, lw=0, zorder=0))
-            axis.plot(row.theirs, at - 0.27, "D", mfc="white", mec="k", ms=7, label="published" if at == 0 else None)
         for number, (title, table) in enumerate(tables.items()):
             part = table.loc[index]
             errors = np.array([part.ours - part.low, part.high - part.ours]).clip(0)
-            places = np.arange(len(index)) + 0.22 * number
-            axis.errorbar(part.ours, places, xerr=errors, fmt="osv^"[number], color=CYCLE[(0, 3, 1, 2)[number]], ms=6,
+            places, colour = np.arange(len(index)) - 0.2 + 0.25 * number, CYCLE[(0, 3, 1, 2)[number]]
+            axis.plot(
+                part.theirs, places, "D", mfc="white", mec=colour, ms=8, mew=1.5, label=None if number else "published"
+            )
+            axis.errorbar(part.ours, places, xerr=errors, fmt="osv^"[number], color=colour, ms=6,
                           capsize=3, label=title)  # fmt: skip
         axis.set_yticks(range(len(index)), [f"{row.claim}\n({row.rule})" for row in lines])
         axis.tick_params(axis="y", labelsize=8)

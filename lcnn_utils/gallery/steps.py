@@ -25,6 +25,7 @@ from ..recipe import METHODS
 from ..studies import attacks as attack_studies
 from ..studies import bounds as bound_studies
 from ..studies import methods as method_studies
+from ..studies import paper as paper_studies
 from ..studies import saliency as saliency_studies
 from ..studies.scene import PAPER_NETS
 from ..training import fit, samples
@@ -127,7 +128,7 @@ def promises(progress: bool = True) -> Made:
     """From data/results, which ``python benchmarks/evaluate.py`` makes."""
     panels: dict[str, dict[str, pd.DataFrame]] = {"steady": {}, "l2": {}, "linf": {}}
     both: dict[str, Any] = {"dataset": "digits and CIFAR-10, test images", "seeds": {}, "source": MEASURED}
-    for dataset, name in (("digits", "digits"), ("cifar10", "CIFAR-10, small nets")):
+    for dataset, name in (("digits", "digits"), ("cifar10", paper_studies.title("cifar10"))):
         stable, curves = (published.measured(f"{dataset}_{kind}") for kind in ("stability", "curves"))
         drawn = saliency_studies.lines(stable[stable.net.isin(PAPER_NETS)])
         panels["steady"] |= {f"{name}, {kind} η": drawn[drawn.noise == kind] for kind in ("random", "worst")}

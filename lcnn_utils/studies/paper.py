@@ -36,11 +36,17 @@ def title(dataset: str) -> str:
 
 
 def plus_minus(mean: float, spread: float) -> str:
-    """``270.9 ± 75.0``: four digits, ± to the same place; without a spread the mean; – where there is none."""
+    """Ours: four digits, ± to the same place; without a spread the mean alone; – where there is none."""
     if not np.isfinite(mean):
         return "–"
-    digits = int(np.clip(3 - np.floor(np.log10(abs(mean))), 0, 5)) if mean else 1
+    digits = int(np.clip(3 - np.floor(np.log10(abs(mean))), 0, 9)) if mean else 1
     return f"{mean:.{digits}f}" + (f" ± {spread:.{digits}f}" if np.isfinite(spread) else "")
+
+
+def printed(row: Any) -> str:
+    """Theirs, as it is printed; ± 5 % for what was read off the figure."""
+    read_off = row.quantity == "relative_gradient_change"
+    return f"{row.theirs:g} ± 5 %" if read_off else f"{row.theirs:.2f} ± {row.theirs_spread:.2f}"
 
 
 def cells(dataset: str) -> pd.DataFrame:
@@ -58,7 +64,7 @@ def cells_table(frame: pd.DataFrame) -> pd.DataFrame:
         rows.append({
             "table": r.table, "net": r.method, "": SYMBOL[r.quantity],
             "ε": "" if np.isnan(r.epsilon) else f"{r.epsilon:g}",
-            "ours": plus_minus(r.ours, r.ours_spread), "published": plus_minus(r.theirs, r.theirs_spread),
+            "ours": plus_minus(r.ours, r.ours_spread), "published": printed(r),
             "published on": NAME[r.their_dataset], "difference": f"{r.difference:+.3g}" if r.ours == r.ours else "–",
             "joint spread": within,
         })  # fmt: skip
@@ -74,7 +80,7 @@ def side_by_side(frame: pd.DataFrame, table: str) -> pd.DataFrame:
     rows: dict[str, dict[str, str]] = {}
     for r in list[Any](frame[frame.table == table].itertuples()):
         column = SYMBOL[r.quantity] if np.isnan(r.epsilon) else "clean" if r.epsilon == 0 else f"ε = {r.epsilon:g}"
-        text = f"{plus_minus(r.ours, r.ours_spread)} [{plus_minus(r.theirs, r.theirs_spread)}]"
+        text = f"{plus_minus(r.ours, r.ours_spread)} [{printed(r)}]"
         rows.setdefault(str(r.method), {"net": str(r.method)})[column] = text
     return pd.DataFrame(rows.values())
 
