@@ -158,15 +158,16 @@ SECTIONS: dict[str, dict[str, Caption]] = {  # in the order of the page
         "pgd_l2": Caption(
             "Accuracy under attack, L2",
             "Accuracy left by PGD against ε in L2: on digits the nine methods lie close together, adversarial training "
-            "highest; on CIFAR-10 LCNN + GradReg is highest, then GradReg, LCNN, Standard, as in the paper's panel at "
-            "the right, where LCNN lies nearer to Standard.",
-            "GradReg does most of the work against attacks; on digits the methods hardly differ.",
+            "highest; on CIFAR-10 LCNN + GradReg is highest, then adversarial training and GradReg, then LCNN and the "
+            "fixed softplus, Standard lowest; in the paper's panel at the right LCNN and the fixed softplus lie next "
+            "to Standard, the others close together above.",
+            "A penalty on the gradient, or training on attacked images, does most of the work.",
         ),
         "pgd_linf": Caption(
             "Accuracy under attack, L∞",
             "Accuracy left by PGD against ε in L∞. On digits nine curves fall together to nearly 0, adversarial "
-            "training's clearly highest. On CIFAR-10 the curves fall far sooner: Standard's first, then LCNN's, "
-            "GradReg's, and that of LCNN + GradReg last.",
+            "training's clearly highest. On CIFAR-10 the curves fall far sooner: Standard's first, then those of the "
+            "fixed softplus and LCNN, then GradReg's, and those of adversarial training and LCNN + GradReg last.",
             "The order is that of L2.",
         ),
         "digits_promises": Caption(
