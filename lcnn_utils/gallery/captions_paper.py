@@ -51,13 +51,13 @@ PAPER: dict[str, Caption] = {
     "claims": Caption(
         "Claims of the paper: published, ours, and where they hold",
         "Two panels of rows, a claim each, with grey bands where the claim holds, hollow diamonds for what is "
-        "published and filled marks with intervals for digits and CIFAR-10. Left, ratios on a log axis: LCNN has a "
-        "lower curvature than Standard and steadier gradients, on both datasets by more than published; what GradReg adds to "
-        "LCNN shows on CIFAR-10 and hardly on digits; both cost less than adversarial training. Right, percentage "
-        "points: intervals of the accuracies reach beyond ± 1; on digits all gains in robustness are about 0; on "
-        "CIFAR-10 LCNN gains about 12, more than published, GradReg about 20.",
-        "LCNN's lower curvature and steadier gradients hold clearly; a step of 0.1 is too short to tell methods apart "
-        "on digits.",
+        "published and filled marks with intervals for digits and CIFAR-10. Left, ratios on a log axis: LCNN has "
+        "a lower curvature than Standard and steadier gradients, on both datasets by more than published; what "
+        "GradReg adds to LCNN shows on CIFAR-10 and hardly on digits; both cost less than adversarial training. "
+        "Right, percentage points: intervals of the accuracies reach beyond ± 1; on digits all gains in "
+        "robustness are about 0; on CIFAR-10 LCNN gains about 12, more than published, GradReg about 20.",
+        "LCNN's lower curvature and steadier gradients hold clearly; a step of 0.1 is too short to tell methods "
+        "apart on digits.",
     ),
     **{name: caption for dataset in ("digits", "cifar10") for name, caption in _of(dataset, NAMES[dataset]).items()},
     "cost": Caption(
