@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import time
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -19,11 +20,12 @@ from common import provenance
 
 from lcnn_utils import published
 from lcnn_utils.experiments import SHIPPED, recipe
+from lcnn_utils.plan import recorded
 from lcnn_utils.recipe import METHODS, Recipe
 from lcnn_utils.runtime import one_thread
-from lcnn_utils.state import run_name
+from lcnn_utils.state import run_name, state_path
 from lcnn_utils.studies import attacks, methods, per_image, saliency
-from lcnn_utils.studies.scene import scene, shipped
+from lcnn_utils.studies.scene import scene
 
 DIGITS: dict[str, Any] = dict(seeds=(0, 1, 2), images=360, geometry=360, maps=100, l2=attacks.DIGITS_EPS,
                               linf=attacks.DIGITS_LINF, attack=dict(steps=20, restarts=5),
@@ -32,8 +34,15 @@ CIFAR: dict[str, Any] = dict(seeds=(0, 1), images=500, geometry=500, maps=100, l
                              linf=attacks.LINF_EPS, attack=dict(steps=20, restarts=1), masking=(0.2, 200))  # fmt: skip
 LARGE: dict[str, Any] = CIFAR | dict(images=1000, geometry=1000, attack=dict(steps=100, restarts=5))
 COUNT = {"runs": "geometry", "geometry": "geometry", "stability": "maps", "curves": "images"}  # kind: its n in a plan
+CIFAR_SCALES = ("tiny", "small", "wide", "paper")
 PLANS = {("digits", "lab"): DIGITS}
-PLANS |= {(d, s): CIFAR if s == "tiny" else LARGE for d in ("cifar10", "cifar100") for s in ("tiny", "small", "paper")}
+PLANS |= {(d, s): CIFAR if s == "tiny" else LARGE for d in ("cifar10", "cifar100") for s in CIFAR_SCALES}
+
+
+def weights_file(one: Recipe) -> Path:
+    """The weights that ``run`` reads: those that are shipped, else those of the training here."""
+    there = SHIPPED / f"{run_name(one)}.safetensors"
+    return there if there.exists() else state_path(one)
 
 
 def frames(plan: dict[str, Any], kind: str, one: Recipe) -> pd.DataFrame:
@@ -58,7 +67,7 @@ def measure(name: str, kind: str, plan: dict[str, Any], recipes: list[Recipe], a
     for one in recipes:
         run, weights = (
             run_name(one),
-            hashlib.sha256((SHIPPED / f"{run_name(one)}.safetensors").read_bytes()).hexdigest()[:16],
+            hashlib.sha256(weights_file(one).read_bytes()).hexdigest()[:16],
         )
         if done.get(run, {}).get("weights") == weights:
             continue
@@ -79,7 +88,7 @@ def measure(name: str, kind: str, plan: dict[str, Any], recipes: list[Recipe], a
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("dataset", nargs="?", default="digits", choices=sorted({dataset for dataset, _ in PLANS}))
-    parser.add_argument("--scale", choices=("tiny", "small", "paper"), help="of CIFAR's nets (default: tiny)")
+    parser.add_argument("--scale", choices=CIFAR_SCALES, help="of CIFAR's nets (default: tiny)")
     parser.add_argument("--only", choices=(*COUNT, "masking"))
     parser.add_argument("--minutes", type=float, default=float("inf"), help="begin no network after so long")
     arguments = parser.parse_args()
@@ -88,9 +97,9 @@ def main() -> None:
     one_thread()
     plan, until = PLANS[dataset, scale], time.perf_counter() + 60 * arguments.minutes
     recipes = [recipe(dataset, method, seed, scale) for method in METHODS for seed in plan["seeds"]]
-    recipes = [one for one in recipes if shipped([one])]
+    recipes = [one for one in recipes if recorded(one) and weights_file(one).exists()]
     if not recipes:
-        parser.error(f"no networks of {dataset} at the scale {scale} are in data/checkpoints: see benchmarks/ship.py")
+        parser.error(f"no networks of {dataset} at the scale {scale} are here: train them with lcnn sweep")
     prefix = dataset if scale == "lab" else f"{dataset}_{scale}"
     about = provenance(f"python benchmarks/evaluate.py {dataset} --scale {scale}".removesuffix(" --scale lab"), 0, 0)
     about |= {"scale": scale}

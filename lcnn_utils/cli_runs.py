@@ -65,7 +65,7 @@ class Train:
     dataset: Annotated[str, arg(metavar="NAME", help_behavior_hint="(default: digits)")] = "digits"
     """moons, digits, cifar10, cifar100 or svhn."""
     scale: Annotated[str | None, arg(metavar="SCALE", help_behavior_hint="(default: the first it has)")] = None
-    """lab (moons, digits); small, tiny (for a CPU) or paper (CIFAR, SVHN)."""
+    """lab (moons, digits); small, tiny (for a CPU), wide or paper (CIFAR, SVHN)."""
     seeds: Annotated[tuple[int, ...], arg(metavar="N ...", help_behavior_hint="(default: 0)")] = (0,)
     """Seeds, one run each."""
     set: Annotated[tuple[str, ...], arg(metavar="FIELD=VALUE ...", help_behavior_hint="")] = ()

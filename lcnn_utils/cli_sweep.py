@@ -42,7 +42,7 @@ class Sweep:
     seeds: Annotated[tuple[int, ...], arg(metavar="N ...", help_behavior_hint="(default: 0)")] = (0,)
     """Seeds, the most important one first."""
     scale: Annotated[str | None, arg(metavar="SCALE", help_behavior_hint="(default: the first it has)")] = None
-    """lab (moons, digits); small, tiny (for a CPU) or paper (CIFAR, SVHN)."""
+    """lab (moons, digits); small, tiny (for a CPU), wide or paper (CIFAR, SVHN)."""
     set: Annotated[tuple[str, ...], arg(metavar="FIELD=VALUE ...", help_behavior_hint="")] = ()
     """Fields of all recipes to change."""
     minutes: Annotated[float | None, arg(metavar="M", help_behavior_hint="(default: no limit; 9 with --plan)")] = None

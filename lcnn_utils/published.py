@@ -15,7 +15,7 @@ from .runtime import PROJECT, atomic_path, write_text
 
 RESULTS = PROJECT / "data" / "results"
 TABLES = PROJECT / "data" / "published" / "paper_tables.csv"
-SCALES = ("paper", "small", "tiny")  # of results, the best first; those of digits and two moons have no scale
+SCALES = ("paper", "wide", "small", "tiny")  # of results, the best first; those of digits and two moons have no scale
 CELL = ["method", "quantity", "epsilon"]
 READING = 0.05  # relative error of the values read off the printed figure
 GEOMETRY = ("grad_norm", "hessian_norm", "curvature", "margin_curvature")

@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
+from ..studies.paper import NAME as NAMES
+from ..studies.paper import datasets
 from .caption import Caption
-
-NAMES = {
-    "digits": "digits",
-    "cifar10": "CIFAR-10",
-    "cifar100": "CIFAR-100",
-}  # what there may be
 
 
 def _of(dataset: str, name: str) -> dict[str, Caption]:
@@ -59,7 +55,7 @@ PAPER: dict[str, Caption] = {
         "LCNN's lower curvature and steadier gradients hold clearly; a step of 0.1 is too short to tell methods "
         "apart on digits.",
     ),
-    **{name: caption for dataset in ("digits", "cifar10") for name, caption in _of(dataset, NAMES[dataset]).items()},
+    **{name: caption for dataset in datasets() for name, caption in _of(dataset, NAMES[dataset]).items()},
     "cost": Caption(
         "What an epoch costs",
         "Time of an epoch over Standard's on a log axis, a point a run, the median seconds beside; a panel a dataset. "

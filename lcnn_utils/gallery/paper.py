@@ -52,7 +52,8 @@ def behind_the_tables(progress: bool = True) -> Made:
     for dataset in studies.datasets():
         if published.has(f"{dataset}_geometry"):
             frame = published.measured(f"{dataset}_geometry")
-            panels[studies.title(dataset)] = studies.train_test(frame)
+            if set(frame.split) == {"train", "test"}:
+                panels[studies.title(dataset)] = studies.train_test(frame)
             yield f"{dataset}_readings", studies.readings(frame), about
     yield "train_test_curvature", figures.train_test(panels), about
 
@@ -64,7 +65,8 @@ def layers(progress: bool = True) -> Made:
     for dataset in studies.datasets():
         scale = published.about(f"{dataset}_runs")["scale"]
         recipes = [recipe(dataset, method, seed, scale) for method in LOW for seed in SEEDS]
-        panels[studies.title(dataset)] = studies.trained_layers(one for one in recipes if shipped([one]))
+        if there := [one for one in recipes if shipped([one])]:
+            panels[studies.title(dataset)] = studies.trained_layers(there)
     yield "layers", figures.layers(panels), {"dataset": ", ".join(panels), "source": SHIPPED}
 
 

@@ -21,7 +21,7 @@ TABLES = {"paper table 1": "Table 1", "paper table 2": "Table 2", "paper gradien
 SYMBOL = {"grad_norm": "‖∇f‖", "hessian_norm": "‖∇²f‖", "curvature": "C", "accuracy": "accuracy %"}
 SYMBOL |= {"pgd_l2_accuracy": "PGD, L2", "relative_gradient_change": "change of ∇f"}
 SCALE = {"lab": "ResNet-10 of width 8", "tiny": "ResNet-10 of width 8", "small": "ResNet-18 of width 16"}
-SCALE |= {"paper": "ResNet-18 of width 64"}
+SCALE |= dict.fromkeys(("wide", "paper"), "ResNet-18 of width 64")
 NAME = {"digits": "digits", "cifar10": "CIFAR-10", "cifar100": "CIFAR-100"}
 
 
