@@ -1,9 +1,10 @@
 """Measure the shipped networks' geometry, steadiness and robustness: `python benchmarks/evaluate.py [DATASET]`.
 
-Writes data/results/DATASET_runs, _geometry, _stability, _curves and _masking, from which the figures are drawn; CIFAR's
-names have the scale in them (cifar10_tiny_curves). A file is written after each network, and a network that is in it
-with the weights that are shipped now is not measured again: stop and go on as you like, in pieces of --minutes. digits
-(the default) takes half an hour on one core, CIFAR's nets of the scale tiny about ten minutes each.
+Makes the tables DATASET_runs, _geometry, _stability, _curves and _masking in the store's results, from which the
+figures are drawn; CIFAR's names have the scale in them (cifar10_tiny_curves). Each network's part of a table is written
+when it is measured, and one that is there, for the weights that are here now, is not measured again: stop and go on as
+you like, in pieces of --minutes. digits (the default) takes half an hour on one core, CIFAR's nets of the scale tiny
+about ten minutes each.
 """
 
 from __future__ import annotations
@@ -18,11 +19,11 @@ import pandas as pd
 import torch
 from common import provenance
 
-from lcnn_utils import published
+from lcnn_utils import published, tables
 from lcnn_utils.experiments import SHIPPED, recipe
 from lcnn_utils.plan import recorded
 from lcnn_utils.recipe import METHODS, Recipe
-from lcnn_utils.runtime import one_thread
+from lcnn_utils.runtime import one_thread, store_root
 from lcnn_utils.state import run_name, state_path
 from lcnn_utils.studies import attacks, methods, per_image, saliency
 from lcnn_utils.studies.scene import scene
@@ -60,28 +61,23 @@ def frames(plan: dict[str, Any], kind: str, one: Recipe) -> pd.DataFrame:
 
 
 def measure(name: str, kind: str, plan: dict[str, Any], recipes: list[Recipe], about: dict, until: float) -> bool:
-    """Bring one file up to date with ``recipes``, writing after each network; False: the time was over first."""
-    there = published.has(name) and published.about(name)["runs"]
-    done: dict[str, dict] = there if isinstance(there, dict) else {}
-    rows = {run: part for run, part in published.measured(name).groupby("run")} if done else {}
+    """Append the part of each network that a table lacks; False: the time was over first."""
+    there = tables.parts(published.folders(), name, every=True)
+    facts = about | {"n": plan[COUNT[kind]]} | ({"attack": plan["attack"]} if kind == "curves" else {})
     for one in recipes:
-        run, weights = (
-            run_name(one),
-            hashlib.sha256(weights_file(one).read_bytes()).hexdigest()[:16],
-        )
-        if done.get(run, {}).get("weights") == weights:
+        run, weights = run_name(one), hashlib.sha256(weights_file(one).read_bytes()).hexdigest()[:16]
+        if f"{run}.{weights}" in there:
             continue
         if time.perf_counter() > until:
             return False
         begun = time.perf_counter()
-        rows[run] = frames(plan, kind, one).assign(run=run)
+        frame = frames(plan, kind, one)
         seconds = round(time.perf_counter() - begun, 1)
-        done[run] = {"weights": weights, "seconds": seconds} | {k: about[k] for k in ("date", "torch", "cpu", "device")}
-        order = [run_name(r) for r in recipes if run_name(r) in rows]
-        facts = {"n": plan[COUNT[kind]], "runs": {run: done[run] for run in order}}
-        facts |= {"attack": plan["attack"]} if kind == "curves" else {}
-        published.save_measured(pd.concat([rows[run] for run in order], ignore_index=True), name, about | facts)
+        tables.append(store_root() / "results", name, frame, facts | {"seconds": seconds}, run=run, weights=weights)
         print(f"{name}: {run} in {seconds} s", flush=True)
+    known = {run_name(one) for one in recipes}
+    if others := sorted({part.rpartition(".")[0] for part in there} - known):
+        print(f"{name} also holds {', '.join(others)}: no network of this scale that is here")
     return True
 
 

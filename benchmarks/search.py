@@ -1,7 +1,7 @@
 """Choose λ on digits by a held-out fifth of the training set: `python benchmarks/search.py`.
 
-Writes data/results/digits_lambda_search, with the λ that `studies.search.chosen` chooses. 30 trainings, some two
-minutes on one core. LCNN_STORE=FOLDER keeps them elsewhere than in data/runs.
+Writes the table digits_lambda_search, with the λ that `studies.search.chosen` chooses. 30 trainings, some two minutes
+on one core. LCNN_STORE=FOLDER puts them and the table elsewhere than in data/runs and data/results.
 """
 
 from __future__ import annotations

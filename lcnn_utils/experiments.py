@@ -10,15 +10,16 @@ import dataclasses
 import datetime
 import json
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 import torch
 from torch import nn
 
+from . import strict
 from .curvature import geometry
 from .lipschitz import refresh_norms
 from .recipe import Recipe
@@ -26,13 +27,14 @@ from .runtime import PROJECT, pick_device, store_root, write_text
 from .scales import SCALES as SCALES
 from .scales import recipe as recipe
 from .splits import measured_split
-from .state import DAMAGE, finished, read, run_name, state_path, write
+from .state import DAMAGE, Damaged, finished, read, run_name, state_path, write
 from .training import accuracy, build, fit, samples
+
+if TYPE_CHECKING:
+    from .plan import Outcome
 
 SHIPPED = PROJECT / "data" / "checkpoints"
 GEOMETRY = 1000  # images whose curvature is measured, at most
-METRICS = {"accuracy", "grad_norm", "hessian_norm", "curvature", "margin_curvature"}  # that every record has
-ABOUT = {"seconds", "device", "date", "torch"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,20 +98,42 @@ def run(
         path = folder / f"{run_name(recipe)}.json"
         if not path.exists():
             continue
-        record = _record(path, recipe)
-        history = pd.DataFrame(record["history"])
-        history.attrs["seconds"] = record["provenance"]["seconds"]
-        numbers = dict(metrics=record["metrics"], recipe=recipe, history=history, provenance=record["provenance"])
+        numbers = _run(_record(path, recipe), recipe)
         if not weights:
-            return Run(model=None, **numbers)
+            return numbers
         if folder == SHIPPED and path.with_suffix(".safetensors").exists():
-            return Run(model=load_weights(path.with_suffix(".safetensors"), recipe).to(device), **numbers)
+            model = load_weights(path.with_suffix(".safetensors"), recipe).to(device)
+            return dataclasses.replace(numbers, model=model)
         if folder != SHIPPED and finished(state_path(recipe), recipe.epochs):
-            return Run(model=fit(recipe, device=device, progress=progress)[0], **numbers)
+            return dataclasses.replace(numbers, model=fit(recipe, device=device, progress=progress)[0])
     model, history = fit(recipe, device=device, progress=progress, watch=watch)
     metrics, about = measure(model, recipe), _provenance(recipe, history)
     _write_record(store_root() / "runs", recipe, metrics, history, about)
     return Run(model if weights else None, metrics, recipe, history, about)
+
+
+def sweep(recipes: Iterable[Recipe], client: Any = None, **options: Any) -> list[Outcome]:
+    """Train and measure what is missing of many recipes, on this machine's cores or GPUs, or on a cluster.
+
+    Args:
+        client: of Dask distributed; None makes a cluster of this machine.
+        options: of :func:`sweeping.sweep`, which this calls, and which says what comes back.
+    """
+    from .sweeping import sweep as on_a_cluster  # it imports this module
+
+    return on_a_cluster(recipes, client, **options)
+
+
+def read_record(text: bytes, recipe: Recipe) -> Run:
+    """The run that a record tells of, without its weights.
+
+    Raises:
+        one of ``state.DAMAGE``: it is no record, or another recipe's.
+    """
+    found, record = strict.record(text)
+    if found != recipe:
+        raise ValueError("it is the record of another recipe")
+    return _run(record, recipe)
 
 
 def ship(
@@ -182,6 +206,12 @@ def results(folders: tuple[Path, ...] | None = None) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+def _run(record: dict[str, Any], recipe: Recipe) -> Run:
+    history = pd.DataFrame(record["history"])
+    history.attrs["seconds"] = record["provenance"]["seconds"]
+    return Run(None, record["metrics"], recipe, history, record["provenance"])
+
+
 def _as_json(recipe: Recipe) -> str:
     return json.dumps(dataclasses.asdict(recipe))
 
@@ -202,22 +232,13 @@ def _write_record(folder: Path, recipe: Recipe, metrics: dict, history: pd.DataF
 
 def _record(path: Path, recipe: Recipe | None = None) -> dict[str, Any]:
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-        found = Recipe(**record["recipe"])
-        if recipe is not None and found != recipe:
+        found, record = strict.record(strict.content(path))
+        if found != recipe if recipe is not None else run_name(found) != path.stem:
             raise ValueError("it is the record of another recipe")
-        if not all(isinstance(record[part], dict) for part in ("metrics", "provenance")):
-            raise ValueError("its parts are not tables")
-        if missing := METRICS - set(record["metrics"]) or ABOUT - set(record["provenance"]):
-            raise ValueError(f"{', '.join(sorted(missing))} is missing")
-        if not record["history"]:
-            raise ValueError("it has no history")
         return record
     except DAMAGE as error:
         raise _damaged(path, error) from None
 
 
-def _damaged(path: Path, error: Exception) -> RuntimeError:
-    reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-    way_out = "restore it with git" if path.parent == SHIPPED else "delete it, and it is made anew"
-    return RuntimeError(f"{path} is damaged or of another version ({reason}): {way_out}")
+def _damaged(path: Path, error: Exception) -> Damaged:
+    return Damaged(path, error, "restore it with git" if path.parent == SHIPPED else "delete it, and it is made anew")

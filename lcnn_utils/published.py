@@ -1,30 +1,23 @@
-"""The numbers that the paper and others printed (``data/published``), and ours (``data/results``), as tidy frames."""
+"""The numbers that the paper and others printed (``data/published``), and ours (``tables``), as tidy frames."""
 
 from __future__ import annotations
 
-import gzip
-import json
-import zlib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from .runtime import PROJECT, atomic_path, write_text
+from . import tables
+from .rows import GEOMETRY as GEOMETRY
+from .runtime import PROJECT, store_root
 
 RESULTS = PROJECT / "data" / "results"
 TABLES = PROJECT / "data" / "published" / "paper_tables.csv"
 SCALES = ("paper", "wide", "small", "tiny")  # of results, the best first; those of digits and two moons have no scale
 CELL = ["method", "quantity", "epsilon"]
 READING = 0.05  # relative error of the values read off the printed figure
-GEOMETRY = ("grad_norm", "hessian_norm", "curvature", "margin_curvature")
-COLUMNS = {  # that a table of a kind must have
-    "runs": ("label", "method", "seed", "accuracy", *GEOMETRY, "curvature_median", "images", "seconds", "epochs"),
-    "geometry": ("label", "method", "seed", "split", "image", *GEOMETRY),
-    "curves": ("label", "seed", "norm", "eps", "correct", "n", "accuracy"),
-    "stability": ("label", "seed", "image", "method", "weights", "noise", "eps", "relative_change"),
-}
 
 
 def numbers(source: str | None = None) -> pd.DataFrame:
@@ -47,26 +40,32 @@ def numbers(source: str | None = None) -> pd.DataFrame:
     return chosen.reset_index(drop=True)
 
 
+def folders() -> tuple[Path, ...]:
+    """Where tables of ours are looked for: ``data/results`` of the project, then ``results`` of the store."""
+    return tuple(dict.fromkeys((RESULTS, store_root() / "results")))
+
+
 def best(name: str) -> str:
-    """``DATASET_KIND`` → the file's name at the dataset's best scale: ``cifar10_curves`` → ``cifar10_tiny_curves``.
+    """``DATASET_KIND`` → the table's name at the dataset's best scale: ``cifar10_curves`` → ``cifar10_tiny_curves``.
 
     The scale is that of the best ``_runs`` table with a Standard net in it: scales are never mixed.
     """
     dataset, _, kind = name.partition("_")
-    for scale in SCALES if kind and not (RESULTS / f"{name}.csv.gz").is_file() else ():
-        path = RESULTS / f"{dataset}_{scale}_runs.csv.gz"
-        if path.is_file() and "standard" in set(_read(path).method):
+    for scale in SCALES if kind and not tables.parts(folders(), name) else ():
+        runs = f"{dataset}_{scale}_runs"
+        known, other = tables.parts(folders(), runs, "*-standard-*"), tables.parts(folders(), runs, "")
+        if known or (other and "standard" in set(tables.read(folders(), runs, "").method)):
             return f"{dataset}_{scale}_{kind}"
     return name
 
 
 def has(name: str) -> bool:
     """Whether there is such a table of ours."""
-    return (RESULTS / f"{best(name)}.csv.gz").is_file()
+    return bool(tables.parts(folders(), best(name)))
 
 
 def measured(name: str) -> pd.DataFrame:
-    """A table of ours from ``data/results``, which ``python benchmarks/evaluate.py`` makes; :func:`about` says how.
+    """A table of ours, which ``python benchmarks/evaluate.py`` makes; :func:`about` says how.
 
     Args:
         name: ``DATASET_KIND`` takes the best scale there is (:data:`SCALES`), ``DATASET_SCALE_KIND`` just that.
@@ -75,48 +74,25 @@ def measured(name: str) -> pd.DataFrame:
         FileNotFoundError: there is no such table; the message lists those there are.
         RuntimeError: it is damaged.
     """
-    path = RESULTS / f"{best(name)}.csv.gz"
-    if not path.is_file():
-        there = ", ".join(sorted(p.name.removesuffix(".csv.gz") for p in RESULTS.glob("*.csv.gz"))) or "none"
-        raise FileNotFoundError(f"no results called {name!r} in data/results (there are: {there})")
-    return _read(path)
-
-
-def _read(path: Path) -> pd.DataFrame:
-    """A stored table. RuntimeError: it is damaged."""
-    try:
-        frame = pd.read_csv(path)
-    except (OSError, EOFError, zlib.error, ValueError) as error:  # ValueError: of the text, or of the table in it
-        raise RuntimeError(f"{path} is damaged ({error}): restore it with git") from None
-    if missing := set(COLUMNS.get(path.name.removesuffix(".csv.gz").rpartition("_")[2], ())) - set(frame.columns):
-        raise RuntimeError(f"{path} is damaged (it lacks {', '.join(sorted(missing))}): restore it with git")
-    return frame
+    _require(name)
+    return tables.read(folders(), best(name))
 
 
 def about(name: str) -> dict[str, Any]:
     """What produced a table of :func:`measured`: command, hardware, versions, seeds, n, scale. Errors as there."""
-    path = RESULTS / f"{best(name)}.json"
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} is missing: restore it with git")
-    try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:  # of its syntax or its encoding
-        raise RuntimeError(f"{path} is damaged ({error}): restore it with git") from None
-    if not isinstance(record, dict):
-        raise RuntimeError(f"{path} is damaged (it holds no table): restore it with git")
-    return record
+    _require(name)
+    return tables.about(folders(), best(name))
 
 
-def save_measured(frame: pd.DataFrame, name: str, provenance: dict[str, object]) -> None:
-    """Write ``data/results/NAME.csv.gz`` (five digits) and what produced it, NAME.json.
+def _require(name: str) -> None:
+    if not has(name):
+        there = ", ".join(tables.names(folders())) or "none"
+        raise FileNotFoundError(f"no results called {name!r} in data/results (there are: {there})")
 
-    Raises:
-        OSError: the folder cannot be written.
-    """
-    text = frame.to_csv(index=False, float_format="%.5g")
-    with atomic_path(RESULTS / f"{name}.csv.gz", "make data/results writable") as temporary:
-        temporary.write_bytes(gzip.compress(text.encode(), mtime=0))  # the same bytes each time
-    write_text(RESULTS / f"{name}.json", json.dumps(provenance, indent=1, ensure_ascii=False) + "\n")
+
+def save_measured(frame: pd.DataFrame, name: str, provenance: Mapping[str, object]) -> None:
+    """Write a table that isn't made net by net into the store, over an older one. Errors as ``tables.append``."""
+    tables.append(store_root() / "results", name, frame, provenance, anew=True)
 
 
 def ours(dataset: str) -> pd.DataFrame:

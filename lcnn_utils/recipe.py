@@ -27,6 +27,21 @@ METHODS = {  # name: (activation, whether its layers are Lipschitz: spectral nor
     "minimal": ("trained", False),
     "relu": ("relu", False),  # everybody's network: ReLU, ordinary residual blocks, BatchNorm with scale and shift
 }
+ONLY = {  # field: the methods that it makes a difference to; every other field makes one to all
+    "beta": ("lcnn", "lcnn_gradreg", "minimal"),
+    "gamma": ("lcnn", "lcnn_gradreg"),
+    "lambda_beta": ("lcnn", "lcnn_gradreg", "minimal"),
+    "lambda_gamma": ("lcnn", "lcnn_gradreg"),
+    "lambda_grad": ("gradreg", "lcnn_gradreg", "minimal"),
+    "lambda_cure": ("cure",),
+    "h": ("cure",),
+    "penalty_eval": ("cure",),
+    "softplus": ("softplus_wd",),
+    "eps": ("adversarial",),
+    "attack_steps": ("adversarial",),
+    "derivative": ("gradreg", "lcnn_gradreg", "minimal", "cure"),
+    "published": ("cure", "adversarial"),
+}
 SCHEDULES = ("onecycle", "steps")
 DERIVATIVES = ("exact", "difference")
 ZERO_OR_MORE = ("lambda_beta", "lambda_gamma", "lambda_grad", "lambda_cure", "weight_decay", "momentum", "held_out")

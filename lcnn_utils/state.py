@@ -13,13 +13,23 @@ from typing import Any
 import safetensors
 import torch
 from filelock import FileLock, Timeout
-from safetensors.torch import load_file, save
+from safetensors.torch import load, load_file, save
 from torch import Tensor, nn
 
+from . import strict
 from .recipe import Recipe
 from .runtime import atomic_path, store_root
 
 DAMAGE = (safetensors.SafetensorError, RuntimeError, LookupError, TypeError, ValueError, AttributeError)
+
+
+class Damaged(RuntimeError):
+    """A file (``path``) of a run is damaged, or of another version: the message says what to do about it."""
+
+    def __init__(self, path: Path, error: Exception, way_out: str):
+        self.path = path
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        super().__init__(f"{path} is damaged or of another version ({reason}): {way_out}")
 
 
 def run_name(recipe: Recipe) -> str:
@@ -35,11 +45,16 @@ def state_path(recipe: Recipe) -> Path:
     return store_root() / "runs" / f"{run_name(recipe)}.safetensors"
 
 
+class Held(Exception):
+    """Another process is training this run."""
+
+
 @contextmanager
-def locked(path: Path, progress: bool = True) -> Iterator[None]:
+def locked(path: Path, progress: bool = True, *, wait: bool = True) -> Iterator[None]:
     """Hold ``path`` for this process; another one that asks for it waits. The system frees what a killed one held.
 
     Raises:
+        Held: another process holds it, and ``wait`` is False.
         OSError: the folder cannot be written.
     """
     lock = FileLock(path.parent / "locks" / f"{path.stem}.lock")
@@ -48,6 +63,8 @@ def locked(path: Path, progress: bool = True) -> Iterator[None]:
         try:
             lock.acquire(timeout=0)
         except Timeout:
+            if not wait:
+                raise Held(path.stem) from None
             if progress:
                 print(f"another process is training {path.stem}: waiting for it", flush=True)
             lock.acquire()
@@ -100,7 +117,17 @@ def read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Tensors and metadata of a file that ``write`` wrote. Raises one of ``DAMAGE`` for any other."""
     with safetensors.safe_open(path, "pt") as file:
         metadata = dict(file.metadata())
-    tensors = load_file(path)
+    return _whole(load_file(path), metadata)
+
+
+def parse(content: bytes) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """:func:`read` for a file's content."""
+    tensors = load(content)  # which checks the head
+    head = strict.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
+    return _whole(tensors, dict(head["__metadata__"]))
+
+
+def _whole(tensors: dict[str, Tensor], metadata: dict[str, str]) -> tuple[dict[str, Tensor], dict[str, str]]:
     expected = metadata.pop("sha256")
     if expected != digest(tensors, *(metadata[name] for name in sorted(metadata))):
         raise ValueError("its content does not match its SHA-256")
@@ -132,19 +159,26 @@ def load_state(
     """Put a saved state back, in place: the history so far, and the facts about it.
 
     Raises:
-        RuntimeError: the file is damaged, holds another recipe's state, or was written by another version.
+        Damaged: the file is damaged, holds another recipe's state, or was written by another version.
     """
     try:
-        tensors, metadata = read(path)
-        if Recipe(**json.loads(metadata["recipe"])) != recipe:
-            raise ValueError("it is the state of another recipe")
-        model.load_state_dict({k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")})
-        for index, value in enumerate(momenta):
-            value.copy_(tensors[f"momentum.{index}"])
-        generator.set_state(tensors["generator"])
-        return json.loads(metadata["history"]), json.loads(metadata["about"])
+        return restore(*read(path), recipe, model, momenta, generator)
     except DAMAGE as error:
         raise RuntimeError(
             f"{path} is damaged or of another version ({str(error).splitlines()[0]}): "
             "delete it, or call fit(…, resume=False) to train anew"
         ) from None
+
+
+def restore(
+    tensors: dict[str, Tensor], metadata: dict[str, str], recipe: Recipe, model: nn.Module, momenta: list[Tensor],
+    generator: Any,
+) -> tuple[list[dict], dict]:  # fmt: skip
+    """:func:`load_state` for what :func:`read` returns. Raises one of ``DAMAGE``."""
+    if Recipe(**json.loads(metadata["recipe"])) != recipe:
+        raise ValueError("it is the state of another recipe")
+    model.load_state_dict({k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")})
+    for index, value in enumerate(momenta):
+        value.copy_(tensors[f"momentum.{index}"].reshape(value.shape))
+    generator.set_state(tensors["generator"])
+    return json.loads(metadata["history"]), json.loads(metadata["about"])

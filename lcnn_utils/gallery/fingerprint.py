@@ -28,6 +28,11 @@ def reads(*patterns: str) -> Callable[[Function], Function]:
     return declare
 
 
+def parts_of(*tables: str) -> list[str]:
+    """The files of some tables of ``data/results``, for :func:`reads`; a hidden one is being written."""
+    return [f"data/results/{name}/[!.]*.{end}" for name in tables for end in ("csv.gz", "json")]
+
+
 def fingerprint(step: Callable[..., object]) -> str:
     """Hash of all that decides what ``step`` makes: its code, the modules it uses, the style sheet, the data it reads.
 

@@ -14,7 +14,7 @@ from ..figures import saliency as saliency_figures
 from ..studies import paper as studies
 from ..studies import search
 from ..studies.scene import scene, shipped
-from .fingerprint import reads
+from .fingerprint import parts_of, reads
 from .steps import MEASURED, SEEDS, SHIPPED, Made, Step, provenance
 
 LOW = ("lcnn", "lcnn_gradreg", "minimal")  # methods that train β
@@ -27,7 +27,7 @@ def _about(*datasets: str) -> dict[str, Any]:
     return {"dataset": names, "source": MEASURED, "measured": runs}
 
 
-@reads("data/results/*", "data/published/*.csv")
+@reads(*parts_of("*"), "data/published/*.csv")
 def tables(progress: bool = True) -> Made:
     """The paper's two tables and its claims, ours beside theirs; what was not measured stands there as such."""
     about = _about(*studies.datasets())
@@ -43,7 +43,7 @@ def tables(progress: bool = True) -> Made:
     yield "claims", figures.claims(verdicts), about
 
 
-@reads("data/results/*_runs.*", "data/results/*_geometry.*")
+@reads(*parts_of("*_runs", "*_geometry"))
 def behind_the_tables(progress: bool = True) -> Made:
     """Cost, Standard's two readings, curvature on training and on test images."""
     about = _about(*studies.datasets())
@@ -58,7 +58,7 @@ def behind_the_tables(progress: bool = True) -> Made:
     yield "train_test_curvature", figures.train_test(panels), about
 
 
-@reads("data/checkpoints/*lcnn*.json", "data/checkpoints/*minimal*.json", "data/results/*_runs.json")
+@reads("data/checkpoints/*lcnn*.json", "data/checkpoints/*minimal*.json", "data/results/*_runs/[!.]*.json")
 def layers(progress: bool = True) -> Made:
     """β and γ of the shipped nets, layer by layer."""
     panels = {}
@@ -78,7 +78,7 @@ def saliency_gallery(progress: bool = True) -> Made:
     yield "saliency_gallery", saliency_figures.maps(*studies.saliency_gallery(here, DIGIT_MAPS)), about
 
 
-@reads("data/results/digits_lambda_search.*")
+@reads(*parts_of("digits_lambda_search"))
 def lambda_search(progress: bool = True) -> Made:
     """λ chosen on a held-out part of the training set."""
     frame, measured = published.measured("digits_lambda_search"), published.about("digits_lambda_search")

@@ -28,6 +28,7 @@ FIELDS = ("curvature", "margin_curvature", "change", "accuracy", "left", "second
 @pytest.fixture
 def results(monkeypatch, tmp_path):
     monkeypatch.setattr(published, "RESULTS", tmp_path / "results")
+    monkeypatch.setenv("LCNN_STORE", str(tmp_path))
     yield tmp_path / "results"
     claims._images.cache_clear()
 
@@ -401,9 +402,9 @@ def test_images_of_one_net_only_are_left_out(results):
 @pytest.mark.parametrize("kind", ["runs", "geometry", "stability", "curves"])
 def test_damaged_results_are_named(results, kind):
     measure(images=20)
-    path = results / f"cifar10_{kind}.csv.gz"
+    path = results / f"cifar10_{kind}" / "all.csv.gz"
     path.write_bytes(path.read_bytes()[:60])
-    with pytest.raises(RuntimeError, match=rf"cifar10_{kind}\.csv\.gz is damaged"):
+    with pytest.raises(RuntimeError, match=rf"cifar10_{kind}/all\.csv\.gz is damaged"):
         claims.table("cifar10")
 
 

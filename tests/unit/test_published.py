@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from lcnn_utils import published
+from lcnn_utils import published, tables
 from lcnn_utils.recipe import DATASETS, MODELS
 from lcnn_utils.style import METHOD
 
@@ -120,6 +120,7 @@ CELL = ["method", "quantity", "epsilon"]
 @pytest.fixture
 def results(monkeypatch, tmp_path):
     monkeypatch.setattr(published, "RESULTS", tmp_path / "results")
+    monkeypatch.setenv("LCNN_STORE", str(tmp_path))
     return tmp_path / "results"
 
 
@@ -262,8 +263,11 @@ def test_nothing_measured(results):
     assert len(frame) == 0
     assert list(frame.columns) == ["source", "dataset", *CELL, "mean", "spread", "seeds"]
     assert not published.has("digits_runs")
-    with pytest.raises(FileNotFoundError, match=r"digits_runs\.json is missing: restore it with git"):
-        published.about("digits_runs")
+    for ask in (published.measured, published.about):
+        with pytest.raises(
+            FileNotFoundError, match=r"no results called 'digits_runs' in data/results \(there are: none\)"
+        ):
+            ask("digits_runs")
     with pytest.raises(ValueError, match="nothing is published as 'paper table 3'"):
         published.comparison("digits", "paper table 3")
 
@@ -301,7 +305,7 @@ def test_scales_are_not_mixed(results):
 def test_a_damaged_table_is_named(results):
     """Cut, with a bit turned, or replaced: never another error, and never other numbers."""
     save("digits_runs", [run_row("LCNN", s) for s in range(20)])
-    path = results / "digits_runs.csv.gz"
+    path = results / "digits_runs" / "all.csv.gz"
     whole, draw = path.read_bytes(), random.Random(0)
     frame = published.measured("digits_runs")
     for trial in range(150):
@@ -318,7 +322,7 @@ def test_a_damaged_table_is_named(results):
         try:
             found = published.measured("digits_runs")
         except RuntimeError as error:
-            assert "digits_runs.csv.gz is damaged (" in str(error)  # noqa: PT017
+            assert "digits_runs/all.csv.gz is damaged (" in str(error)  # noqa: PT017
             assert "restore it with git" in str(error)  # noqa: PT017
         else:  # gzip's header holds a time and a system, which nobody needs
             pd.testing.assert_frame_equal(found, frame)
@@ -326,8 +330,13 @@ def test_a_damaged_table_is_named(results):
 
 @pytest.mark.parametrize("kind", ["runs", "curves", "stability", "geometry"])
 def test_a_table_of_another_version_is_named(results, kind):
-    save(f"digits_{kind}", [{"label": "LCNN", "seed": 0}])
-    with pytest.raises(RuntimeError, match=rf"digits_{kind}\.csv\.gz is damaged \(it lacks .*\): restore it with git"):
+    with pytest.raises(ValueError, match="it lacks "):
+        save(f"digits_{kind}", [{"label": "LCNN", "seed": 0}])
+    assert not published.has(f"digits_{kind}")
+    tables.write(results / f"digits_{kind}" / "all.csv.gz", gzip.compress(b"label,seed\nLCNN,0\n"), {})
+    with pytest.raises(
+        RuntimeError, match=rf"digits_{kind}/all\.csv\.gz is damaged \(it lacks .*\): restore it with git"
+    ):
         published.measured(f"digits_{kind}")
 
 
@@ -335,13 +344,13 @@ def test_a_table_of_another_version_is_named(results, kind):
 def test_a_damaged_record_is_named(results, blob):
     save("digits_runs", [run_row("LCNN", 0)])
     assert published.about("digits_runs") == {"scale": "tiny"}
-    (results / "digits_runs.json").write_bytes(blob)
-    with pytest.raises(RuntimeError, match=r"digits_runs\.json is damaged \(.*\): restore it with git"):
+    (results / "digits_runs" / "all.json").write_bytes(blob)
+    with pytest.raises(RuntimeError, match=r"digits_runs/all\.json is damaged \(.*\): restore it with git"):
         published.about("digits_runs")
 
 
 # ------------------------------------------------------------------------------------------------------ what is stored
-STORED = sorted(path.name.removesuffix(".csv.gz") for path in published.RESULTS.glob("*.csv.gz"))
+STORED = tables.names((published.RESULTS,))
 
 
 @pytest.mark.parametrize("name", STORED)

@@ -2,15 +2,13 @@
 
 import errno
 import os
-import shutil
 import subprocess
-import sys
 
 import matplotlib
 import matplotlib.pyplot as plt
 import pytest
 import torch
-from helpers import files_of_at_most
+from helpers import files_of_at_most, small_disk
 
 from lcnn_utils import runtime
 from lcnn_utils.runtime import PROJECT, atomic_path, nearest, write_text
@@ -29,15 +27,8 @@ def clean(monkeypatch, tmp_path):
 @pytest.fixture
 def tiny_disk(tmp_path):
     """A real file system of 64 KiB, where this user may mount one."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    if not (sys.platform == "linux" and os.geteuid() == 0 and shutil.which("mount")):
-        pytest.skip("mounting a 64 KiB tmpfs needs Linux and root")
-    done = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", folder], capture_output=True, check=False)
-    if done.returncode:
-        pytest.skip("this container may not mount a tmpfs")
-    yield folder
-    subprocess.run(["umount", folder], check=True)
+    with small_disk(tmp_path / "disk", "64k") as folder:
+        yield folder
 
 
 @pytest.mark.parametrize("given", ["cpu", torch.device("cpu")])

@@ -499,6 +499,7 @@ def test_shipped(monkeypatch, tmp_path):
 @pytest.fixture
 def results(monkeypatch, tmp_path):
     monkeypatch.setattr(published, "RESULTS", tmp_path / "results")
+    monkeypatch.setenv("LCNN_STORE", str(tmp_path))
     return tmp_path / "results"
 
 
@@ -517,8 +518,8 @@ def test_saved_and_read(results):
     published.save_measured(frame, "table", {"command": "evaluate ε"})
     found = published.measured("table")
     pd.testing.assert_frame_equal(found, frame.assign(value=[1.2346, 9e-12]))
-    assert (results / "table.json").read_text(encoding="utf-8") == '{\n "command": "evaluate ε"\n}\n'
-    assert sorted(path.name for path in results.iterdir()) == ["table.csv.gz", "table.json"]
+    assert (results / "table" / "all.json").read_text(encoding="utf-8") == '{\n "command": "evaluate ε"\n}\n'
+    assert sorted(path.name for path in (results / "table").iterdir()) == ["all.csv.gz", "all.json"]
     published.save_measured(frame.head(1), "table", {})
     assert len(published.measured("table")) == 1, "written over"
 

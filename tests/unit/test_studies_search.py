@@ -1,6 +1,5 @@
 """The search for λ: on held-out images only, and the rule that chooses."""
 
-import json
 import math
 from dataclasses import replace
 
@@ -102,7 +101,7 @@ def test_nothing_to_choose_from(table):
 
 def test_the_shipped_search_is_whole():
     found = published.measured("digits_lambda_search")
-    about = json.loads((published.RESULTS / "digits_lambda_search.json").read_text(encoding="utf-8"))
+    about = published.about("digits_lambda_search")
     assert sorted(map(tuple, found[["lambda_", "seed"]].to_numpy().tolist())) == [
         (lam, seed) for lam in LAMBDAS for seed in (0, 1, 2)
     ]
