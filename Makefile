@@ -67,7 +67,7 @@ $(VENV)/.installed: requirements.lock pyproject.toml
 	@echo "== installing requirements.lock into $(VENV): once, about 3 GB to download"
 	@trap 'exit 130' INT; \
 	{ $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check uv \
-	  && $(VENV)/bin/python -m uv pip install --python $(VENV)/bin/python --require-hashes -r requirements.lock; } || { \
+	  && $(VENV)/bin/python -m uv pip install --python $(VENV)/bin/python --compile-bytecode --require-hashes -r requirements.lock; } || { \
 	  echo "== uv could not be had, or failed (see above): going on with pip, which takes some minutes"; \
 	  $(VENV)/bin/python -m pip install --disable-pip-version-check --require-hashes -r requirements.lock; }
 	@$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .

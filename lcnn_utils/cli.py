@@ -19,6 +19,8 @@ from typing import Annotated
 import tyro
 from tyro.conf import FlagCreatePairsOff, Positional, Suppress, arg
 
+from .cli_cluster import Cluster
+from .cli_merge import Merge
 from .cli_runs import Results, Train
 from .cli_sweep import Sweep
 from .doctor import PROJECT
@@ -160,9 +162,9 @@ class Data:
         return 0
 
 
-def parse(argv: Sequence[str]) -> Lab | Train | Sweep | Results | Figures | Doctor | Data:
+def parse(argv: Sequence[str]) -> Lab | Train | Sweep | Cluster | Results | Merge | Figures | Doctor | Data:
     """The command that ``argv`` asks for; a mistake in it ends the program with tyro's explanation and status 2."""
-    commands = Lab | Train | Sweep | Results | Figures | Doctor | Data
+    commands = Lab | Train | Sweep | Cluster | Results | Merge | Figures | Doctor | Data
     about = "LCNN Lab: low-curvature neural networks, taught and reproduced."
     if list(argv[:1]) != ["lab"]:
         return tyro.cli(commands, prog="lcnn", description=about, args=argv)

@@ -13,11 +13,12 @@ OPTIONS = {"dataset": "--dataset NAME", "method": "the method's name first", "se
 SHOWN = ("accuracy", "curvature", "margin_curvature", "seconds")
 
 
-def parsed(changes: tuple[str, ...], options: dict[str, str] = OPTIONS) -> dict[str, object]:
+def parsed(changes: tuple[str, ...], options: dict[str, str] = OPTIONS, option: str = "--set") -> dict[str, object]:
     """``("lr=0.2", "augment=true")`` → ``{"lr": 0.2, "augment": True}``, each value of its field's type.
 
     Args:
         options: fields that the command has an option of its own for, and how to write it.
+        option: that the changes were given with.
 
     Raises:
         ValueError: not NAME=VALUE, an unknown field (the nearest known one is suggested), a value of another type.
@@ -30,16 +31,16 @@ def parsed(changes: tuple[str, ...], options: dict[str, str] = OPTIONS) -> dict[
     for change in changes:
         name, equals, text = change.partition("=")
         if not equals:
-            raise ValueError(f"--set {change}: write NAME=VALUE, as in --set lambda_beta=0")
+            raise ValueError(f"{option} {change}: write NAME=VALUE, as in {option} lambda_beta=0")
         kind = kinds[nearest(name, tuple(kinds), "field of a recipe")]
         if name in options:
-            raise ValueError(f"--set {change}: write {options[name]} instead")
+            raise ValueError(f"{option} {change}: write {options[name]} instead")
         words = {"true": True, "false": False}
         try:
             values[name] = words[text.lower()] if kind is bool else kind(text)
         except (KeyError, ValueError):
             what = {bool: "true or false", int: "a whole number", float: "a number"}[kind]
-            raise ValueError(f"--set {change}: {name} must be {what}") from None
+            raise ValueError(f"{option} {change}: {name} must be {what}") from None
     return values
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 from tyro.conf import arg
 
@@ -21,10 +23,11 @@ OPTIONS = {"dataset": "--datasets NAME ...", "method": "--methods NAME ...", "se
 
 @dataclass(frozen=True)
 class Sweep:
-    """Train whatever is missing of many runs, in order: the first seed of every dataset and method, then the second.
+    """Train whatever is missing of many runs, in order: the first seed of everything, then the second.
 
-    Stopped by --minutes, Ctrl-C or a crash, the same command goes on from the last whole epoch. With --plan nothing is
-    trained: what is left is cut into pieces of --minutes, each with the time expected and where that comes from.
+    On this machine, a process for each GPU or CPU core, or on the cluster of --scheduler (cluster/README.md). Stopped
+    by --minutes, Ctrl-C or a crash, the same command goes on from the last whole epoch. With --plan nothing is trained:
+    what is left is cut into pieces of --minutes, each with the time expected and where that comes from.
 
     For instance,
 
@@ -33,6 +36,10 @@ class Sweep:
     lcnn sweep --datasets cifar10 --plan    (what would it take?)
 
     lcnn sweep --datasets cifar10 --minutes 9    (one sitting of it; again until nothing is left)
+
+    lcnn sweep --methods lcnn --seeds 0 1 2 --grid lambda_beta=1e-4,1e-3 lambda_gamma=0,1e-3    (12 runs)
+
+    lcnn sweep --datasets cifar10 --scheduler tcp://10.0.0.5:8786    (on a cluster)
     """
 
     datasets: Annotated[tuple[str, ...], arg(metavar="NAME ...", help_behavior_hint="(default: digits)")] = ("digits",)
@@ -45,6 +52,12 @@ class Sweep:
     """lab (moons, digits); small, tiny (for a CPU), wide or paper (CIFAR, SVHN)."""
     set: Annotated[tuple[str, ...], arg(metavar="FIELD=VALUE ...", help_behavior_hint="")] = ()
     """Fields of all recipes to change."""
+    grid: Annotated[tuple[str, ...], arg(metavar="FIELD=VALUE,VALUE... ...", help_behavior_hint="")] = ()
+    """Fields to take several values each, in all combinations."""
+    scheduler: Annotated[str | None, arg(metavar="ADDRESS", help_behavior_hint="")] = None
+    """Dask's scheduler: tcp://HOST:PORT, or its scheduler file."""
+    workers: Annotated[int | None, arg(metavar="N", help_behavior_hint="(default: a GPU or a core each)")] = None
+    """Processes on this machine; 1 is this process alone."""
     minutes: Annotated[float | None, arg(metavar="M", help_behavior_hint="(default: no limit; 9 with --plan)")] = None
     """Stop at the end of an epoch when the next one would take longer than this in all."""
     plan: bool = False
@@ -56,35 +69,68 @@ class Sweep:
         begun = time.monotonic()
         if self.minutes is not None and not self.minutes >= 0:
             raise ValueError(f"--minutes must be a number of at least 0, got {self.minutes:g}")
-        from .plan import missing, ordered, sweep
+        from .experiments import sweep
+        from .plan import ordered
         from .recipe import METHODS
 
         methods = tuple(METHODS) if self.methods == ("all",) else self.methods
-        recipes = ordered(self.datasets, methods, self.seeds, self.scale, **parsed(self.set, OPTIONS))
+        changes = parsed(self.set, OPTIONS)
+        recipes = ordered(self.datasets, methods, self.seeds, self.scale, grid(self.grid, changes), **changes)
         if not recipes:
             raise ValueError("there is nothing to sweep: give --datasets, --methods and --seeds a value each, or none")
+        if self.scheduler and self.workers:
+            raise ValueError("--workers is for this machine: leave it out, the scheduler has its own")
         if self.plan:
-            print(plan_text(recipes, missing(recipes, self.device), PIECE if self.minutes is None else self.minutes))
-            return 0
-        until = float("inf") if self.minutes is None else begun + 60 * self.minutes
-        outcomes = []
-        for outcome in sweep(recipes, until=until, device=self.device):
-            outcomes.append(outcome)
-            print(outcome_text(outcome), flush=True)
+            return self.show(recipes)
+        with contextlib.ExitStack() as stack:
+            client = None
+            if self.scheduler:
+                from .clusters import join
+
+                client = stack.enter_context(join(self.scheduler))
+            until = float("inf") if self.minutes is None else begun + 60 * self.minutes
+            told = lambda outcome: say(outcome_text(outcome))
+            outcomes = sweep(recipes, client, workers=self.workers, device=self.device, until=until, told=told)
         print(summary(outcomes))
+        for outcome in outcomes:
+            if outcome.error is not None and outcome.traceback:
+                print(f"\n{name(outcome.recipe)}\n{outcome.traceback}", file=sys.stderr)
         return 1 if any(outcome.error for outcome in outcomes) else 0
+
+    def show(self, recipes: list[Recipe]) -> int:
+        """Print the plan."""
+        from .plan import missing
+
+        print(plan_text(recipes, missing(recipes, self.device), PIECE if self.minutes is None else self.minutes))
+        return 0
+
+
+def grid(points: tuple[str, ...], changes: Mapping[str, object]) -> dict[str, list[Any]]:
+    """``("lambda_beta=1e-4,1e-3",)`` → ``{"lambda_beta": [0.0001, 0.001]}``.
+
+    Raises:
+        ValueError: as ``cli_runs.parsed``; a field twice, or in ``changes`` too.
+    """
+    found: dict[str, list[Any]] = {}
+    for point in points:
+        field, _, values = point.partition("=")
+        if field in found or field in changes:
+            raise ValueError(f"--grid {point}: {field} is given twice")
+        found[field] = [parsed((f"{field}={value}",), OPTIONS, "--grid")[field] for value in values.split(",")]
+    return found
+
+
+def say(line: str) -> None:
+    """Print a line above the bar that shows how far the sweep is."""
+    from tqdm import tqdm
+
+    tqdm.write(line, file=sys.stdout)
+    sys.stdout.flush()
 
 
 def name(recipe: Recipe) -> str:
     """A run, in columns."""
     return f"{recipe.dataset:<9} {recipe.method:<13} seed {recipe.seed:<2}"
-
-
-def duration(seconds: float) -> str:
-    """Seconds up to two minutes, then minutes, then hours."""
-    if seconds < 120:
-        return f"{seconds:.3g} s"
-    return f"{seconds / 60:.1f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 
 
 def counted(n: int, what: str) -> str:
@@ -95,6 +141,7 @@ def counted(n: int, what: str) -> str:
 def plan_text(recipes: Sequence[Recipe], parts: Sequence[Part], minutes: float) -> str:
     """What is done, and the pieces of what is left."""
     from .plan import pieces, recorded
+    from .progress import duration
 
     left, lines = {part.recipe for part in parts}, []
     for one in recipes:
@@ -119,15 +166,16 @@ def plan_text(recipes: Sequence[Recipe], parts: Sequence[Part], minutes: float) 
 
 
 def outcome_text(outcome: Outcome) -> str:
-    """One line: what came of a run."""
+    """A line on what came of a run, and one for each note."""
     one = outcome.recipe
     if outcome.error is not None:
-        return f"{name(one)}  failed: {' '.join(str(outcome.error).split())}"
-    if outcome.run is None:
-        return f"{name(one)}  {outcome.epochs} of {one.epochs} epochs"
-    m = outcome.run.metrics
-    where = "held out" if one.held_out else "test"
-    return f"{name(one)}  done: {where} accuracy {m['accuracy']:.2%}, C of the loss {m['curvature']:.4g}"
+        text = f"failed: {' '.join(str(outcome.error).split())}"
+    elif outcome.run is None:
+        text = f"{outcome.epochs} of {one.epochs} epochs"
+    else:
+        m, where = outcome.run.metrics, "held out" if one.held_out else "test"
+        text = f"done: {where} accuracy {m['accuracy']:.2%}, C of the loss {m['curvature']:.4g}"
+    return "\n".join([f"{name(one)}  {text}", *(f"    {note}" for note in outcome.notes)])
 
 
 def summary(outcomes: Sequence[Outcome]) -> str:

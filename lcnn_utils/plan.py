@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
-from collections.abc import Iterable, Iterator, Sequence
+import traceback
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import product
+from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import torch
 
 from . import experiments, timing
-from .recipe import Recipe
+from .recipe import ONLY, Recipe
 from .runtime import pick_device
-from .state import DAMAGE, reached, run_name, state_path
+from .state import DAMAGE, Damaged, reached, run_name, state_path
+
+DAMAGED = "damaged"  # folder for files that a sweep found so
 
 
 @dataclass(frozen=True)
@@ -33,12 +40,21 @@ class Part:
 
 @dataclass(frozen=True, eq=False)
 class Outcome:
-    """What a sweep made of a recipe: epochs done by now; the run, if it is finished; the error that ended it."""
+    """What a sweep made of a recipe.
+
+    Attributes:
+        epochs: done by now.
+        run: if it is finished, without its weights.
+        error: what ended it; ``traceback`` says where.
+        notes: what happened on the way (a damaged file, say).
+    """
 
     recipe: Recipe
     epochs: int
     run: experiments.Run | None
     error: Exception | None
+    traceback: str = ""
+    notes: tuple[str, ...] = ()
 
 
 class TimeIsUp(Exception):
@@ -46,15 +62,30 @@ class TimeIsUp(Exception):
 
 
 def ordered(
-    datasets: Sequence[str], methods: Sequence[str], seeds: Sequence[int], scale: str | None = None, **changes
+    datasets: Sequence[str],
+    methods: Sequence[str],
+    seeds: Sequence[int],
+    scale: str | None = None,
+    grid: Mapping[str, Sequence[Any]] | None = None,
+    **changes,
 ) -> list[Recipe]:
-    """Recipes, each once, by priority: the first seed of every dataset and method comes before the second of any.
+    """Recipes, each once, by priority: the first seed of everything comes before the second of anything.
+
+    Args:
+        grid: fields of the recipe and the values to take, in all combinations; the last field changes fastest. A
+            method that a field makes no difference to is trained once for all its values, with the default.
+        changes: fields of all recipes, and their values.
 
     Raises:
         ValueError: as ``experiments.recipe``.
     """
-    names = [(dataset, method, seed) for seed in seeds for dataset in datasets for method in methods]
-    return list(dict.fromkeys(experiments.recipe(*name, scale, **changes) for name in names))
+    grid = grid or {}
+    names = product(seeds, datasets, methods, product(*grid.values()))
+    made: dict[Recipe, None] = {}
+    for seed, dataset, method, values in names:
+        point = {name: value for name, value in zip(grid, values, strict=True) if method in ONLY.get(name, (method,))}
+        made[experiments.recipe(dataset, method, seed, scale, **changes, **point)] = None
+    return list(made)
 
 
 def recorded(recipe: Recipe) -> bool:
@@ -66,7 +97,7 @@ def epochs_done(recipe: Recipe) -> int:
     """How many epochs of a recipe are trained.
 
     Raises:
-        RuntimeError: its state is damaged.
+        Damaged: its state is.
     """
     if recorded(recipe):
         return recipe.epochs
@@ -74,7 +105,7 @@ def epochs_done(recipe: Recipe) -> int:
     try:
         return reached(path)[0] if path.exists() else 0
     except DAMAGE as error:
-        raise RuntimeError(f"{path} is damaged or of another version ({error}): delete it to train anew") from None
+        raise Damaged(path, error, "delete it to train anew") from None
 
 
 def missing(recipes: Iterable[Recipe], device: str | torch.device | None = None) -> list[Part]:
@@ -117,14 +148,76 @@ def pieces(parts: Iterable[Part], limit: float) -> list[list[Part]]:
     return made
 
 
-def sweep(
+def stopper(one: Recipe, until: float) -> Callable[[pd.DataFrame], None]:
+    """A ``watch`` for ``training.fit`` that raises :class:`TimeIsUp` when another epoch as long as the last one would
+    end after ``until`` (by ``time.monotonic``)."""
+    begun = time.monotonic()
+
+    def watch(history: pd.DataFrame) -> None:
+        nonlocal begun
+        last, begun = time.monotonic() - begun, time.monotonic()
+        if len(history) < one.epochs and begun + last > until:
+            raise TimeIsUp
+
+    return watch
+
+
+def attempt(
+    one: Recipe,
+    *,
+    device: str | torch.device | None = None,
+    progress: bool = False,
+    watch: Callable[[pd.DataFrame], None] | None = None,
+    ready: Callable[[], bool] = lambda: True,
+) -> Outcome:
+    """Train and measure a recipe, or read it, and say what came of it, whatever that is: an error is in the outcome.
+
+    A damaged state or record of the store is put into ``runs/damaged``, and what it held is made anew.
+
+    Args:
+        watch: of ``training.fit``; it may raise :class:`TimeIsUp`.
+        ready: asked before a recipe that isn't trained to its end is gone on with.
+    """
+    notes: tuple[str, ...] = ()
+    while True:
+        try:
+            if epochs_done(one) == one.epochs or ready():
+                made = experiments.run(one, device=device, progress=progress, weights=False, watch=watch)
+                return Outcome(one, one.epochs, made, None, notes=notes)
+            return Outcome(one, epochs_done(one), None, None, notes=notes)
+        except TimeIsUp:
+            return Outcome(one, epochs_done(one), None, None, notes=notes)
+        except Exception as error:
+            if isinstance(error, Damaged) and error.path.parent == experiments.places()[1]:
+                notes += (f"{error}; {set_aside(error.path)}",)
+                continue
+            return Outcome(one, _reached(one), None, error, traceback.format_exc(), notes)
+
+
+def set_aside(path: Path) -> str:
+    """Move a file of the store into the folder ``damaged`` beside it (another process may have done so before)."""
+    folder = path.parent / DAMAGED
+    folder.mkdir(exist_ok=True)
+    with contextlib.suppress(FileNotFoundError):
+        path.replace(folder / path.name)
+    return f"it was put into {folder}, and made anew"
+
+
+def _reached(one: Recipe) -> int:
+    try:
+        return epochs_done(one)
+    except RuntimeError:  # damaged
+        return 0
+
+
+def one_by_one(
     recipes: Iterable[Recipe],
     *,
     until: float = math.inf,
     device: str | torch.device | None = None,
     progress: bool = True,
-) -> Iterator[Outcome]:
-    """Train and measure what is missing, in order, and yield what came of each recipe; those finished are read.
+) -> Generator[Outcome, None, None]:
+    """Train and measure what is missing, in order, in this process; yield what came of each recipe, the finished too.
 
     A training stops at the end of an epoch, to go on from there the next time, when another epoch as long as the last
     one would end after ``until``. A recipe is begun only if its first epoch fits, as far as earlier runs tell how long
@@ -138,24 +231,15 @@ def sweep(
     """
     device, trained = pick_device(device), False
     for one in recipes:
-        begun = time.monotonic()
+        stop = stopper(one, until)
 
-        def stop(history: pd.DataFrame, one: Recipe = one) -> None:
-            nonlocal begun, trained
-            last, begun, trained = time.monotonic() - begun, time.monotonic(), True
-            if len(history) < one.epochs and begun + last > until:
-                raise TimeIsUp
+        def watch(history: pd.DataFrame, stop: Callable[[pd.DataFrame], None] = stop) -> None:
+            nonlocal trained
+            trained = True
+            stop(history)
 
-        done, made, error = 0, None, None
-        try:
-            done = epochs_done(one)
-            if done == one.epochs or not trained or _fits(one, device, until):
-                made = experiments.run(one, device=device, progress=progress, weights=False, watch=stop)
-        except TimeIsUp:
-            pass
-        except (ValueError, RuntimeError, OSError) as problem:
-            error = problem
-        yield Outcome(one, done if error and not done else epochs_done(one), made, error)
+        ready = lambda one=one: not trained or _fits(one, device, until)
+        yield attempt(one, device=device, progress=progress, watch=watch, ready=ready)
 
 
 def _fits(recipe: Recipe, device: torch.device, until: float) -> bool:

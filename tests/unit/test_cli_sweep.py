@@ -1,16 +1,22 @@
 """``lcnn sweep``: what it trains, prints, plans and refuses."""
 
+import os
 import re
+import signal
+import socket
+import subprocess
+import sys
 from dataclasses import asdict, replace
 
 import pytest
 from safetensors.torch import load_file
 
 from lcnn_utils import cli, cli_sweep, experiments, timing
-from lcnn_utils.cli_sweep import Sweep, duration
+from lcnn_utils.cli_sweep import Sweep
 from lcnn_utils.experiments import recipe, run
 from lcnn_utils.objectives import OBJECTIVES
 from lcnn_utils.plan import recorded
+from lcnn_utils.progress import duration
 from lcnn_utils.recipe import METHODS
 from lcnn_utils.state import reached, state_path
 from lcnn_utils.training import fit
@@ -25,8 +31,10 @@ def shipped(store, monkeypatch, tmp_path):
     return tmp_path / "shipped"
 
 
-def lcnn(*args: str) -> int:
-    return cli.main(["sweep", *args])
+def lcnn(*args: str, workers: str = "1") -> int:
+    """The command, by default in this process."""
+    mine = () if {"--plan", "--help", "--scheduler"} & set(args) else ("--workers", workers)
+    return cli.main(["sweep", *args, *mine])
 
 
 def small(method: str, seed: int = 0, **changes):
@@ -40,9 +48,8 @@ def test_a_sweep_trains_what_is_missing(capsys, monkeypatch):
     run(small("relu", 1), progress=False)
     assert lcnn("--methods", "lcnn", "relu", "--seeds", "1", "0", *SMALL) == 0
     *rows, last = capsys.readouterr().out.splitlines()
-    assert [row.split()[:4] for row in rows] == [
-        ["moons", method, "seed", seed] for seed in "10" for method in ("lcnn", "relu")
-    ]
+    order = [("relu", "1"), ("lcnn", "1"), ("lcnn", "0"), ("relu", "0")]  # what is there comes first
+    assert [row.split()[:4] for row in rows] == [["moons", method, "seed", seed] for method, seed in order]
     for row in rows:
         one = small(row.split()[1], int(row.split()[3]))
         metrics = run(one, weights=False).metrics
@@ -52,7 +59,7 @@ def test_a_sweep_trains_what_is_missing(capsys, monkeypatch):
     for method in METHODS:
         monkeypatch.setitem(OBJECTIVES, method, lambda *_, **__: pytest.fail("it was trained again"))
     assert lcnn("--methods", "lcnn", "relu", "--seeds", "1", "0", *SMALL) == 0
-    assert capsys.readouterr().out.splitlines() == [*rows, last]
+    assert capsys.readouterr().out.splitlines() == [rows[1], rows[0], *rows[2:], last]
 
 
 def test_all_methods_of_several_datasets(capsys):
@@ -86,17 +93,18 @@ def test_sittings_go_on_until_all_is_done(capsys, store, monkeypatch, tmp_path):
     assert recorded(whole)
 
 
-def test_one_that_fails_ends_no_other_and_the_status_is_1(capsys):
-    fit(small("lcnn", epochs=1), progress=False)
-    path = state_path(small("lcnn"))
-    path.write_bytes(b"damaged")
+def test_one_that_fails_ends_no_other_and_the_status_is_1(capsys, monkeypatch):
+    def broken(*_, **__):
+        raise RuntimeError("the loss is\nnot finite")
+
+    monkeypatch.setitem(OBJECTIVES, "lcnn", broken)
     assert lcnn("--methods", "lcnn", "relu", *SMALL) == 1
-    first, second, last = capsys.readouterr().out.splitlines()
-    assert first.startswith(f"moons     lcnn          seed 0   failed: {path} is damaged")
-    assert "done: test accuracy" in second
+    shown = capsys.readouterr()
+    failed, done, last = shown.out.splitlines()
+    assert failed == "moons     lcnn          seed 0   failed: the loss is not finite"
+    assert done.startswith("moons     relu          seed 0   done: ")
     assert last == "1 of 2 runs done, 1 failed"
-    assert lcnn("--methods", "relu", "--datasets", "moons", "--set", "epochs=1", "lr=1e20", "width=4") == 1
-    assert "failed: the loss is not finite in epoch 1" in capsys.readouterr().out
+    assert "in broken" in shown.err.split("Traceback (most recent call last):")[1]
 
 
 def test_what_is_held_out_is_said(capsys):
@@ -190,6 +198,13 @@ def test_duration(seconds, text):
         (("--set", "seed=1"), "--set seed=1: write --seeds N ... instead"),
         (("--set", "held_out=1"), "held_out must be a finite number >= 0 and < 1, got 1.0"),
         (("--set", "epochs=1.5"), "--set epochs=1.5: epochs must be a whole number"),
+        (("--grid", "lambda_bet=1"), "unknown field of a recipe 'lambda_bet': .*; did you mean 'lambda_beta'\\?"),
+        (("--grid", "lambda_beta"), "--grid lambda_beta=: lambda_beta must be a number"),
+        (("--grid", "lambda_beta=1,x"), "--grid lambda_beta=x: lambda_beta must be a number"),
+        (("--grid", "seed=0,1"), "--grid seed=0: write --seeds N ... instead"),
+        (("--grid", "lr=1", "lr=2"), "--grid lr=2: lr is given twice"),
+        (("--grid", "lr=1", "--set", "lr=2"), "--grid lr=1: lr is given twice"),
+        (("--scheduler", "tcp://127.0.0.1:9", "--workers", "2"), "--workers is for this machine: leave it out"),
         (("--methods",), "there is nothing to sweep: give --datasets, --methods and --seeds a value each"),
         (("--device", "cuda:99"), "device 'cuda:99' is not available here"),
     ],
@@ -230,7 +245,8 @@ def test_help_and_its_examples(capsys):
     assert "None" not in text
     lines = [line.split("    ")[0].split() for line in map(str.strip, Sweep.__doc__.splitlines())]
     examples = [cli.parse(line[1:]) for line in lines if line[:2] == ["lcnn", "sweep"]]
-    assert [one.plan for one in examples] == [False, True, False]
+    assert [one.plan for one in examples] == [False, True, False, False, False]
+    assert [len(one.grid) for one in examples] == [0, 0, 0, 2, 0]
     assert examples[2] == replace(Sweep(), datasets=("cifar10",), minutes=9.0)
     with pytest.raises(SystemExit):
         cli.main(["--help"])
@@ -239,3 +255,65 @@ def test_help_and_its_examples(capsys):
 
 def test_options_cover_what_set_refuses():
     assert cli_sweep.OPTIONS.keys() == {"dataset", "method", "seed"} < asdict(small("lcnn")).keys()
+
+
+# ---- on more than one worker -------------------------------------------------------------------------------------
+
+
+def test_a_grid_on_two_workers(capsys, monkeypatch):
+    """One run fails: its traceback is printed at the end, and the status is 1; the others are done."""
+    grid = ("--grid", "lr=0.1,1e20", "lambda_beta=0.01,0.02")
+    assert lcnn("--methods", "relu", "lcnn", *grid, *SMALL, workers="2") == 1
+    shown = capsys.readouterr()
+    first, *rows, last = shown.out.splitlines()
+    assert re.fullmatch(r"6 runs on 2 workers, dashboard: http://127\.0\.0\.1:\d+/status", first)
+    assert sorted("done: " in row for row in rows) == [False] * 3 + [True] * 3
+    assert last == "3 of 6 runs done, 3 failed"
+    assert shown.err.count("Traceback (most recent call last):") == 3
+    assert "dask" not in shown.err.lower(), "none of its logging"
+    found = experiments.results()
+    assert sorted(zip(found.method, found.lambda_beta, strict=True)) == [("lcnn", 0.01), ("lcnn", 0.02), ("relu", 1e-2)]
+
+
+def test_a_damaged_file_is_told_of(capsys):
+    one = small("lcnn")
+    fit(one, progress=False)
+    state_path(one).write_bytes(b"no state")
+    assert lcnn("--methods", "lcnn", *SMALL) == 0
+    done, note, _ = capsys.readouterr().out.splitlines()
+    assert "done: " in done
+    assert note.startswith(f"    {state_path(one)} is damaged or of another version")
+
+
+def test_a_cluster_of_one_machine(store, tmp_path):
+    """`lcnn cluster` until Ctrl-C; `lcnn sweep --scheduler` with what it printed."""
+    command = [sys.executable, "-m", "lcnn_utils", "cluster", "--workers", "1", "--port", free(), "--dashboard", free()]
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    try:
+        up, use = process.stdout.readline(), process.stdout.readline()
+        address = re.fullmatch(rf"1 workers at (tcp://127.0.0.1:{command[7]}), dashboard: http://127.0.0.1:.*\n", up)[1]
+        assert f"--scheduler {address} " in use
+        assert lcnn("--methods", "relu", *SMALL, "--scheduler", address) == 0
+        assert recorded(small("relu"))
+    finally:
+        os.killpg(process.pid, signal.SIGINT)
+        _, errors = process.communicate(timeout=60)
+    assert process.returncode == 0
+    assert "Traceback" not in errors
+
+
+def test_a_port_that_is_taken(capsys):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        assert cli.main(["cluster", "--port", str(port)]) == 1
+    assert capsys.readouterr().err.startswith(f"lcnn: port {port} is taken: choose another --port")
+
+
+def free() -> str:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return str(probe.getsockname()[1])

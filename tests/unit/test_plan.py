@@ -15,7 +15,7 @@ from safetensors.torch import load_file, safe_open
 from lcnn_utils import data, experiments, plan, timing
 from lcnn_utils.experiments import recipe, run
 from lcnn_utils.objectives import OBJECTIVES
-from lcnn_utils.plan import Part, epochs_done, missing, ordered, pieces, recorded, sweep
+from lcnn_utils.plan import Part, epochs_done, missing, one_by_one, ordered, pieces, recorded
 from lcnn_utils.recipe import Recipe
 from lcnn_utils.runtime import made_on
 from lcnn_utils.state import reached, run_name, state_path
@@ -36,7 +36,7 @@ def shipped(store, monkeypatch, tmp_path):
 
 
 def swept(recipes, **options):
-    return list(sweep(recipes, progress=False, **options))
+    return list(one_by_one(recipes, progress=False, **options))
 
 
 def until_now() -> dict[str, float]:
@@ -65,6 +65,28 @@ def test_seeds_are_outermost_then_datasets_then_methods():
     ]  # fmt: skip
     assert all(one == recipe(one.dataset, one.method, one.seed, "tiny", epochs=1) for one in found)
     assert len(ordered(("moons",), ("relu", "lcnn", "relu"), (0, 0))) == 2, "each once"
+
+
+def test_a_grid():
+    grid = {"lambda_beta": [1e-4, 1e-3], "width": [2, 3]}
+    found = ordered(("moons",), ("lcnn", "minimal"), (0, 1), epochs=1, grid=grid)
+    assert [(one.seed, one.method, one.lambda_beta, one.width) for one in found] == [
+        (seed, method, value, width)
+        for seed in (0, 1) for method in ("lcnn", "minimal") for value in (1e-4, 1e-3) for width in (2, 3)
+    ]  # fmt: skip
+    with pytest.raises(ValueError, match=r"unknown field of a recipe 'lambda_bet'.*did you mean 'lambda_beta'"):
+        ordered(("moons",), ("lcnn",), (0,), grid={"lambda_bet": [1.0]})
+
+
+def test_what_means_nothing_to_a_method_is_not_varied():
+    grid = {"lambda_beta": [1e-4, 1e-3], "lambda_cure": [1.0, 2.0], "lr": [0.1, 0.2]}
+    found = ordered(("moons",), ("standard", "lcnn", "cure"), (0,), grid=grid)
+    assert [(one.method, one.lambda_beta, one.lambda_cure, one.lr) for one in found] == [
+        *[("standard", found[0].lambda_beta, found[0].lambda_cure, lr) for lr in (0.1, 0.2)],
+        *[("lcnn", value, found[0].lambda_cure, lr) for value in (1e-4, 1e-3) for lr in (0.1, 0.2)],
+        *[("cure", found[0].lambda_beta, value, lr) for value in (1.0, 2.0) for lr in (0.1, 0.2)],
+    ]
+    assert found[0] == recipe("moons", "standard"), "with the default"
 
 
 # ---- pieces ------------------------------------------------------------------------------------------------------
@@ -136,15 +158,52 @@ def test_missing_starts_at_the_next_epoch():
 
 
 def test_a_damaged_state_is_named(monkeypatch):
+    """A plan says what to do about it; a sweep puts it aside, and trains anew."""
     swept([TINY], **until_now())
     path = state_path(TINY)
-    path.write_bytes(path.read_bytes()[:30])
+    content = path.read_bytes()[:30]
+    path.write_bytes(content)
     with pytest.raises(RuntimeError, match=rf"^{path} is damaged or of another version .*delete it to train anew$"):
         missing([TINY], CPU)
-    broken, other = swept([TINY, OTHER])
-    assert str(path) in str(broken.error)
-    assert (broken.run, broken.epochs) == (None, 0)
-    assert other.run is not None
+    anew, other = swept([TINY, OTHER])
+    (note,) = anew.notes
+    assert note.startswith(f"{path} is damaged")
+    assert note.endswith(f"it was put into {path.parent / 'damaged'}, and made anew")
+    assert (path.parent / "damaged" / path.name).read_bytes() == content
+    assert (anew.epochs, anew.error, other.notes) == (3, None, ())
+    assert None not in (anew.run, other.run)
+
+
+def test_a_damaged_record_and_a_damaged_state(monkeypatch, tmp_path):
+    """Both at once; the numbers are those of a run that nothing happened to."""
+    expected = run(TINY, progress=False).metrics
+    for path in (state_path(TINY), state_path(TINY).with_suffix(".json")):
+        path.write_bytes(b"not that")
+    (outcome,) = swept([TINY])
+    assert len(outcome.notes) == 2
+    assert outcome.run.metrics == expected
+
+
+def test_what_is_shipped_is_never_put_aside(store, shipped, monkeypatch):
+    experiments.ship(TINY, progress=False, weights=False)
+    path = shipped / f"{run_name(TINY)}.json"
+    path.write_text("{}")
+    (outcome,) = swept([TINY])
+    assert outcome.run is None
+    assert "restore it with git" in str(outcome.error)
+    assert path.exists()
+
+
+def test_any_error_is_an_outcome_with_its_traceback(monkeypatch):
+    def broken(*_, **__):
+        raise AssertionError("a mistake of ours")
+
+    monkeypatch.setitem(OBJECTIVES, "lcnn", broken)
+    failed, other = swept([TINY, OTHER])
+    assert str(failed.error) == "a mistake of ours"
+    assert failed.traceback.startswith("Traceback (most recent call last):")
+    assert "in broken" in failed.traceback
+    assert (other.error, other.traceback) == (None, "")
 
 
 # ---- what an epoch takes -----------------------------------------------------------------------------------------

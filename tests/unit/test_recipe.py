@@ -14,9 +14,9 @@ from torch import nn
 from lcnn_utils import models, objectives, recipe
 from lcnn_utils.activations import CenteredSoftplus
 from lcnn_utils.lipschitz import LipschitzBatchNorm2d
-from lcnn_utils.recipe import DATASETS, DERIVATIVES, INPUTS, METHODS, MODELS, SCHEDULES, Recipe
+from lcnn_utils.recipe import DATASETS, DERIVATIVES, INPUTS, METHODS, MODELS, ONLY, SCHEDULES, Recipe
 from lcnn_utils.state import run_name, state_path
-from lcnn_utils.training import build
+from lcnn_utils.training import build, fit
 
 OTHER = dict(
     dataset="svhn", method="lcnn", model="vgg11", width=17, seed=1, epochs=31, batch_size=127, lr=0.2, momentum=0.8,
@@ -214,3 +214,25 @@ def test_each_method_has_its_net(method, model):
         assert normed == (layers[:-1] if lipschitz else []), "its read-out is free"
     else:
         assert normed == (layers if lipschitz else [] if method == "relu" else layers[-1:])
+
+
+# ---- to which methods a field makes a difference -----------------------------------------------------------------
+
+CHANGES = dict(OTHER, method=None, h=0.25)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_fields_that_mean_nothing_to_a_method(method, monkeypatch, tmp_path):
+    """Training with another value comes to the same net exactly where ``ONLY`` says so."""
+    monkeypatch.setenv("LCNN_STORE", str(tmp_path))
+    one = Recipe(method=method, model="resnet10", width=1, epochs=1, batch_size=700, lr=0.05, lambda_grad=1.0,
+                 lambda_cure=1.0, lambda_beta=1.0, lambda_gamma=1.0, momentum=0.0)  # fmt: skip
+
+    def trained(recipe):
+        return {name: value for name, value in fit(recipe, device="cpu", progress=False)[0].state_dict().items()}
+
+    plain = trained(one)
+    for field, methods in ONLY.items():
+        other = trained(dataclasses.replace(one, **{field: CHANGES[field]}))
+        same = plain.keys() == other.keys() and all(torch.equal(plain[name], other[name]) for name in plain)
+        assert same == (method not in methods), field

@@ -1,0 +1,79 @@
+"""How far a sweep is: runs done, running and failed, and the time that is left by the epochs seen so far."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from statistics import fmean, median
+from typing import Any
+
+from .recipe import Recipe
+from .splits import steps_an_epoch
+from .state import run_name
+from .timing import kind
+
+
+def duration(seconds: float) -> str:
+    """Seconds up to two minutes, then minutes, then hours."""
+    if seconds < 120:
+        return f"{seconds:.3g} s"
+    return f"{seconds / 60:.1f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+
+
+class Progress:
+    """Counts of a sweep, fed with the workers' events and with what came back.
+
+    Args:
+        recipes: those to train, and how many epochs of each are done.
+    """
+
+    def __init__(self, recipes: Mapping[Recipe, int]):
+        self.recipes = {run_name(one): one for one in recipes}
+        self.epochs = {run_name(one): done for one, done in recipes.items()}
+        self.ended: dict[str, bool] = {}  # name: whether it failed
+        self.seconds: dict[tuple, list[float]] = {}  # kind of recipe: of a step
+        self.begun: set[str] = set()
+        self.workers = 0
+
+    def tell(self, event: Mapping[str, Any]) -> None:
+        """An epoch is over, of one of these runs or of another."""
+        name = event["run"]
+        if name in self.recipes:
+            one = self.recipes[name]
+            self.epochs[name] = event["epoch"]
+            if name in self.begun or one.epochs == 1:  # a first epoch has the start in it
+                self.seconds.setdefault(kind(one), []).append(event["seconds"] / steps_an_epoch(one))
+            self.begun.add(name)
+
+    def end(self, one: Recipe, failed: bool) -> None:
+        """A recipe came back."""
+        self.ended[run_name(one)] = failed
+
+    def left(self) -> float | None:
+        """Seconds that are left; None before any recipe's second epoch is over.
+
+        The epochs that are missing, by the median step of those of their kind (or the mean of all kinds'), shared
+        among the workers; not less than the longest run that is left.
+        """
+        if not self.seconds:
+            return None
+        rates = {which: median(values) for which, values in self.seconds.items()}
+        typical = fmean(rates.values())
+        times = [
+            (one.epochs - self.epochs[name]) * steps_an_epoch(one) * rates.get(kind(one), typical)
+            for name, one in self.recipes.items()
+            if name not in self.ended
+        ]
+        return max(sum(times) / max(1, self.workers), max(times, default=0.0))
+
+    def text(self) -> str:
+        """``3 of 12 done, 2 running, 1 failed, about 40 s left``."""
+        failed = sum(self.ended.values())
+        waiting = len(self.recipes) - len(self.ended)
+        parts = [f"{len(self.ended) - failed} of {len(self.recipes)} done", f"{min(self.workers, waiting)} running"]
+        parts += [f"{failed} failed"] if failed else []
+        left = self.left()
+        if waiting and not self.workers:
+            parts.append("waiting for a worker")
+        elif waiting and left is not None:
+            parts.append(f"about {duration(max(1, round(left)))} left")
+        return ", ".join(parts)
