@@ -98,10 +98,21 @@ class Sweep:
         return 1 if any(outcome.error for outcome in outcomes) else 0
 
     def show(self, recipes: list[Recipe]) -> int:
-        """Print the plan."""
+        """Print the plan, and what it comes to on the workers there are."""
+        from .clusters import fitting, join, threads
         from .plan import missing
+        from .progress import duration
+        from .studies.scaling import makespan
 
-        print(plan_text(recipes, missing(recipes, self.device), PIECE if self.minutes is None else self.minutes))
+        parts = missing(recipes, self.device)
+        print(plan_text(recipes, parts, PIECE if self.minutes is None else self.minutes))
+        workers = fitting(self.device) if self.workers is None else self.workers
+        if self.scheduler:
+            with join(self.scheduler) as client:
+                workers = threads(client)
+        if parts and workers > 1:
+            together = duration(makespan([part.seconds for part in parts], workers))
+            print(f"on {workers} workers, each as fast as this machine: {together} together")
         return 0
 
 

@@ -18,3 +18,8 @@ def dask_setup(_: Any) -> None:
     """Called by Dask in each worker of this machine: Ctrl-C is for the client, which then ends the workers."""
     with contextlib.suppress(ValueError):  # not in the main thread
         signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def waits(name: str, dask_scheduler: Any = None) -> bool:
+    """Asked on the scheduler: whether there is a variable of this name (Dask logs an error when one isn't there)."""
+    return name in dask_scheduler.extensions["variables"].variables

@@ -6,7 +6,6 @@ after each epoch, so that another can go on when it is lost, and hands back reco
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import math
 import time
@@ -21,6 +20,7 @@ from .plan import Outcome, TimeIsUp, attempt, stopper
 from .recipe import Recipe
 from .runtime import store_root
 from .state import DAMAGE, run_name, state_path
+from .task import waits
 
 TOPIC = "lcnn-sweep"  # of the events: {"run": name, "epoch": n, "seconds": that it took}
 SHARE = 0.05  # of a training's time that may go into sending its state
@@ -127,14 +127,14 @@ class Mail:
     """The state of an unfinished training on its way from worker to worker, or from the client: with the scheduler."""
 
     def __init__(self, recipe: Recipe, client=None):
-        self.recipe, self.name = recipe, run_name(recipe)
-        self.variable = Variable(f"lcnn-{self.name}", client=client or get_client())
+        self.recipe, self.name, self.client = recipe, run_name(recipe), client or get_client()
+        self.variable = Variable(f"lcnn-{self.name}", client=self.client)
         self.sent, self.cost = -math.inf, 0.0
 
     def collect(self) -> None:
         """Go on from the state that lies there, if it is further along than the one in this worker's store."""
-        with contextlib.suppress(asyncio.TimeoutError, TimeoutError):
-            state = self.variable.get(timeout=0.1)
+        if self.client.run_on_scheduler(waits, self.variable.name):
+            state = self.variable.get(timeout=10)
             with contextlib.suppress(*DAMAGE):  # what is wrong with it isn't the recipe's fault: train without
                 merge.take_run(self.name, None, state, experiments.places()[1])
 

@@ -12,6 +12,7 @@ import sys
 import time
 from pathlib import Path
 
+import psutil
 from distributed import Client
 from safetensors.torch import load_file
 
@@ -79,12 +80,32 @@ class ByHand:
 
     def scheduler(self) -> None:
         self.file.unlink(missing_ok=True)
-        options = ("--host", "127.0.0.1", "--port", self.port, "--no-dashboard", "--scheduler-file", str(self.file))
+        options = (
+            "--host",
+            "127.0.0.1",
+            "--port",
+            self.port,
+            "--dashboard-address",
+            "127.0.0.1:0",
+            "--scheduler-file",
+            str(self.file),
+        )
         self.start("scheduler", "distributed.cli.dask_scheduler", *options)
         wait_until(self.file.exists, "the scheduler's file")
 
     def worker(self, name: str, **variables: str) -> None:
-        options = ("--nthreads", "1", "--memory-limit", "0", "--no-dashboard", "--host", "127.0.0.1", "--name", name)
+        options = (
+            "--nthreads",
+            "1",
+            "--memory-limit",
+            "0",
+            "--host",
+            "127.0.0.1",
+            "--dashboard-address",
+            "127.0.0.1:0",
+            "--name",
+            name,
+        )
         self.start(name, "distributed.cli.dask_worker", "--scheduler-file", str(self.file), *options, **variables)
 
     def client(self, timeout: float = 30) -> Client:
@@ -126,3 +147,14 @@ def pid_at_work(client: Client, one) -> int | None:
         if any(run_name(one) in str(key) for key in keys):
             return client.run(os.getpid, workers=[address])[address]
     return None
+
+
+def listening(*processes: psutil.Process) -> set[str]:
+    """The addresses that processes and their children listen on."""
+    return {
+        connection.laddr.ip
+        for one in processes
+        for process in (one, *one.children(recursive=True))
+        for connection in process.net_connections("inet")
+        if connection.status == psutil.CONN_LISTEN
+    }

@@ -19,6 +19,7 @@ from lcnn_utils.plan import recorded
 from lcnn_utils.progress import duration
 from lcnn_utils.recipe import METHODS
 from lcnn_utils.state import reached, state_path
+from lcnn_utils.timing import Expectation
 from lcnn_utils.training import fit
 
 SMALL = ("--datasets", "moons", "--set", "epochs=2", "width=4")
@@ -33,7 +34,7 @@ def shipped(store, monkeypatch, tmp_path):
 
 def lcnn(*args: str, workers: str = "1") -> int:
     """The command, by default in this process."""
-    mine = () if {"--plan", "--help", "--scheduler"} & set(args) else ("--workers", workers)
+    mine = () if {"--help", "--scheduler"} & set(args) else ("--workers", workers)
     return cli.main(["sweep", *args, *mine])
 
 
@@ -273,6 +274,13 @@ def test_a_grid_on_two_workers(capsys, monkeypatch):
     assert "dask" not in shown.err.lower(), "none of its logging"
     found = experiments.results()
     assert sorted(zip(found.method, found.lambda_beta, strict=True)) == [("lcnn", 0.01), ("lcnn", 0.02), ("relu", 1e-2)]
+
+
+def test_a_plan_for_two_workers(capsys, monkeypatch):
+    """Three runs of 30 s each, list-scheduled on two workers, take as long as two of them."""
+    monkeypatch.setattr(timing, "probe", lambda *_: Expectation(15.0, "by heart"))
+    assert lcnn("--methods", "relu", "lcnn", "standard", *SMALL, "--plan", workers="2") == 0
+    assert capsys.readouterr().out.endswith("\non 2 workers, each as fast as this machine: 60 s together\n")
 
 
 def test_a_damaged_file_is_told_of(capsys):

@@ -9,10 +9,11 @@ import sys
 from pathlib import Path
 
 import dask
+import psutil
 import pytest
 import yaml
 
-from cluster import PATIENCE, wait_until
+from cluster import PATIENCE, listening, wait_until
 from lcnn_utils.experiments import results
 from lcnn_utils.runtime import PROJECT
 
@@ -57,6 +58,7 @@ def test_by_hand(tmp_path):
     running = [start(scheduler), start(worker), start(worker)]
     try:
         wait_until(lambda: (tmp_path / "log").read_text().count("Registered to:") == 2, "both workers")
+        assert listening(*(psutil.Process(process.pid) for process in running)) == {"127.0.0.1"}
         planned = done(plan)
         assert planned.count("epochs 1–4 of 4") == 6, "as many as the page says"
         swept = done(sweep)

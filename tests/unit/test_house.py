@@ -1,5 +1,6 @@
 """The house: what installs the lab, what it says of itself, and that it names no machine."""
 
+import ast
 import re
 import shutil
 import subprocess
@@ -136,6 +137,49 @@ def test_a_failed_set_up_leaves_no_stamp(tmp_path):
     assert "--require-hashes -r requirements.lock" in done.stderr
     assert (venv / "bin" / "python").exists()
     assert not (venv / ".installed").exists()
+
+
+# -------------------------------------------------------------------------------------------- nothing is executed
+CODE_FROM_FILES = {"pickle", "_pickle", "cPickle", "cloudpickle", "dill", "joblib", "marshal", "shelve", "jsonpickle"}
+
+
+def dangers(source: str) -> list[str]:
+    """What could run code that a file holds: pickles in any form, and text taken as code."""
+    found = []
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            names = [alias.name for alias in node.names] + [getattr(node, "module", "") or ""]
+            found += [name for name in names if name.partition(".")[0] in CODE_FROM_FILES]
+        if isinstance(node, ast.Call):
+            call = ast.unparse(node.func)
+            allowed = {keyword.arg for keyword in node.keywords if ast.unparse(keyword.value) != "False"}
+            if call in ("eval", "exec", "compile", "__import__", "torch.load", "torch.hub.load", "pd.read_pickle"):
+                found.append(call)
+            if call.endswith(("yaml.load", "unsafe_load", "read_pickle", "to_pickle")) or "allow_pickle" in allowed:
+                found.append(ast.unparse(node))
+        if isinstance(node, ast.ImportFrom) and node.module == "torch":
+            found += [f"torch.{alias.name}" for alias in node.names if alias.name == "load"]
+    return found
+
+
+@pytest.mark.parametrize("path", sorted((PROJECT / "lcnn_utils").rglob("*.py")), ids=lambda path: path.stem)
+def test_no_file_of_the_package_unpickles_or_evaluates(path):
+    """Weights are safetensors, the rest is JSON and CSV; CIFAR's pickles are torchvision's, which checks their MD5."""
+    assert dangers(path.read_text(encoding="utf-8")) == []
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "import pickle", "from pickle import loads", "import joblib.numpy_pickle", "def f():\n  import dill as d",
+        "torch.load(p)", "torch.load(p, weights_only=True)", "from torch import load", "eval('1')", "exec(s)",
+        "compile(s, '', 'exec')", "np.load(p, allow_pickle=True)", "np.load(p, allow_pickle=yes)", "pd.read_pickle(p)",
+        "yaml.load(p)", "__import__(name)", "frame.to_pickle(p)",
+    ],
+)  # fmt: skip
+def test_what_is_dangerous_is_found(source):
+    assert dangers(source)
+    assert not dangers("model.eval(); re.compile('x'); torch.compile(model); np.load(p); json.load(p); load_file(p)")
 
 
 # ------------------------------------------------------------------------------------------------ papers and rules

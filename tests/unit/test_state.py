@@ -15,7 +15,7 @@ from safetensors.torch import load_file, safe_open, save_file
 
 from lcnn_utils.objectives import OBJECTIVES
 from lcnn_utils.recipe import Recipe
-from lcnn_utils.state import digest, load_state, locked, read, save_state, state_path, write
+from lcnn_utils.state import Held, digest, load_state, locked, read, save_state, state_path, write
 from lcnn_utils.training import build, fit, made_on, make_optimizer
 
 pytestmark = pytest.mark.usefixtures("store")
@@ -250,6 +250,14 @@ def test_who_waits_says_so(tmp_path, capsys, progress):
     assert order == ["held", "given back", "got"]
     assert capsys.readouterr().out == "another process is training some-run: waiting for it\n" * progress
     assert not path.exists()
+
+
+def test_who_will_not_wait_is_told(tmp_path):
+    path = tmp_path / "some-run.safetensors"
+    with locked(path), pytest.raises(Held, match="some-run"), locked(path, wait=False):
+        pytest.fail("two hold it")
+    with locked(tmp_path / "some-run.safetensors", wait=False):
+        pass
 
 
 def test_another_run_does_not_wait(tmp_path):

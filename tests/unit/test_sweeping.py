@@ -9,7 +9,7 @@ from dataclasses import replace
 import psutil
 import pytest
 
-from cluster import by_hand, calm, epochs_of, everything, some
+from cluster import by_hand, calm, epochs_of, everything, listening, some
 from lcnn_utils import clusters, experiments, sweeping
 from lcnn_utils.experiments import sweep
 from lcnn_utils.state import run_name, state_path
@@ -119,14 +119,7 @@ def test_a_deadline(client):
 
 def test_who_may_listen(client):
     """Scheduler, workers, nannies and dashboard: all on this machine's own address."""
-    here = psutil.Process()
-    found = {
-        connection.laddr.ip
-        for process in (here, *here.children(recursive=True))
-        for connection in process.net_connections("inet")
-        if connection.status == psutil.CONN_LISTEN
-    }
-    assert found == {"127.0.0.1"}
+    assert listening(psutil.Process()) == {"127.0.0.1"}
     assert client.dashboard_link.startswith("http://127.0.0.1:")
 
 
