@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import signal
+import threading
 from pathlib import Path
 
 from dask_jobqueue import SLURMCluster
@@ -19,6 +20,9 @@ def main() -> None:
     parser.add_argument("--scheduler-file", type=Path, default=Path("scheduler.json"))
     parser.add_argument("--show", action="store_true", help="print a job's script, and submit nothing")
     arguments = parser.parse_args()
+    over = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: over.set())
     options = {"host": arguments.host, "dashboard_address": "127.0.0.1:0"}
     with SLURMCluster(scheduler_options=options) as cluster:
         if arguments.show:
@@ -27,7 +31,7 @@ def main() -> None:
         cluster.adapt(minimum=0, maximum=arguments.jobs)
         arguments.scheduler_file.write_text(json.dumps({"address": cluster.scheduler_address}))
         print(f"scheduler at {cluster.scheduler_address}, dashboard: {cluster.dashboard_link}", flush=True)
-        signal.sigwait({signal.SIGINT, signal.SIGTERM})
+        over.wait()
 
 
 if __name__ == "__main__":

@@ -55,8 +55,10 @@ def lab_command(port: int | None, *, browser: bool, root: bool, extra: Sequence[
     return [sys.executable, "-m", "jupyterlab", *kept, *extra]
 
 
-def require_free(port: int) -> None:
-    """Raise unless JupyterLab could listen on ``port`` of this machine.
+def require_free(
+    port: int, way_out: str = "choose another --port, or leave it out and Jupyter takes the next free one"
+) -> None:
+    """Raise unless a program could listen on ``port`` of this machine.
 
     Raises:
         ValueError: not a port number.
@@ -71,9 +73,7 @@ def require_free(port: int) -> None:
             probe.bind(("127.0.0.1", port))
         except OSError as error:
             why = "is taken" if error.errno == errno.EADDRINUSE else f"cannot be used ({error.strerror})"
-            raise OSError(
-                f"port {port} {why}: choose another --port, or leave it out and Jupyter takes the next free one"
-            ) from None
+            raise OSError(f"port {port} {why}: {way_out}") from None
 
 
 def become(command: list[str]) -> int:

@@ -35,9 +35,10 @@ class Cluster:
     def run(self) -> int:
         from .cli import require_free
 
-        for port in (self.port, self.dashboard):
-            require_free(port)
+        for option, port in {"--port": self.port, "--dashboard": self.dashboard}.items():
+            require_free(port, f"choose another {option}")
         from .clusters import LOCALHOST, local, threads
+        from .progress import counted
 
         over = threading.Event()
         signal.signal(signal.SIGTERM, lambda *_: over.set())
@@ -45,7 +46,7 @@ class Cluster:
             self.workers, device=self.device, host=self.host, port=self.port, dashboard=self.dashboard
         ) as client:
             address = client.scheduler.address  # type: ignore[union-attr]
-            print(f"{threads(client)} workers at {address}, dashboard: {client.dashboard_link}")
+            print(f"{counted(threads(client), 'worker')} at {address}, dashboard: {client.dashboard_link}")
             if self.host != LOCALHOST:
                 print(f"whoever can connect to {self.host} can run programs as you: is it behind a firewall?")
             print(f"use it: lcnn sweep … --scheduler {address}    (end it: Ctrl-C)", flush=True)

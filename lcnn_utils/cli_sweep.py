@@ -89,12 +89,8 @@ class Sweep:
 
                 client = stack.enter_context(join(self.scheduler))
             until = float("inf") if self.minutes is None else begun + 60 * self.minutes
-            told = lambda outcome: say(outcome_text(outcome))
-            outcomes = sweep(recipes, client, workers=self.workers, device=self.device, until=until, told=told)
+            outcomes = sweep(recipes, client, workers=self.workers, device=self.device, until=until, told=report)
         print(summary(outcomes))
-        for outcome in outcomes:
-            if outcome.error is not None and outcome.traceback:
-                print(f"\n{name(outcome.recipe)}\n{outcome.traceback}", file=sys.stderr)
         return 1 if any(outcome.error for outcome in outcomes) else 0
 
     def show(self, recipes: list[Recipe]) -> int:
@@ -131,12 +127,14 @@ def grid(points: tuple[str, ...], changes: Mapping[str, object]) -> dict[str, li
     return found
 
 
-def say(line: str) -> None:
-    """Print a line above the bar that shows how far the sweep is."""
+def report(outcome: Outcome) -> None:
+    """Print what came of a run above the bar that shows how far the sweep is; its traceback on stderr."""
     from tqdm import tqdm
 
-    tqdm.write(line, file=sys.stdout)
+    tqdm.write(outcome_text(outcome), file=sys.stdout)
     sys.stdout.flush()
+    if outcome.traceback:
+        tqdm.write(outcome.traceback, file=sys.stderr)
 
 
 def name(recipe: Recipe) -> str:
@@ -144,15 +142,10 @@ def name(recipe: Recipe) -> str:
     return f"{recipe.dataset:<9} {recipe.method:<13} seed {recipe.seed:<2}"
 
 
-def counted(n: int, what: str) -> str:
-    """``1 run``, ``2 runs``."""
-    return f"{n} {what}{'s' * (n != 1)}"
-
-
 def plan_text(recipes: Sequence[Recipe], parts: Sequence[Part], minutes: float) -> str:
     """What is done, and the pieces of what is left."""
     from .plan import pieces, recorded
-    from .progress import duration
+    from .progress import counted, duration
 
     left, lines = {part.recipe for part in parts}, []
     for one in recipes:
@@ -193,6 +186,8 @@ def summary(outcomes: Sequence[Outcome]) -> str:
     """How much is done, and what is left."""
     failed = sum(outcome.error is not None for outcome in outcomes)
     left = [o for o in outcomes if o.run is None and o.error is None]
+    from .progress import counted
+
     text = f"{len(outcomes) - failed - len(left)} of {len(outcomes)} runs done"
     if failed:
         text += f", {failed} failed"

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
+from urllib.parse import urlsplit
 
 import dask
 import torch
@@ -13,9 +16,11 @@ from dask.system import CPU_COUNT
 from distributed import Client, Nanny, Scheduler, SpecCluster
 from distributed.system import MEMORY_LIMIT
 
+from . import strict
 from .runtime import pick_device
 
 LOCALHOST = "127.0.0.1"
+PATIENCE = 30.0  # seconds for a scheduler to answer, or to be there again
 EACH = 2 << 30  # bytes of memory that a process should find
 # a worker has one task at a time: the others wait with the scheduler, where any worker that gets free can have them
 SETTINGS = {"distributed.scheduler.worker-saturation": 1.0}
@@ -35,10 +40,18 @@ def threads_each() -> int:
     return int(text)
 
 
+def gpus(device: torch.device) -> list[str]:
+    """Those that a sweep on ``device`` may use: all of them, or the one it names (``cuda:1``); none on a CPU."""
+    if device.type != "cuda":
+        return []
+    return visible_gpus() if device.index is None else [visible_gpus()[device.index]]
+
+
 def fitting(device: str | torch.device | None = None) -> int:
     """How many processes this machine has room for: one for each GPU, or for each group of cores and 2 GiB."""
-    if pick_device(device).type == "cuda":
-        return len(visible_gpus())
+    chosen = pick_device(device)
+    if chosen.type == "cuda":
+        return len(gpus(chosen))
     return max(1, min(CPU_COUNT // threads_each(), int(MEMORY_LIMIT // EACH)))
 
 
@@ -67,13 +80,13 @@ def local(
     chosen, count = pick_device(device), fitting(device) if workers is None else workers
     if count < 1:
         raise ValueError(f"workers must be at least 1, got {count}")
-    gpus = visible_gpus() if chosen.type == "cuda" else []
+    names = gpus(chosen)
     options = {"nthreads": 1, "host": host, "memory_limit": 0, "dashboard": False, "silence_logs": logging.ERROR}
     options |= {"preload": ["lcnn_utils.task"]}
     variables = {name: str(threads_each()) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")}
     specs = {}
     for index in range(count):
-        own = {"CUDA_VISIBLE_DEVICES": gpus[index % len(gpus)]} if gpus else {}
+        own = {"CUDA_VISIBLE_DEVICES": names[index % len(names)], "LCNN_DEVICE": "cuda"} if names else {}
         specs[index] = {"cls": Nanny, "options": options | {"env": variables | own}}
     bind = {"host": host, "port": port, "dashboard_address": f"{host}:{dashboard}"}
     with dask.config.set(SETTINGS):
@@ -84,19 +97,22 @@ def local(
         yield client
 
 
-def join(address: str, patience: float = 10.0) -> Client:
+def join(address: str) -> Client:
     """A client of the scheduler at ``address`` (``tcp://HOST:PORT``, or a scheduler file that ends in .json).
 
     Raises:
         RuntimeError: nobody answers there.
     """
+    place = address
     try:
-        if not address.endswith(".json"):
-            return Client(address, timeout=patience)
-        if not os.path.exists(address):  # Dask would wait for it for ever
-            raise FileNotFoundError("there is no such file")
-        return Client(scheduler_file=address, timeout=patience)
-    except (OSError, ValueError) as error:
+        if address.endswith(".json"):
+            found = strict.loads(strict.content(Path(address)))
+            strict.require(isinstance(found, dict) and strict.is_text(found.get("address")), "it has no address")
+            place = found["address"]
+        parts = urlsplit(place if "://" in place else f"tcp://{place}")
+        socket.create_connection((parts.hostname or "", parts.port or 8786), timeout=PATIENCE).close()
+        return Client(place, timeout=PATIENCE)
+    except (OSError, ValueError, RecursionError) as error:
         raise RuntimeError(
             f"no scheduler answers at {address} ({error}): start one (cluster/README.md says how), or leave --scheduler"
             " out to use this machine"
@@ -104,5 +120,5 @@ def join(address: str, patience: float = 10.0) -> Client:
 
 
 def threads(client: Client) -> int:
-    """How many recipes a cluster trains at a time."""
-    return sum(worker["nthreads"] for worker in client.scheduler_info(n_workers=-1)["workers"].values())
+    """How many recipes a cluster trains at a time: one a worker, however many threads that has."""
+    return len(client.scheduler_info(n_workers=-1)["workers"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter, deque
 from collections.abc import Mapping
 from statistics import fmean, median
 from typing import Any
@@ -10,6 +11,13 @@ from .recipe import Recipe
 from .splits import steps_an_epoch
 from .state import run_name
 from .timing import kind
+
+KEPT = 100  # times of a kind of recipe, the newest
+
+
+def counted(n: int, what: str) -> str:
+    """``1 run``, ``2 runs``."""
+    return f"{n} {what}{'s' * (n != 1)}"
 
 
 def duration(seconds: float) -> str:
@@ -29,8 +37,8 @@ class Progress:
     def __init__(self, recipes: Mapping[Recipe, int]):
         self.recipes = {run_name(one): one for one in recipes}
         self.epochs = {run_name(one): done for one, done in recipes.items()}
-        self.ended: dict[str, bool] = {}  # name: whether it failed
-        self.seconds: dict[tuple, list[float]] = {}  # kind of recipe: of a step
+        self.ended: dict[str, str] = {}  # name: "done", "failed" or "stopped"
+        self.seconds: dict[tuple, deque[float]] = {}  # kind of recipe: of a step
         self.begun: set[str] = set()
         self.workers = 0
 
@@ -41,12 +49,12 @@ class Progress:
             one = self.recipes[name]
             self.epochs[name] = event["epoch"]
             if name in self.begun or one.epochs == 1:  # a first epoch has the start in it
-                self.seconds.setdefault(kind(one), []).append(event["seconds"] / steps_an_epoch(one))
+                self.seconds.setdefault(kind(one), deque(maxlen=KEPT)).append(event["seconds"] / steps_an_epoch(one))
             self.begun.add(name)
 
-    def end(self, one: Recipe, failed: bool) -> None:
-        """A recipe came back."""
-        self.ended[run_name(one)] = failed
+    def end(self, one: Recipe, done: bool, failed: bool) -> None:
+        """A recipe came back: done, failed, or stopped."""
+        self.ended[run_name(one)] = "failed" if failed else "done" if done else "stopped"
 
     def left(self) -> float | None:
         """Seconds that are left; None before any recipe's second epoch is over.
@@ -54,9 +62,9 @@ class Progress:
         The epochs that are missing, by the median step of those of their kind (or the mean of all kinds'), shared
         among the workers; not less than the longest run that is left.
         """
-        if not self.seconds:
+        rates = {which: median(list(values)) for which, values in list(self.seconds.items())}  # told by another thread
+        if not rates:
             return None
-        rates = {which: median(values) for which, values in self.seconds.items()}
         typical = fmean(rates.values())
         times = [
             (one.epochs - self.epochs[name]) * steps_an_epoch(one) * rates.get(kind(one), typical)
@@ -67,10 +75,10 @@ class Progress:
 
     def text(self) -> str:
         """``3 of 12 done, 2 running, 1 failed, about 40 s left``."""
-        failed = sum(self.ended.values())
+        ends = Counter(self.ended.values())
         waiting = len(self.recipes) - len(self.ended)
-        parts = [f"{len(self.ended) - failed} of {len(self.recipes)} done", f"{min(self.workers, waiting)} running"]
-        parts += [f"{failed} failed"] if failed else []
+        parts = [f"{ends['done']} of {len(self.recipes)} done", f"{min(self.workers, waiting)} running"]
+        parts += [f"{ends[how]} {how}" for how in ("failed", "stopped") if ends[how]]
         left = self.left()
         if waiting and not self.workers:
             parts.append("waiting for a worker")

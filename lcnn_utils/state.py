@@ -164,10 +164,7 @@ def load_state(
     try:
         return restore(*read(path), recipe, model, momenta, generator)
     except DAMAGE as error:
-        raise RuntimeError(
-            f"{path} is damaged or of another version ({str(error).splitlines()[0]}): "
-            "delete it, or call fit(…, resume=False) to train anew"
-        ) from None
+        raise Damaged(path, error, "delete it, or call fit(…, resume=False) to train anew") from None
 
 
 def restore(

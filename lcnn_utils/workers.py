@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import threading
 import time
 from typing import Any
 
@@ -16,19 +17,21 @@ from distributed import Variable, get_client, get_worker
 from distributed.core import Status
 
 from . import __version__, experiments, merge
-from .plan import Outcome, TimeIsUp, attempt, stopper
+from .plan import Outcome, TimeIsUp, attempt, set_aside, stopper
 from .recipe import Recipe
 from .runtime import store_root
-from .state import DAMAGE, run_name, state_path
+from .state import DAMAGE, Damaged, run_name, state_path
 from .task import waits
 
 TOPIC = "lcnn-sweep"  # of the events: {"run": name, "epoch": n, "seconds": that it took}
 SHARE = 0.05  # of a training's time that may go into sending its state
-Answer = dict[str, Any]  # epochs, record (bytes or None), state (bytes or None), error, traceback, notes, stopped
+Answer = dict[str, Any]  # epochs, record and state (bytes or None), error, traceback, notes; stopped, unfit (address)
+ONE_AT_A_TIME = threading.Lock()
+BEGUN: set[str] = set()  # tokens of the sweeps that this process has trained for
 
 
 def identity() -> str:
-    """What tells our store from every other, its copies included: where its file ``runs/.store`` lies on its disk.
+    """What tells our store from most others, its copies included: where its file ``runs/.store`` lies on its disk.
 
     Raises:
         OSError: the store cannot be written.
@@ -45,24 +48,41 @@ def identity() -> str:
     return f"{found.st_ino:x}-{found.st_mtime_ns:x}"
 
 
-def work(fields: dict[str, Any], *, version: str, store: str, until: float | None, device: str | None) -> Answer:
+def sees(token: str) -> bool:
+    """Whether our store is the one that has this token (``dispatch.mark``) in it.
+
+    Raises:
+        OSError: the store cannot be written.
+    """
+    identity()
+    return (store_root() / "runs" / f".sweep-{token}").exists()
+
+
+def work(fields: dict[str, Any], *, version: str, token: str, until: float | None, device: str | None) -> Answer:
     """Train and measure a recipe, as a task of Dask; whatever goes wrong is in the answer.
+
+    A process trains one recipe at a time, as many threads as Dask may give it: they would draw from one generator.
 
     Args:
         fields: of the recipe. version: of the client's ``lcnn_utils``, which must be ours.
-        store: :func:`identity` of the client's store.
-        until: no epoch is begun that would end later (by ``time.time``).
+        token: of ``dispatch.mark``, which lies in the client's store.
+        until: no epoch is begun that would end later (by ``time.time``), but one by each process and token.
         device: None is the worker's choice.
     """
     if version != __version__:
-        return failure(f"the worker has lcnn_utils {__version__}, the client {version}: install the same on both")
+        why = f"the worker has lcnn_utils {__version__}, the client {version}: install the same on both"
+        return failure(why, get_worker().address)
+    with ONE_AT_A_TIME:
+        return _work(Recipe(**fields), token, until, device)
+
+
+def _work(one: Recipe, token: str, until: float | None, device: str | None) -> Answer:
     try:
-        one = Recipe(**fields)
-        mail = None if identity() == store else Mail(one)
+        mail = None if sees(token) else Mail(one)
         if mail:
             mail.collect()
     except Exception as error:  # of the worker's disk or its connection
-        return failure(f"{type(error).__name__}: {error}")
+        return failure(f"{type(error).__name__}: {error}", get_worker().address)
     begun, stop, wanted = time.perf_counter(), stopper(one, deadline(until)), _wanted()
     stopped = False
 
@@ -71,14 +91,19 @@ def work(fields: dict[str, Any], *, version: str, store: str, until: float | Non
         now = time.perf_counter()
         tell(one, len(history), now - begun)
         begun = now
-        if mail:
-            mail.leave(len(history))
-        if len(history) < one.epochs and not wanted():
-            stopped = True
-            raise TimeIsUp
+        if len(history) < one.epochs:  # the last state goes back with the answer
+            stopped = not wanted()
+            if mail:
+                mail.leave(always=stopped)
+            if stopped:
+                raise TimeIsUp
         stop(history)
 
-    ready = lambda: time.monotonic() < deadline(until)
+    def ready() -> bool:
+        first = token not in BEGUN
+        BEGUN.add(token)
+        return first or time.monotonic() < deadline(until)
+
     return answer(attempt(one, device=device, watch=watch, ready=ready), mail is not None) | {"stopped": stopped}
 
 
@@ -87,9 +112,10 @@ def deadline(until: float | None) -> float:
     return math.inf if until is None else time.monotonic() + until - time.time()
 
 
-def failure(message: str) -> Answer:
-    """The answer of a worker that could not begin."""
-    return {"epochs": 0, "record": None, "state": None, "error": message, "traceback": "", "notes": ()}
+def failure(message: str, unfit: str | None = None) -> Answer:
+    """The answer of a worker that could not begin; ``unfit`` is its address, if another one may be able to."""
+    answer = {"epochs": 0, "record": None, "state": None, "error": message, "traceback": "", "notes": ()}
+    return answer | {"unfit": unfit}
 
 
 def answer(outcome: Outcome, with_state: bool) -> Answer:
@@ -132,18 +158,23 @@ class Mail:
         self.sent, self.cost = -math.inf, 0.0
 
     def collect(self) -> None:
-        """Go on from the state that lies there, if it is further along than the one in this worker's store."""
-        if self.client.run_on_scheduler(waits, self.variable.name):
+        """Go on from the state that lies there, if it is further along than the one in our store."""
+        if not self.client.run_on_scheduler(waits, self.variable.name):
+            return
+        with contextlib.suppress(TimeoutError, OSError, *DAMAGE):  # somebody took it, or it is damaged: go on without
             state = self.variable.get(timeout=10)
-            with contextlib.suppress(*DAMAGE):  # what is wrong with it isn't the recipe's fault: train without
+            try:
+                merge.take_run(self.name, None, state, experiments.places()[1])
+            except Damaged as error:  # ours is
+                set_aside(error.path)
                 merge.take_run(self.name, None, state, experiments.places()[1])
 
-    def leave(self, epoch: int) -> None:
-        """Put the state there, unless that would take more than a twentieth of the time (the last one goes back with
-        the answer)."""
-        if epoch < self.recipe.epochs and time.perf_counter() - self.sent >= self.cost / SHARE:
+    def leave(self, always: bool = False) -> None:
+        """Put our state there, unless sending would then take more than a twentieth of the time."""
+        if always or time.perf_counter() - self.sent >= self.cost / SHARE:
             begun = time.perf_counter()
-            self.variable.set(state_path(self.recipe).read_bytes())
+            with contextlib.suppress(TimeoutError, OSError):  # it is there for the case of a loss only
+                self.variable.set(state_path(self.recipe).read_bytes())
             self.sent = time.perf_counter()
             self.cost = self.sent - begun
 

@@ -203,7 +203,7 @@ def nothing(recipe: dict[str, Any], **told: Any) -> dict[str, Any]:
 
 def overhead(client: Client, runs: int = 300) -> float:
     """Seconds a run that a sweep spends on handing it out and taking it back, over so many tasks that do nothing."""
-    from ..sweeping import distribute
+    from ..dispatch import distribute
 
     recipes = [Recipe(seed=seed) for seed in range(runs)]
     list(distribute(client, recipes[:20], task=nothing))  # isn't counted: workers import what they need

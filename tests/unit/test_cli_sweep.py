@@ -301,7 +301,7 @@ def test_a_cluster_of_one_machine(store, tmp_path):
     )
     try:
         up, use = process.stdout.readline(), process.stdout.readline()
-        address = re.fullmatch(rf"1 workers at (tcp://127.0.0.1:{command[7]}), dashboard: http://127.0.0.1:.*\n", up)[1]
+        address = re.fullmatch(rf"1 worker at (tcp://127.0.0.1:{command[7]}), dashboard: http://127.0.0.1:.*\n", up)[1]
         assert f"--scheduler {address} " in use
         assert lcnn("--methods", "relu", *SMALL, "--scheduler", address) == 0
         assert recorded(small("relu"))
@@ -317,8 +317,9 @@ def test_a_port_that_is_taken(capsys):
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
-        assert cli.main(["cluster", "--port", str(port)]) == 1
-    assert capsys.readouterr().err.startswith(f"lcnn: port {port} is taken: choose another --port")
+        for option in ("--port", "--dashboard"):
+            assert cli.main(["cluster", "--port", free(), "--dashboard", free(), option, str(port)]) == 1
+            assert capsys.readouterr().err == f"lcnn: port {port} is taken: choose another {option}\n"
 
 
 def free() -> str:

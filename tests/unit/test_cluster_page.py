@@ -110,6 +110,9 @@ def test_the_manifest_of_kubernetes():
     for name in ("lcnn-scheduler", "lcnn-worker"):
         spec = kinds["Deployment", name]
         assert spec["selector"]["matchLabels"] == spec["template"]["metadata"]["labels"]
+    both = {"matchExpressions": [{"key": "app", "operator": "In", "values": ["lcnn-scheduler", "lcnn-worker"]}]}
+    policy = kinds["NetworkPolicy", "lcnn"]
+    assert policy == {"podSelector": both, "ingress": [{"from": [{"podSelector": both}]}]}, "nobody else gets in"
     (worker,) = kinds["Deployment", "lcnn-worker"]["template"]["spec"]["containers"]
     assert f"tcp://lcnn-scheduler:{service['ports'][0]['port']}" in worker["args"]
 

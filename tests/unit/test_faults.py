@@ -9,10 +9,10 @@ import threading
 import time
 
 import pytest
-from cluster import PATIENCE, by_hand, calm, epochs_of, everything, pid_at_work, some, wait_until
 from helpers import small_disk
 
-from lcnn_utils import experiments
+from cluster import PATIENCE, by_hand, calm, epochs_of, everything, pid_at_work, some, wait_until
+from lcnn_utils import clusters, experiments
 from lcnn_utils.state import run_name, state_path
 from lcnn_utils.sweeping import sweep
 from lcnn_utils.workers import TOPIC
@@ -94,7 +94,11 @@ def require_calm(recipes, outcomes, monkeypatch, folder):
     assert found == calm(recipes, monkeypatch, folder / "calm")
     for outcome in outcomes:
         assert outcome.run.metrics == found[run_name(outcome.recipe)][0]["metrics"]
-    left = [path.name for path in state_path(recipes[0]).parent.glob(".*") if path.name != ".store"]
+    left = [
+        path.name
+        for path in state_path(recipes[0]).parent.glob(".*")
+        if not path.name.startswith((".store", ".sweep-"))
+    ]
     assert left == [], "half-written files"
 
 
@@ -161,20 +165,24 @@ def test_a_full_disk(monkeypatch, tmp_path):
     require_calm(recipes, outcomes, monkeypatch, tmp_path)
 
 
-@pytest.mark.parametrize("what", ["state", "record"])
+@pytest.mark.parametrize("what", ["state", "flipped", "record"])
 def test_a_damaged_file(client, monkeypatch, tmp_path, what):
-    recipes = some("lcnn", "relu", seeds=(3 + (what == "record"),), epochs=10)
-    if what == "state":
+    recipes = some("lcnn", "relu", seeds=({"state": 3, "flipped": 4, "record": 12}[what],), epochs=10)
+    if what != "record":
         sweep(recipes, None, workers=1, until=time.monotonic(), **NO_MORE)
         path = state_path(recipes[0])
     else:
         sweep(recipes, None, workers=1, **NO_MORE)
         path = state_path(recipes[0]).with_suffix(".json")
     content = path.read_bytes()
-    path.write_bytes(content[: len(content) // 2])
+    damaged = content[: len(content) // 2]
+    if what == "flipped":  # one bit of the weights: the head is whole
+        damaged = content[:-100] + bytes([content[-100] ^ 1]) + content[-99:]
+    path.write_bytes(damaged)
     outcomes = Sweep(recipes, client).result()
     require_calm(recipes, outcomes, monkeypatch, tmp_path)
-    assert (path.parent / "damaged" / path.name).read_bytes() == content[: len(content) // 2]
+    assert (path.parent / "damaged" / path.name).read_bytes() == damaged
+    assert [len(outcome.notes) for outcome in outcomes] == [1, 0], "it is said"
 
 
 def command(cluster, recipes, **variables):
@@ -232,12 +240,16 @@ def test_a_sweep_that_another_one_leaves(cluster, client, monkeypatch, tmp_path)
     assert told(client, recipes[0]) == list(range(1, 61)), "every epoch once"
 
 
-def test_overlapping_sweeps_of_two_clusters(cluster, client, monkeypatch, tmp_path):
-    """Two schedulers that know nothing of each other, and one store."""
+def test_overlapping_sweeps_of_two_clusters(client, monkeypatch, tmp_path, home):
+    """Two schedulers that know nothing of each other, and one store: every epoch is trained once."""
     recipes = some("lcnn", "standard", seeds=(9, 10))
-    first, second = Sweep(recipes, client), Sweep(recipes, None, workers=2)
-    require_calm(recipes, first.result(), monkeypatch, tmp_path)
-    assert [outcome.error for outcome in second.result()] == [None] * len(recipes)
+    with clusters.local(2, device="cpu") as other:
+        first, second = Sweep(recipes, client), Sweep(recipes, other)
+        outcomes = first.result()
+        assert [outcome.error for outcome in second.result()] == [None] * len(recipes)
+        for one in recipes:
+            assert sorted(told(client, one) + told(other, one)) == list(range(1, 21))
+    require_calm(recipes, outcomes, monkeypatch, tmp_path)
 
 
 def test_workers_without_our_store(monkeypatch, tmp_path):

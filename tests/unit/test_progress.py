@@ -1,5 +1,6 @@
 """How far a sweep is, and how long it will take."""
 
+import threading
 from dataclasses import replace
 
 import pytest
@@ -42,10 +43,10 @@ def test_the_time_that_is_left():
     progress.workers = 2
     assert progress.left() == pytest.approx(10 * 2.0), "the longest run takes longer than its share"
     assert progress.text() == "0 of 2 done, 2 running, about 20 s left"
-    progress.end(TWO, failed=True)
+    progress.end(TWO, done=False, failed=True)
     assert progress.left() == pytest.approx(6 * 2.0)
     assert progress.text() == "0 of 2 done, 1 running, 1 failed, about 12 s left"
-    progress.end(ONE, failed=False)
+    progress.end(ONE, done=True, failed=False)
     assert progress.text() == "1 of 2 done, 0 running, 1 failed"
 
 
@@ -63,7 +64,7 @@ def test_other_kinds_and_other_sweeps():
 def test_runs_of_one_epoch():
     one = replace(ONE, epochs=1)
     progress = told(Progress({one: 0, replace(one, seed=1): 0}), epoch(one, 1, 4.0))
-    progress.end(one, failed=False)
+    progress.end(one, done=True, failed=False)
     assert progress.left() == pytest.approx(4.0)
 
 
@@ -76,7 +77,7 @@ def test_whatever_is_told(events, ended, workers):
     progress.workers = workers
     told(progress, *(epoch(recipes[seed], number, seconds) for seed, number, seconds in events))
     for seed in ended:
-        progress.end(recipes[seed], failed=seed % 2 == 0)
+        progress.end(recipes[seed], done=seed % 2 == 1, failed=seed % 4 == 0)
     left = progress.left()
     assert left is None or left >= 0
     if len(ended) == 6:
@@ -89,3 +90,21 @@ def test_whatever_is_told(events, ended, workers):
 @pytest.mark.parametrize(("seconds", "text"), [(3.0, "3 s"), (119.4, "119 s"), (150, "2.5 min"), (9000, "2.5 h")])
 def test_durations(seconds, text):
     assert duration(seconds) == text
+
+
+def test_stopped_ones_are_not_done():
+    progress = Progress({ONE: 0, TWO: 0})
+    progress.end(ONE, done=False, failed=False)
+    assert progress.text().startswith("0 of 2 done, 0 running, 1 stopped")
+
+
+def test_it_is_told_by_another_thread():
+    """The client's thread adds kinds of recipes while ours looks at them."""
+    recipes = [replace(ONE, width=width) for width in range(1, 3000)]
+    progress = Progress(dict.fromkeys(recipes, 0))
+    thread = threading.Thread(target=lambda: told(progress, *(epoch(one, n, 1.0) for one in recipes for n in (1, 2))))
+    thread.start()
+    while thread.is_alive():
+        progress.left()
+        list(progress.seconds)
+    assert progress.left() == pytest.approx(8.0 * len(recipes))

@@ -8,9 +8,11 @@ from dataclasses import replace
 
 import psutil
 import pytest
+import torch
+from distributed import Client
 
 from cluster import by_hand, calm, epochs_of, everything, listening, some
-from lcnn_utils import clusters, experiments, sweeping
+from lcnn_utils import clusters, dispatch, experiments, sweeping, workers
 from lcnn_utils.experiments import sweep
 from lcnn_utils.state import run_name, state_path
 from lcnn_utils.workers import TOPIC, identity
@@ -89,7 +91,7 @@ def test_one_that_fails_ends_no_other(client):
 
 def test_an_error_of_any_kind_is_an_outcome(client, monkeypatch):
     (one,) = some("relu", seeds=(3,), epochs=2)
-    monkeypatch.setattr(sweeping, "__version__", "0.0.9")
+    monkeypatch.setattr(dispatch, "__version__", "0.0.9")
     (outcome,) = swept([one], client)
     assert "the worker has lcnn_utils 0.1.0, the client 0.0.9: install the same on both" in str(outcome.error)
     monkeypatch.undo()
@@ -124,8 +126,6 @@ def test_who_may_listen(client):
 
 
 def test_threads_that_do_not_fight(client):
-    import torch
-
     assert set(client.run(torch.get_num_threads).values()) == {1}
     assert clusters.threads(client) == 2
 
@@ -148,12 +148,15 @@ def test_the_scheduler_needs_no_torch():
 @pytest.mark.parametrize(("address", "says"), [
     ("tcp://127.0.0.1:9", "no scheduler answers at tcp://127.0.0.1:9 .*: start one .* or leave --scheduler"),
     ("nowhere.json", "no scheduler answers at nowhere.json"),
+    *[(f"{name}.json", f"no scheduler answers at {name}.json") for name in ("empty", "list", "deep", "text")],
     ("what is this", "no scheduler answers at what is this"),
 ])  # fmt: skip
 def test_a_scheduler_that_is_not_there(address, says, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    for name, content in (("empty", "{}"), ("list", "[]"), ("deep", "[" * 100_000), ("text", "hello")):
+        (tmp_path / f"{name}.json").write_text(content)
     with pytest.raises(RuntimeError, match=says):
-        clusters.join(address, patience=0.5)
+        clusters.join(address)
 
 
 def test_wrong_numbers_of_workers(monkeypatch):
@@ -165,6 +168,11 @@ def test_wrong_numbers_of_workers(monkeypatch):
         swept(recipes)
 
 
+def test_a_client_and_workers(client):
+    with pytest.raises(ValueError, match="give a client that is not asynchronous, or a number of workers, not both"):
+        swept([], client, workers=2)
+
+
 def test_how_many_fit(monkeypatch):
     monkeypatch.setenv("LCNN_DEVICE", "cpu")
     monkeypatch.setattr(clusters, "CPU_COUNT", 16)
@@ -172,16 +180,17 @@ def test_how_many_fit(monkeypatch):
         monkeypatch.setenv("OMP_NUM_THREADS", threads)
         monkeypatch.setattr(clusters, "MEMORY_LIMIT", memory << 30)
         assert clusters.fitting() == expected, (threads, memory)
-    monkeypatch.setattr(clusters, "pick_device", lambda _: __import__("torch").device("cuda"))
+    monkeypatch.setattr(clusters, "pick_device", lambda _: torch.device("cuda"))
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,5,7")
     assert clusters.fitting() == 3, "a process a GPU"
     assert clusters.visible_gpus() == ["2", "5", "7"]
+    assert clusters.gpus(torch.device("cuda:1")) == ["5"], "the one that is named"
 
 
 def test_every_process_has_its_own_gpu(monkeypatch):
     """Without GPUs here: what the processes of a machine with two would be told."""
     seen = []
-    monkeypatch.setattr(clusters, "pick_device", lambda _: __import__("torch").device("cuda"))
+    monkeypatch.setattr(clusters, "pick_device", lambda _: torch.device("cuda"))
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,6")
     monkeypatch.setattr(
         clusters, "SpecCluster", lambda workers, **_: seen.append(workers) or (_ for _ in ()).throw(OSError("seen"))
@@ -214,5 +223,84 @@ def test_a_worker_that_dies_of_a_recipe(monkeypatch, tmp_path):
 def test_a_small_line_says_how_far_it_is(client, capsys):
     swept(some("relu", seeds=(10,), epochs=3), client, progress=True)
     out, err = capsys.readouterr()
-    assert out == f"1 runs on 2 workers, dashboard: {client.dashboard_link}\n"
+    assert out == f"1 run on 2 workers, dashboard: {client.dashboard_link}\n"
     assert "0 of 1 done, 1 running" in err
+
+
+def test_workers_with_several_threads(monkeypatch, tmp_path):
+    """A process trains one recipe at a time, whatever Dask allows it: two would draw from one generator."""
+    monkeypatch.setenv("LCNN_STORE", str(tmp_path / "store"))
+    recipes = some("relu", "lcnn", "standard", seeds=(0, 1), epochs=2)
+    with Client(n_workers=1, threads_per_worker=4, dashboard_address="127.0.0.1:0", set_as_default=False) as made:
+        outcomes = swept(recipes, made)
+    assert [outcome.error for outcome in outcomes] == [None] * 6
+    assert {run_name(one): everything(one) for one in recipes} == calm(recipes, monkeypatch, tmp_path / "calm")
+
+
+def test_a_cold_start_with_a_deadline(monkeypatch, tmp_path):
+    """Even when importing takes longer than there is time: every call gets on."""
+    monkeypatch.setenv("LCNN_STORE", str(tmp_path))
+    recipes = some("relu", "lcnn", epochs=30)
+    first = swept(recipes, workers=2, until=time.monotonic())
+    assert all(outcome.epochs >= 1 for outcome in first)
+    assert all(outcome.run is None for outcome in first)
+
+
+def test_a_deadline_without_workers(monkeypatch, tmp_path):
+    monkeypatch.setattr(dispatch, "GRACE", 0.5)
+    monkeypatch.setenv("LCNN_STORE", str(tmp_path / "store"))
+    with by_hand(tmp_path, tmp_path / "store", workers=0) as made, made.client() as alone:
+        (outcome,) = swept(some("relu"), alone, until=time.monotonic() + 1)
+    assert (outcome.epochs, outcome.run, outcome.error) == (0, None, None)
+
+
+def test_an_unfit_worker_swallows_nothing(monkeypatch, tmp_path):
+    """Its store cannot be written: what it is given goes to the other one."""
+    (tmp_path / "file").write_text("in the way")
+    recipes = some("relu", "lcnn", "standard", seeds=(0, 1), epochs=2)
+    monkeypatch.setenv("LCNN_STORE", str(tmp_path / "store"))
+    swept(recipes[:1], workers=1, until=time.monotonic())  # one is begun
+    with by_hand(tmp_path, tmp_path / "store", workers=0) as made:
+        made.worker("unfit", LCNN_STORE=str(tmp_path / "file" / "store"))
+        made.worker("fit")
+        with made.client() as both:
+            both.wait_for_workers(2, timeout=60)
+            outcomes = swept(recipes, both)
+            assert [outcome.error for outcome in outcomes] == [None] * 6
+            made.kill("fit")
+            (failed,) = swept(some("gradreg"), both)
+    assert "NotADirectoryError" in str(failed.error)
+    assert "set LCNN_STORE" in str(failed.error)
+
+
+def test_a_clone_of_a_store_is_another_store(monkeypatch, tmp_path):
+    """As containers of one image have: the same inode, the same time; but no token."""
+    monkeypatch.setattr(dispatch, "identity", lambda: "the same everywhere")
+    recipes = some("relu", epochs=3)
+    monkeypatch.setenv("LCNN_STORE", str(tmp_path / "mine"))
+    with by_hand(tmp_path, tmp_path / "theirs", workers=1) as made, made.client() as theirs:
+        (outcome,) = swept(recipes, theirs)
+    assert outcome.error is None
+    assert everything(recipes[0]) == calm(recipes, monkeypatch, tmp_path / "calm")[run_name(recipes[0])]
+
+
+def test_a_state_that_is_further_along_is_not_written_over(monkeypatch, tmp_path):
+    """What a stopped sweep left with the scheduler goes on, though our own store is behind."""
+    (one,) = some("lcnn", epochs=60)
+    monkeypatch.setenv("LCNN_STORE", str(tmp_path / "mine"))
+    swept([one], workers=1, until=time.monotonic())
+    behind = state_path(one).read_bytes()
+    monkeypatch.setenv("LCNN_STORE", str(tmp_path / "further"))
+    swept([one], workers=1, until=time.monotonic() + 1.5)
+    further = epochs_of(one)
+    assert 1 < further < 60
+    with by_hand(tmp_path, tmp_path / "theirs", workers=1) as made, made.client() as theirs:
+        workers.Mail(one, theirs).leave(always=True)
+        monkeypatch.setenv("LCNN_STORE", str(tmp_path / "mine"))
+        assert state_path(one).read_bytes() == behind
+        (outcome,) = swept([one], theirs)
+        told = [event["epoch"] for event in events(theirs, one)]
+        left = theirs.run_on_scheduler(lambda dask_scheduler: dict(dask_scheduler.extensions["variables"].variables))
+    assert outcome.run is not None
+    assert told == list(range(further + 1, 61))
+    assert left == {}, "nothing stays with the scheduler"
