@@ -1,4 +1,4 @@
-"""What a sweep over a cluster costs and gains: `python benchmarks/sweeps.py` (about five minutes, on a quiet machine).
+"""What a sweep over a cluster costs and gains: `python benchmarks/sweeps.py` (about eight minutes, on a quiet machine).
 
 `overhead`: 10,000 recipes that do nothing. `slots`: naps on up to 1,000 slots, beside the model on paper
 (`studies.scaling`). `gain`: the same recipes on one worker and on two, in turn, one thread each; beside it what two
@@ -31,8 +31,8 @@ from lcnn_utils.studies.scaling import makespan
 
 COMMAND = "python benchmarks/sweeps.py"
 NOTHING: dict[str, Any] = {"epochs": 1, "record": None, "state": None, "error": None, "traceback": "", "notes": ()}
-ROUNDS = 5
-RECIPES = 8  # a round
+ROUNDS = 3
+RECIPES = 4  # a round
 EPOCHS = 4
 PLAIN = f"""import sys
 from lcnn_utils.experiments import recipe, run
@@ -86,7 +86,11 @@ def slots() -> None:
         options = {"nthreads": 50, "memory_limit": 0, "dashboard": False, "silence_logs": logging.ERROR}
         scheduler = {"cls": Scheduler, "options": {"protocol": "inproc://", "dashboard_address": "127.0.0.1:0"}}
         specs = {index: {"cls": Worker, "options": options} for index in range(workers)}
-        with dask.config.set(clusters.SETTINGS), SpecCluster(specs, scheduler) as cluster, Client(cluster) as client:
+        with (
+            dask.config.set(clusters.SETTINGS),
+            SpecCluster(specs, scheduler, silence_logs=logging.ERROR) as cluster,
+            Client(cluster) as client,
+        ):
             took = timed(client, [Recipe(seed=seed, lr=seconds) for seed in range(n)], nap)
         row: dict[str, Any] = {"slots": count, "recipes": n, "seconds each": seconds, "took": took}
         row |= {"without overhead": 2 * seconds, "on paper, 2 ms each": makespan([seconds] * n, count, 0.002)}

@@ -83,6 +83,8 @@ def test_dask_knows_every_setting(name):
 
     def check(ours, known, path):
         for key, value in ours.items():
+            if path.endswith("environ."):
+                continue  # variables of anybody's
             assert key in known, f"{path}{key} is no setting of Dask's"
             if isinstance(value, dict):
                 check(value, known[key], f"{path}{key}.")
