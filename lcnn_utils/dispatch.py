@@ -14,10 +14,10 @@ import torch
 from distributed import Client, Future
 
 from . import __version__, experiments
-from .plan import epochs_done
+from .plan import so_far
 from .recipe import Recipe
 from .runtime import write_text
-from .state import Damaged, run_name, state_path
+from .state import run_name, state_path
 from .task import work
 from .workers import Answer, Mail, failure, identity, sees
 
@@ -98,7 +98,7 @@ def distribute(
                         yield one, found
                 if last is not None and time.time() > last + GRACE:
                     for one in waiting.values():
-                        yield one, failure("") | {"epochs": _reached(one), "error": None}
+                        yield one, failure("") | {"epochs": so_far(one), "error": None}
                     break
         finally:
             if client.status == "running":
@@ -152,9 +152,3 @@ def post(client: Client, recipes: list[Recipe], token: str) -> None:
             mail = Mail(one, client)
             mail.collect()
             mail.leave(always=True)
-
-
-def _reached(one: Recipe) -> int:
-    with contextlib.suppress(Damaged):
-        return epochs_done(one)
-    return 0

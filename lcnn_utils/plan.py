@@ -191,7 +191,7 @@ def attempt(
             if isinstance(error, Damaged) and error.path.parent == experiments.places()[1]:
                 notes += (f"{error}; {set_aside(error.path)}",)
                 continue
-            return Outcome(one, _reached(one), None, error, traceback.format_exc(), notes)
+            return Outcome(one, so_far(one), None, error, traceback.format_exc(), notes)
 
 
 def set_aside(path: Path) -> str:
@@ -203,7 +203,8 @@ def set_aside(path: Path) -> str:
     return f"it was put into {folder}, and made anew"
 
 
-def _reached(one: Recipe) -> int:
+def so_far(one: Recipe) -> int:
+    """:func:`epochs_done`, or 0 where the state is damaged."""
     try:
         return epochs_done(one)
     except RuntimeError:  # damaged

@@ -42,7 +42,8 @@ def test_by_hand(tmp_path):
     environment = os.environ | {"PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}", "LCNN_DEVICE": "cpu"}
 
     def changed(command: str) -> str:
-        command = export.replace("/tmp/lcnn-store", shlex.quote(str(tmp_path / "store"))) + "; exec env " + command
+        assert "$HOME/lcnn-store" in export
+        command = export.replace("$HOME/lcnn-store", shlex.quote(str(tmp_path / "store"))) + "; exec env " + command
         return re.sub("878[67]", lambda found: ports[found[0]], command)
 
     def start(command: str) -> subprocess.Popen:
