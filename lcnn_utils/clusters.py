@@ -24,8 +24,6 @@ PATIENCE = 30.0  # seconds for a scheduler to answer, or to be there again
 EACH = 2 << 30  # bytes of memory that a process should find
 # a worker has one task at a time: the others wait with the scheduler, where any worker that gets free can have them
 SETTINGS = {"distributed.scheduler.worker-saturation": 1.0}
-# Dask lets glibc give memory back at once, and a third of a training's time then goes into asking for it again
-MEMORY = {"MALLOC_TRIM_THRESHOLD_": 1 << 30, "MALLOC_MMAP_THRESHOLD_": 1 << 25}
 
 
 def visible_gpus() -> list[str]:
@@ -85,7 +83,7 @@ def local(
     names = gpus(chosen)
     options = {"nthreads": 1, "host": host, "memory_limit": 0, "dashboard": False, "silence_logs": logging.ERROR}
     options |= {"preload": ["lcnn_utils.task"]}
-    variables = MEMORY | {name: threads_each() for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")}
+    variables = {name: threads_each() for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")}
     specs = {}
     for index in range(count):
         own = {"CUDA_VISIBLE_DEVICES": names[index % len(names)], "LCNN_DEVICE": "cuda"} if names else {}

@@ -1,5 +1,6 @@
 """Centered softplus against 50-digit arithmetic, autograd's own checks, and its properties for all inputs."""
 
+import functools
 import math
 
 import mpmath
@@ -7,8 +8,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.autograd import forward_ad
+from torch.func import functional_call, jacfwd, jacrev
 
-from lcnn_utils.activations import CenteredSoftplus, centered_softplus
+from lcnn_utils.activations import BETA_RANGE, FAST_FROM, CenteredSoftplus, centered_softplus
 
 BETAS = [1e-4, 1e-2, 0.3, 1.0, 5.0, 77.0, 1e3, 1e4]
 POINTS = [s * m for m in (0.0, 1e-8, 1e-4, 1e-3, 0.02, 0.3, 1.0, 4.0, 30.0, 1e3, 1e4) for s in (1, -1)]
@@ -73,6 +76,41 @@ def test_autograd_agrees_with_finite_differences_in_every_mode():
     torch.testing.assert_close(over_beta[1], centered_softplus(x.detach(), 2.0))
 
 
+@pytest.mark.parametrize("modes", ["fff", "ffr", "frf", "frr", "rff", "rfr", "rrf", "rrr", "ff", "fr", "rf", "rr", "f"])
+@pytest.mark.parametrize("layer", [False, True], ids=["function", "layer"])
+@pytest.mark.parametrize("cap", [None, 2.0])
+def test_derivatives_of_derivatives_in_every_mode(modes, layer, cap):
+    """The third one too, in x and in β: forward mode, nested, must not be 0."""
+    x, beta = torch.tensor(0.3, dtype=torch.float64), torch.tensor(5.0, dtype=torch.float64)
+    module = CenteredSoftplus(5.0, cap=cap).double()
+
+    def function(x, beta):
+        if layer:
+            return functional_call(module, {"log_beta": beta.log()}, (x,))
+        return centered_softplus(x, beta, cap)
+
+    def plain(x, beta):  # differentiable as it stands, and exact enough here
+        s = lambda x: ((1 + (beta * x).exp()) / 2).log() / beta
+        return s(x) if cap is None else s(x) - s(x - cap) + s(torch.tensor(-cap))
+
+    for argument in (0, 1):
+        got, want = function, plain
+        for mode in modes:
+            got = {"f": jacfwd, "r": jacrev}[mode](got, argnums=argument)
+            want = jacrev(want, argnums=argument)
+        torch.testing.assert_close(got(x, beta), want(x, beta), rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_forward_mode_of_a_layer(dtype):
+    layer, x = CenteredSoftplus(5.0).to(dtype), torch.linspace(-3, 3, 13, dtype=dtype)
+    with forward_ad.dual_level():
+        tangent = forward_ad.unpack_dual(layer(forward_ad.make_dual(x, torch.ones_like(x)))).tangent
+    torch.testing.assert_close(tangent, torch.sigmoid(5 * x))
+    each = torch.func.vmap(jacfwd(jacfwd(layer)))(x)
+    torch.testing.assert_close(each, 5 * torch.sigmoid(5 * x) * torch.sigmoid(-5 * x))
+
+
 def test_limits_are_reached():
     x = torch.linspace(-8, 8, 1001, dtype=torch.float64)
     assert (centered_softplus(x, 1e-6) - x / 2).abs().max() < 1e-5  # first term left out: βx²/8 = 8e-6
@@ -123,9 +161,101 @@ def test_module_learns_beta_or_keeps_it():
     assert "log_beta" in fixed.state_dict()
     learned(torch.randn(8)).pow(2).sum().backward()
     assert learned.log_beta.grad.abs() > 0
-    learned.beta = 7
-    assert learned.beta.item() == pytest.approx(7)
+    for seven in (7, torch.tensor(7.0), torch.tensor([7], dtype=torch.int64), learned.beta * 0 + 7):
+        learned.beta = 1
+        learned.beta = seven
+        assert learned.beta.item() == pytest.approx(7)
     assert "beta=7" in repr(learned)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("log_beta", [-3e4, -200.0, 200.0, 3e4])
+def test_beta_keeps_within_its_range_and_can_come_back(log_beta, dtype):
+    """Where e^{log β} would be 0 or infinite, values, slopes and gradients are finite, and log β moves on."""
+    layer = CenteredSoftplus().to(dtype)
+    layer.log_beta.data.fill_(log_beta)
+    assert layer.beta.item() == pytest.approx(BETA_RANGE[log_beta > 0], rel=1e-5)
+    x = torch.tensor([-2.0, 0.0, 3.0], dtype=dtype, requires_grad=True)
+    y = layer(x)
+    torch.testing.assert_close(y, x.relu() if log_beta > 0 else x / 2, rtol=1e-3, atol=1e-3)
+    (by_x, by_log_beta) = torch.autograd.grad(y.sum() + layer.beta.log(), [x, layer.log_beta])
+    assert by_x.isfinite().all()
+    assert by_log_beta.item() == pytest.approx(1, rel=1e-2), "∂ log β/∂ log β, at the ends too"
+
+
+def test_training_cannot_destroy_a_layer():
+    """A penalty far too heavy for its learning rate took log β to −∞ and the loss to NaN."""
+    layer = CenteredSoftplus()
+    optimizer = torch.optim.SGD(layer.parameters(), lr=1e3)
+    x = torch.randn(64, generator=torch.Generator().manual_seed(0))
+    for sign in (1, 1, -1, 1):
+        optimizer.zero_grad()
+        loss = layer(x).square().mean() + sign * layer.beta
+        loss.backward()
+        optimizer.step()
+        assert loss.isfinite()
+        assert BETA_RANGE[0] * 0.99 <= layer.beta.item() <= BETA_RANGE[1] * 1.01
+    for bad in (BETA_RANGE[0] / 2, BETA_RANGE[1] * 2):
+        with pytest.raises(ValueError, match="keeps its β from"):
+            CenteredSoftplus(bad)
+
+
+def laid(x: torch.Tensor, layout: str) -> torch.Tensor:
+    """The same values, as memory may hold them."""
+    if layout == "sliced":
+        return torch.stack([x, -x], -1)[..., 0]
+    if layout == "transposed":
+        return x.transpose(1, 2).contiguous().transpose(1, 2)
+    return x.contiguous(memory_format=getattr(torch, layout))
+
+
+layouts = st.sampled_from(["contiguous_format", "channels_last", "sliced", "transposed"])
+
+
+@settings(deadline=None, max_examples=150, derandomize=True)
+@given(
+    log10_beta=st.floats(math.log10(FAST_FROM) - 1, 8),
+    log10_scale=st.floats(-6, 4),
+    shape=st.sampled_from([(3, 4, 5, 2), (2, 1, 3, 3), (5, 3, 1, 1), (40, 16, 16, 16)]),
+    layout=layouts,
+    grad_layout=layouts,
+    seed=st.integers(0, 100),
+)
+def test_the_layer_is_the_function_within_what_is_stated(log10_beta, log10_scale, shape, layout, grad_layout, seed):
+    """Training's fast form (float32 on a CPU) against the function in float64, for all β, scales and layouts."""
+    generator = torch.Generator().manual_seed(seed)
+    x = laid(torch.randn(shape, generator=generator) * 10**log10_scale, layout).requires_grad_()
+    g = laid(torch.randn(shape, generator=generator), grad_layout)
+    layer = CenteredSoftplus(10**log10_beta)
+    y = layer(x)
+    by_x, by_log_beta = torch.autograd.grad(y, [x, layer.log_beta], g)
+
+    wide = x.detach().double().requires_grad_()
+    log_beta = layer.log_beta.detach().double().requires_grad_()
+    want = centered_softplus(wide, log_beta.exp())
+    want_x, want_log_beta = torch.autograd.grad(want, [wide, log_beta], g.double())
+    ulp, parts = torch.finfo(torch.float32).eps, 1 / log_beta.exp() + wide.abs()
+    # the rounding of log β in float32, |log β| ulps of β, is in the input and moves the result by what its slope says
+    moved = ulp * (1 + log_beta.abs())
+    assert ((y - want).abs() <= 2 * ulp * parts + moved * parts).all()
+    assert ((by_x - want_x).abs() <= 4 * ulp * g.abs() + moved * g.abs()).all()
+    assert (by_log_beta - want_log_beta).abs() <= (4 * ulp + moved) * (g.abs() * parts).sum()
+
+
+@pytest.mark.parametrize("beta", [0.02, 0.3, 5.0, 50.0])
+@pytest.mark.parametrize("layout", ["contiguous_format", "channels_last", "sliced"])
+def test_a_graph_of_the_layers_gradient_is_exact(beta, layout):
+    """As GradReg needs it: the gradient of a function of the gradient, in x, log β and what came from above."""
+    x, g = (torch.randn(4, 3, 5, 5, generator=torch.Generator().manual_seed(i)) for i in range(2))
+    x, found = laid(x, layout), []
+    for dtype in (torch.float32, torch.float64):
+        layer = CenteredSoftplus(beta).to(dtype)
+        at, above = x.to(dtype).requires_grad_(), g.to(dtype).requires_grad_()
+        first = torch.autograd.grad(layer(at), [at, layer.log_beta], above, create_graph=True)
+        total = first[0].square().sum() + first[1].square()
+        found.append(torch.autograd.grad(total, [at, above, layer.log_beta]))
+    for fast, exact in zip(*found, strict=True):
+        torch.testing.assert_close(fast.double(), exact, rtol=1e-4, atol=1e-4 * exact.abs().max().item())
 
 
 @pytest.mark.parametrize("beta", [0.1, 5.0, 1e4])
@@ -142,9 +272,39 @@ def test_capped_unit_tends_to_relu6_and_keeps_the_three_properties(beta):
         torch.testing.assert_close(y, torch.nn.functional.relu6(x), atol=1e-3, rtol=0)
 
 
-def test_compiled_is_one_graph_and_the_same(needs_compiler):
-    def step(x, beta):
-        return centered_softplus(x, beta)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("beta", [1e-2, 5.0, 1e3])
+def test_capped_unit_in_every_dtype_and_at_infinity(dtype, beta):
+    """Against 50 digits: 1000 in bfloat16 used to give 7.875 and infinity NaN, for a cap of 6."""
+    points = [-math.inf, -9984.0, -3.0, -1e-3, 0.0, 1e-3, 2.0, 6.0, 9.0, 1000.0, 9984.0, math.inf]
+    x = torch.tensor(points, dtype=dtype, requires_grad=True)
+    layer = CenteredSoftplus(beta, cap=6.0).to(dtype)
+    y = layer(x)
+    assert y.dtype == dtype
+    (by_x, by_log_beta) = torch.autograd.grad(y.sum(), [x, layer.log_beta])
+    value = lambda p: truth(p, layer.beta.item())[0]
+    far = 1e4 / beta  # the unit is constant beyond
+    want = [value(p) - value(p - 6) + value(-6.0) for p in (min(max(p, -far), far) for p in x.tolist())]
+    eps = torch.finfo(dtype).eps
+    for point, got, expected in zip(points, y.tolist(), want, strict=True):
+        assert abs(got - expected) <= 4 * eps * (6 + 1 / beta if dtype == torch.float64 else 6) + 1e-6 / beta, point
+    assert by_x.isfinite().all()
+    assert (by_x >= 0).all()
+    assert (by_x <= 1).all()
+    assert by_log_beta.isfinite()
+
+
+@pytest.mark.parametrize("cap", [0, -1.0, math.nan, math.inf])
+def test_bad_caps_are_refused(cap):
+    for call in (lambda: CenteredSoftplus(cap=cap), lambda: centered_softplus(torch.zeros(1), 1.0, cap)):
+        with pytest.raises(ValueError, match="cap must be a finite number > 0"):
+            call()
+
+
+@pytest.mark.parametrize("cap", [None, 2.0])
+def test_compiled_is_one_graph_and_the_same(cap, needs_compiler):
+    torch._dynamo.reset()
+    step = functools.partial(centered_softplus, cap=cap)
 
     compiled = torch.compile(step, fullgraph=True)
     x, beta = torch.randn(64, 8, 5, 5, requires_grad=True), torch.tensor(5.0, requires_grad=True)

@@ -3,6 +3,7 @@
 import errno
 import os
 import subprocess
+import sys
 
 import matplotlib
 import matplotlib.pyplot as plt
@@ -183,6 +184,23 @@ def test_one_thread_unless_told_otherwise(monkeypatch):
     monkeypatch.delenv("OMP_NUM_THREADS")
     runtime.one_thread()
     assert torch.get_num_threads() == 1
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only glibc is told")
+def test_memory_is_kept():
+    """A large tensor made again and again: with its memory kept, the system has no pages to clear for it."""
+    code = (
+        "import resource, torch; from lcnn_utils import runtime\n"
+        "def faults():\n"
+        "    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt\n"
+        "    for _ in range(20): torch.ones(2**22)\n"
+        "    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before\n"
+        "torch.ones(2**22); before = faults(); runtime.keep_memory(); torch.ones(2**22); print(before, faults())\n"
+    )
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("MALLOC")}
+    output = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)
+    before, after = map(int, output.stdout.split())
+    assert after < before / 10
 
 
 @pytest.mark.parametrize(
