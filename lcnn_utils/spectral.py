@@ -1,4 +1,4 @@
-"""Layers divided by their spectral norm (paper §3.2): the real operator of a layer and power iteration on it.
+"""Layers divided by their spectral norm: the real operator of a layer and power iteration on it.
 
 References: Y. Yoshida, T. Miyato, arXiv:1705.10941 (power iteration in training).
 """
@@ -6,16 +6,15 @@ References: Y. Yoshida, T. Miyato, arXiv:1705.10941 (power iteration in training
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor, nn
-from torch.nn.grad import conv2d_input, conv2d_weight
+from torch.autograd.function import once_differentiable
 from torch.nn.utils import parametrize
-
-BRANCHES = 10  # streams that share the power iterations on a GPU, where one layer's keeps little of it busy
 
 Shape = tuple[int, int, int]  # (C, H, W)
 Layer = nn.Conv2d | nn.Linear
@@ -45,9 +44,33 @@ def _apply(weight: Tensor, x: Tensor, geometry: dict[str, Any] | None) -> Tensor
     return F.linear(x, weight) if geometry is None else F.conv2d(x, weight, **geometry)
 
 
-def _adjoint(weight: Tensor, y: Tensor, shape: torch.Size, geometry: dict[str, Any] | None) -> Tensor:
-    """Aᵀ y for inputs of ``shape``, right at any stride (``conv_transpose2d`` has to be told the output padding)."""
-    return y @ weight if geometry is None else conv2d_input(shape, weight, y, **geometry)
+def _gradients(
+    weight: Tensor, x: Tensor, y: Tensor, geometry: dict[str, Any] | None, wanted: tuple[bool, bool]
+) -> tuple[Tensor, Tensor]:
+    """Those of ⟨y, A x⟩ that are ``wanted``: in x, which is Aᵀy, and in the weight."""
+    if geometry is None:
+        return y @ weight, y.mT @ x
+    stride, padding, dilation, groups = geometry.values()
+    return torch.ops.aten.convolution_backward(
+        y, x, weight, None, stride, padding, dilation, False, (0, 0), groups, (*wanted, False)
+    )[:2]
+
+
+def _length(t: Tensor) -> Tensor:
+    """‖t‖₂; t may have any scale."""
+    largest = t.detach().abs().max().clamp(min=torch.finfo(t.dtype).tiny)
+    return largest * torch.linalg.vector_norm(t / largest)
+
+
+def _to_unit_length(ts: list[Tensor], otherwise: list[Tensor] | None = None) -> None:
+    """Divide each tensor by its length, in place; one that is 0 or not finite becomes its unit vector ``otherwise``."""
+    tiny = torch.finfo(ts[0].dtype).tiny
+    torch._foreach_div_(ts, torch._foreach_clamp_min(torch._foreach_norm(ts, math.inf), tiny))  # now any scale will do
+    if otherwise is not None:
+        for t in ts:
+            t.nan_to_num_(0.0)
+        torch._foreach_add_(ts, otherwise, alpha=1e-12)  # which is all that 0 is left with
+    torch._foreach_div_(ts, torch._foreach_clamp_min(torch._foreach_norm(ts), tiny))
 
 
 @torch.no_grad()
@@ -59,9 +82,11 @@ def _power(weight: Tensor, v: Tensor, geometry: dict[str, Any] | None, iteration
     v = v.to(weight)
     with torch.autocast(weight.device.type, enabled=False):
         for _ in range(iterations):
-            new = _adjoint(weight, _apply(weight, v, geometry), v.shape, geometry)
-            norm = torch.linalg.vector_norm(new)
-            v = torch.where((norm > 0) & torch.isfinite(norm), new / norm, v)
+            u = _apply(weight, v, geometry)
+            _to_unit_length([u])
+            back = _gradients(weight, v, u, geometry, (True, False))[0]
+            _to_unit_length([back], [v])
+            v = back
     return v
 
 
@@ -72,11 +97,39 @@ def _random_unit(shape: tuple[int, ...], generator: Generator | None = None) -> 
     return v / torch.linalg.vector_norm(v)
 
 
+def _or_one(sigma: Tensor) -> Tensor:
+    """σ, or 1 where it is 0: a zero weight stays zero."""
+    return torch.where(sigma > 0, sigma, 1)
+
+
+class _Normalised(torch.autograd.Function):
+    """Weights W ↦ W/σ with σ = Σ W ∂σ/∂W (Euler's theorem: σ is homogeneous in W), all layers at once.
+
+    ``apply(n, W_1, …, W_n, ∂σ_1/∂W_1, …, ∂σ_n/∂W_n)``, the latter as constants.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, n: int, *tensors: Tensor) -> tuple[Tensor, ...]:
+        weights, ctx.slopes = tensors[:n], tensors[n:]
+        ctx.sigmas = _or_one(torch.stack([(w * s).sum() for w, s in zip(weights, ctx.slopes, strict=True)])).unbind()
+        normalised = torch._foreach_div(weights, ctx.sigmas)
+        ctx.normalised = [w.detach() for w in normalised]  # kept, as a step may have several backward passes
+        return tuple(normalised)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        along = [(g * w).sum() for g, w in zip(grads, ctx.normalised, strict=True)]
+        by_weight = torch._foreach_sub(grads, torch._foreach_mul(ctx.slopes, along))
+        torch._foreach_div_(by_weight, ctx.sigmas)
+        return None, *by_weight, *[None] * len(grads)
+
+
 class SpectralNorm(nn.Module):
     """Parametrisation W ↦ W/σ, with σ = ‖W v‖ and v kept near the top singular direction: see ``spectral_normalize``.
 
-    Each use of the weight in training moves v one power iteration on (inside :func:`norms_once_a_step` each call of
-    ``advance`` does instead); in eval v rests and σ still follows the weight.
+    Each use of the weight in training moves v one power iteration on; in eval v rests and σ still follows the weight.
+    Inside :func:`norms_once_a_step` both are as its last call left them.
     σ is differentiable in W with v fixed: its true gradient once v has converged.
     """
 
@@ -88,72 +141,57 @@ class SpectralNorm(nn.Module):
         self.input_shape = (layer.in_features,) if isinstance(layer, nn.Linear) else tuple(input_shape or ())
         v = _power(layer.weight, _random_unit((1, *self.input_shape)), self.geometry, iterations)
         self.register_buffer("v", v.to(layer.weight))
-        self.slope: Tensor | None = None  # ∂σ/∂W, inside norms_once_a_step
+        self.now: list[Tensor] = []  # weight and W/σ, inside norms_once_a_step
 
     def forward(self, weight: Tensor) -> Tensor:
+        if self.now and self.now[0] is weight:
+            return self.now[1]
         with torch.autocast(weight.device.type, enabled=False):
             w = weight.to(torch.promote_types(weight.dtype, torch.float32))
-            if self.slope is not None:
-                sigma = (w * self.slope).sum()  # Euler's theorem: σ is homogeneous in W
-            else:
-                if self.training:
-                    self.v.copy_(_power(w, self.v, self.geometry, 1))
-                v = self.v.to(w.dtype, copy=True)  # a copy: the buffer may move before the backward pass
-                sigma = torch.linalg.vector_norm(_apply(w, v, self.geometry))
-            return (w / sigma.clamp(min=1e-12)).to(weight.dtype)  # clamp: a zero weight stays zero
-
-    @torch.no_grad()
-    def advance(self, weight: Tensor) -> None:
-        """One power iteration: u = Av/‖Av‖, v ← Aᵀu/‖Aᵀu‖; and ∂σ/∂W of σ = uᵀAv = ‖Aᵀu‖, kept in ``slope``."""
-        w, v = (t.to(torch.promote_types(t.dtype, torch.float32)) for t in (weight, self.v))
-        with torch.autocast(w.device.type, enabled=False):
-            u = _apply(w, v, self.geometry)
-            u = u / torch.linalg.vector_norm(u).clamp(min=1e-30)
-            back = _adjoint(w, u, v.shape, self.geometry)
-            norm = torch.linalg.vector_norm(back)
-            v = torch.where((norm > 0) & torch.isfinite(norm), back / norm, v)
-            slope = u.mT @ v if self.geometry is None else conv2d_weight(v, w.shape, u, **self.geometry)
-        self.v.copy_(v)
-        # in place: compiled code and a CUDA graph know its address
-        self.slope = slope if self.slope is None else self.slope.copy_(slope)
+            if self.training:
+                self.v.copy_(_power(w, self.v, self.geometry, 1))
+            v = self.v.to(w.dtype, copy=True)  # a copy: the buffer may move before the backward pass
+            return (w / _or_one(_length(_apply(w, v, self.geometry)))).to(weight.dtype)
 
 
 def _normalised(model: nn.Module) -> list[tuple[SpectralNorm, Tensor]]:
-    """Every spectral norm of a model, with the weight as it is before."""
+    """Every spectral norm of a model, and the weight that it divides."""
     lists = (module for module in model.modules() if isinstance(module, parametrize.ParametrizationList))
     return [(entry[0], entry.original) for entry in lists if isinstance(entry[0], SpectralNorm)]
+
+
+def _advance(layers: list[tuple[SpectralNorm, Tensor]]) -> None:
+    """One power iteration each, u = Av/‖Av‖ and v ← Aᵀu/‖Aᵀu‖; and W/σ with σ = uᵀAv = ‖Aᵀu‖, u and v held."""
+    geometries = [norm.geometry for norm, _ in layers]
+    with torch.autocast(layers[0][1].device.type, enabled=False):
+        weights = [w.to(torch.promote_types(w.dtype, torch.float32)) for _, w in layers]
+        with torch.no_grad():
+            vs = [norm.v.to(w.dtype) for (norm, _), w in zip(layers, weights, strict=True)]
+            us = list(map(_apply, weights, vs, geometries))
+            _to_unit_length(us)
+            backs = [_gradients(*layer, (True, False))[0] for layer in zip(weights, vs, us, geometries, strict=True)]
+            _to_unit_length(backs, vs)
+            found = zip(weights, backs, us, geometries, strict=True)
+            slopes = [_gradients(*layer, (False, True))[1] for layer in found]
+            torch._foreach_copy_([norm.v for norm, _ in layers], backs)
+        normalised = _Normalised.apply(len(layers), *weights, *slopes)
+    for (norm, weight), now in zip(layers, normalised, strict=True):
+        norm.now[:] = weight, now.to(weight.dtype)
 
 
 @contextlib.contextmanager
 def norms_once_a_step(model: nn.Module) -> Iterator[Callable[[], None]]:
     """Take power iteration out of the forward passes: yields the function that moves every layer one iteration on.
 
-    To be called once before each step's forward passes, however many there are. σ and its gradient then cost an
-    elementwise product instead of a convolution, and on a GPU the layers' iterations run side by side.
+    To be called once before each step's forward passes, however many there are, and again whenever weights have
+    changed. σ and its gradient then cost an elementwise product instead of a convolution.
     """
     layers = _normalised(model)
-    on_gpu = bool(layers) and layers[0][1].is_cuda
-    streams = [torch.cuda.Stream() for _ in range(min(BRANCHES, len(layers)))] if on_gpu else []
-
-    def advance() -> None:
-        if not streams:
-            for norm, weight in layers:
-                norm.advance(weight)
-            return
-        main = torch.cuda.current_stream()
-        for i, stream in enumerate(streams):
-            stream.wait_stream(main)
-            with torch.cuda.stream(stream):
-                for norm, weight in layers[i :: len(streams)]:
-                    norm.advance(weight)
-        for stream in streams:
-            main.wait_stream(stream)
-
     try:
-        yield advance
+        yield lambda: _advance(layers) if layers else None
     finally:
         for norm, _ in layers:
-            norm.slope = None
+            norm.now.clear()
 
 
 def spectral_normalize(module: Layer, input_shape: Shape | None = None, iterations: int = 15) -> nn.Module:
@@ -183,6 +221,6 @@ def sigma_error(model: nn.Module, iterations: int = 20) -> float:
     worst = []
     for norm, weight in _normalised(model):
         directions = (norm.v, _power(weight, norm.v, norm.geometry, iterations))
-        now, then = (torch.linalg.vector_norm(_apply(weight.float(), v.float(), norm.geometry)) for v in directions)
+        now, then = (_length(_apply(weight.float(), v.float(), norm.geometry)) for v in directions)
         worst.append(torch.where(then > 0, 1 - now / then, 0))
     return torch.stack(worst).max().clamp(min=0).item() if worst else 0.0

@@ -56,7 +56,7 @@ def power_step(f: Callable) -> bool | None:
 def batchnorm_slopes(f: Callable) -> bool | None:
     """f(var, gamma, eps) → slopes (C,) of a γ-BatchNorm without weights: var (C,) are the channels' variances.
     Each channel is multiplied by 1/σ_c, σ_c² = var_c + eps, but by no more than γ.
-    Solution: ``lcnn_utils.lipschitz.LipschitzBatchNorm2d._slope``.
+    Solution: ``lcnn_utils.lipschitz._slope``.
     """
     inverse = lambda var, eps: 1 / (var + eps).sqrt()
     truth = lambda var, gamma, eps: inverse(var, eps).clamp(max=gamma)

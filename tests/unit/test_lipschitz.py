@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import unittest.mock
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from torch import nn
 from torch.nn.utils import parametrizations
 
 from lcnn_utils.lipschitz import LipschitzBatchNorm2d, conv_norm
-from lcnn_utils.spectral import _adjoint, _geometry
+from lcnn_utils.spectral import _geometry, _gradients
 
 # kernel, stride, padding, dilation, groups, (H, W): every feature at least once, alone and mixed
 GEOMETRIES = [
@@ -112,7 +113,7 @@ def test_adjoint(geometry):
     x = torch.randn(1, *shape, dtype=torch.float64)
     ax = conv(x)
     y = torch.randn_like(ax)
-    back = _adjoint(conv.weight, y, x.shape, _geometry(conv, shape))
+    back = _gradients(conv.weight, x, y, _geometry(conv, shape), (True, False))[0]
     torch.testing.assert_close((ax * y).sum(), (x * back).sum(), rtol=1e-12, atol=1e-12)
 
 
@@ -166,6 +167,20 @@ def test_bound_of_extreme_weights():
     assert [float(conv_norm(conv, shape, m).detach()) for m in ("power", "exact", "bound")] == [0, 0, 0]
 
 
+@pytest.mark.parametrize("scale", [1e-300, 1e-170, 1e-30, 1e30, 1e170, 1e290])
+@pytest.mark.parametrize("method", ["power", "exact", "bound"])
+def test_norms_of_any_scale(scale, method):
+    conv, shape = make(3, 1, 1, 1, 1, (4, 4))
+    one, scaled = conv_norm(conv, shape, method).detach(), copy.deepcopy(conv)
+    scaled.weight.data *= -scale
+    norm = conv_norm(scaled, shape, method)
+    torch.testing.assert_close(norm.detach(), one * scale, rtol=1e-9, atol=0)
+    if method == "power":
+        (slope,) = torch.autograd.grad(norm, scaled.weight)
+        (expected,) = torch.autograd.grad(conv_norm(conv, shape), conv.weight)
+        torch.testing.assert_close(slope, -expected, rtol=1e-9, atol=1e-12)
+
+
 def test_power_gradient_is_that_of_the_norm():
     conv, shape = make(3, 2, 1, 1, 1, (5, 6), (2, 3))
     conv_norm(conv, shape, "power", iterations=2000).backward()
@@ -194,7 +209,7 @@ def test_torchs_spectral_norm_is_not_a_bound():
     x = torch.randn(1, 3, 16, 16)
     with torch.no_grad():
         for _ in range(100):  # climb ‖Ax‖/‖x‖ by hand
-            x = _adjoint(conv.weight, conv(x), x.shape, _geometry(conv, (3, 16, 16)))
+            x = _gradients(conv.weight, x, conv(x), _geometry(conv, (3, 16, 16)), (True, False))[0]
             x /= x.norm()
         assert float(conv(x).norm()) > 1.25
     assert float(conv_norm(conv, (3, 16, 16), "bound")) > 1.25
@@ -308,6 +323,52 @@ def test_gradcheck_in_training(gamma, affine, shape):
     inputs = [x.requires_grad_(), *layer.parameters()]
     assert torch.autograd.gradcheck(run, inputs, check_forward_ad=True)
     assert torch.autograd.gradgradcheck(run, inputs)
+
+
+@settings(max_examples=80, deadline=None, derandomize=True)
+@given(
+    log10_gamma=st.floats(-3, 3),
+    affine=st.booleans(),
+    shape=st.sampled_from([(6, 4, 5, 3), (9, 4), (2, 4, 1, 1), (64, 4, 8, 8)]),
+    scale=st.floats(-3, 3),
+    offset=st.sampled_from([0.0, 1.0, 10.0]),
+    last=st.tuples(st.booleans(), st.booleans()),
+    dtype=st.sampled_from([torch.float32, torch.float64]),
+    seed=st.integers(0, 1000),
+)
+def test_fast_training_is_the_written_out_one(log10_gamma, affine, shape, scale, offset, last, dtype, seed):
+    """torch's BatchNorm kernels, told what is clipped, against every operation written out in float64."""
+    torch.manual_seed(seed)
+    widths = 10 ** (scale * torch.linspace(-1, 1, 4)).view(1, 4, *[1] * (len(shape) - 2))
+    x, g = ((torch.randn(shape) + offset) * widths).to(dtype), torch.randn(shape, dtype=dtype)
+    if len(shape) == 4:
+        x, g = (t.contiguous(memory_format=torch.channels_last) if l else t for t, l in zip((x, g), last, strict=True))
+    layer = LipschitzBatchNorm2d(4, 10**log10_gamma, affine=affine).to(dtype)
+    if affine:
+        nn.init.normal_(layer.weight, std=2)
+        nn.init.normal_(layer.bias)
+    other = copy.deepcopy(layer).double()
+
+    def run(layer, x, g):
+        x = x.clone().requires_grad_()
+        y = layer(x)
+        return y.detach(), *torch.autograd.grad(y, [x, *layer.parameters()], g), *layer.buffers()
+
+    found = run(layer, x, g)
+    with unittest.mock.patch("lcnn_utils.lipschitz.eager_cpu", return_value=False):
+        truth = run(other, x.double(), g.double())
+    by_channel = lambda t: t.detach().double().transpose(0, 1).flatten(1)
+    rtol = 1e-9 if dtype == torch.float64 else 1e-4 * (1 + offset)
+    slopes = by_channel(truth[0]).std(1) / by_channel(x).std(1)
+    sizes = (
+        by_channel(truth[0]).abs().amax(1),
+        slopes * by_channel(g).abs().amax(1),
+    )  # each channel's, before it cancels
+    for fast, exact, size in zip(found[:2], truth[:2], sizes, strict=True):
+        assert ((by_channel(fast) - by_channel(exact)).abs() <= rtol * size[:, None]).all()
+    for fast, exact in zip(found[2:], truth[2:], strict=True):
+        parts = (g.double().abs() * truth[0].abs()).sum().item() if exact.dim() == 0 else exact.abs().max().item()
+        torch.testing.assert_close(fast.to(exact), exact, rtol=rtol, atol=rtol * parts)
 
 
 @pytest.mark.parametrize("gamma", [0.5, 10.0])
