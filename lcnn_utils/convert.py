@@ -17,9 +17,13 @@ from .lipschitz import LipschitzBatchNorm2d, SpectralNorm, spectral_normalize
 
 
 def replace_layers(model: nn.Module, new: Callable[[nn.Module], nn.Module | None]) -> nn.Module:
-    """Put ``new(child)`` in place of each child for which it is not None; a shared child stays shared."""
+    """``model`` with ``new(module)`` in place of each module, itself included, for which it is not None.
+
+    Changed in place; a shared module stays shared.
+    """
+    root = nn.Sequential(model)
     made: dict[nn.Module, nn.Module | None] = {}
-    for parent in list(model.modules()):
+    for parent in list(root.modules()):
         for name, child in list(parent._modules.items()):  # named_children would skip a shared child's second name
             if child is None:
                 continue
@@ -27,7 +31,7 @@ def replace_layers(model: nn.Module, new: Callable[[nn.Module], nn.Module | None
                 made[child] = new(child)
             if (replacement := made[child]) is not None:
                 setattr(parent, name, replacement)
-    return model
+    return root[0]
 
 
 class _Watch(TorchFunctionMode):
@@ -116,6 +120,7 @@ def to_low_curvature(
     check_beta(beta)
     LipschitzBatchNorm2d(1, gamma)  # raises for a bad γ
     model = copy.deepcopy(module).eval()
+    like = next((p for p in model.parameters() if p.is_floating_point()), example_input)
     watch = _Watch(model)
     try:
         watch.run(model, example_input)
@@ -143,12 +148,14 @@ def to_low_curvature(
             return _lipschitz_from(layer, watch.reads.get(layer), watch.shapes, gamma, iterations)
         elif isinstance(layer, nn.ReLU | nn.ReLU6):
             converted += 1
-            return CenteredSoftplus(beta, cap=6.0 if isinstance(layer, nn.ReLU6) else None).to(example_input.device)
+            made = CenteredSoftplus(beta, cap=6.0 if isinstance(layer, nn.ReLU6) else None).to(like)
+            made.beta = beta  # in the model's precision
+            return made
         elif not any(layer.children()) and not isinstance(layer, FAITHFUL):
             notes.append(f"{name} ({type(layer).__name__}) is kept")
         return None
 
-    replace_layers(model, new)
+    model = replace_layers(model, new)
     if not converted:
         raise ValueError("nothing to convert: no ReLU, ReLU6, BatchNorm2d or Conv2d module was found")
     if notes:
@@ -170,7 +177,8 @@ def _lipschitz_from(
         if conv.bias is not None:
             conv.bias.data /= sigma
     made = LipschitzBatchNorm2d(bn.num_features, gamma, affine=bn.affine, momentum=bn.momentum or 0.1)
-    made = made.to(bn.running_var.device)
+    made = made.to(bn.running_var)
+    made.gamma = gamma  # in the model's precision
     made.eps = bn.eps / float(sigma) ** 2
     made.load_state_dict(bn.state_dict() | {"log_gamma": made.log_gamma.detach()})
     made.running_mean /= sigma

@@ -1,7 +1,7 @@
 """The networks under study, each as a Standard net and as its low-curvature version (LCNN).
 
 Standard means the authors' baseline: their residual block, BatchNorm without scale and shift, softplus with β = 1000
-(nearly a ReLU, but with a Hessian). LCNN: β trainable from 5, convolutions of norm 1, γ-Lipschitz BatchNorm (paper §3).
+(nearly a ReLU, but with a Hessian). LCNN: β trainable from 5, convolutions of norm 1, γ-Lipschitz BatchNorm.
 ``activation`` puts another one in place; ``ordinary`` gives everybody else's net: blocks that add, BatchNorm with scale
 and shift, a free classifier. All nets are plain nn.Sequential trees and take images in [0, 1]; where pixels need
 standardising, put ``torchvision.transforms.Normalize`` in front: ``nn.Sequential(Normalize(mean, std), net)``.
@@ -82,7 +82,9 @@ class AveragedBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = x / math.sqrt(2)
-        return self.activation((self.branch(x) + self.shortcut(x)) / 2)
+        mean = self.branch(x) + self.shortcut(x)
+        mean /= 2  # in place
+        return self.activation(mean)
 
 
 class OrdinaryBlock(AveragedBlock):

@@ -1,12 +1,14 @@
 """Networks: shapes, what LCNN layers promise, and conversion that keeps the function."""
 
+import copy
 import math
 import warnings
 
 import pytest
 import torch
 import torchvision
-from torch import nn
+from torch import fx, nn
+from torchvision.models.feature_extraction import create_feature_extractor
 
 from lcnn_utils.activations import CenteredSoftplus
 from lcnn_utils.lipschitz import LipschitzBatchNorm2d, conv_norm, refresh_norms
@@ -159,6 +161,8 @@ def test_set_beta_and_relu_reading():
     relu = relu_reading(net)
     assert not [m for m in relu.modules() if isinstance(m, CenteredSoftplus)]
     torch.testing.assert_close(relu(x), net(x), atol=2e-3, rtol=0)  # β = 1000 is ReLU to log2/1000 a unit
+    assert isinstance(relu_reading(CenteredSoftplus()), nn.ReLU), "of an activation alone too"
+    assert relu_reading(CenteredSoftplus(cap=6.0))(torch.tensor([-1.0, 3.0, 9.0])).tolist() == [0, 3, 6]
     set_beta(net, 1e-4)
     affine = net(x) - net(torch.zeros(1, 4))
     torch.testing.assert_close(affine, 2 * (net(x / 2) - net(torch.zeros(1, 4))), atol=1e-3, rtol=1e-3)
@@ -222,9 +226,51 @@ def test_conversion_keeps_the_function_when_the_constraints_are_slack(name):
     assert not [note for note in said if "loses its scale" in note]
     want, got = model(x), converted(x)
     assert (got - want).abs().max() <= 1e-4 * want.abs().max()
+    floating = [v for v in (*converted.parameters(), *converted.buffers()) if v.is_floating_point()]
+    assert {v.dtype for v in floating} == {torch.float64}
+    constants = [m.beta for m in converted.modules() if isinstance(m, CenteredSoftplus)]
+    constants += [m.gamma * 100 for m in converted.modules() if isinstance(m, LipschitzBatchNorm2d)]
+    assert torch.stack(constants).tolist() == pytest.approx([1e8] * len(constants), rel=1e-12)
     left = [type(m).__name__ for m in converted.modules() if isinstance(m, nn.ReLU | nn.ReLU6 | nn.BatchNorm2d)]
     assert not left
     assert [m for m in model.modules() if isinstance(m, nn.BatchNorm2d)], "the original was changed"
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_graphs_of_our_nets(training):
+    """torch.fx, torchvision's feature extractor and torch.export see each layer, in training and in eval."""
+    net = NETS["resnet10"](True).train(training)
+    x = torch.rand(4, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    ours, traced = copy.deepcopy(net), fx.symbolic_trace(copy.deepcopy(net))
+    torch.testing.assert_close(traced(x), ours(x), rtol=0, atol=0)
+    for name, value in ours.state_dict().items():
+        torch.testing.assert_close(traced.state_dict()[name], value, rtol=0, atol=0)
+    other = copy.deepcopy(net)
+    wanted = [other[3].activation, other[5]]
+    hooks = {}
+    for module in wanted:
+        module.register_forward_hook(lambda m, _, out: hooks.update({m: out}))
+    other(x)
+    found = create_feature_extractor(net, {"3": "block", "5": "last"})(x)
+    torch.testing.assert_close(found["block"], hooks[wanted[0]], rtol=0, atol=0)
+    torch.testing.assert_close(found["last"], hooks[wanted[1]], rtol=0, atol=0)
+    if not training:
+        exported = torch.export.export(net, (x,)).module()
+        torch.testing.assert_close(exported(x), net(x))
+        each = torch.func.vmap(lambda one: net(one[None])[0])(x)
+        torch.testing.assert_close(each, net(x))
+
+
+def test_an_ensemble_by_vmap():
+    """β, weights and statistics of two nets at once."""
+    nets = [NETS["resnet10"](True).eval() for _ in range(2)]
+    set_beta(nets[1], 2.0)
+    x = torch.rand(3, 1, 8, 8)
+    both = torch.func.vmap(lambda *state: torch.func.functional_call(nets[0], state, (x,)))(
+        *torch.func.stack_module_state(nets)
+    )
+    for out, net in zip(both, nets, strict=True):
+        torch.testing.assert_close(out, net(x), rtol=1e-4, atol=1e-5)
 
 
 def test_conversion_names_what_densenet_hides():
