@@ -1,4 +1,4 @@
-"""Adversarial points: how far must a sample move before the network is wrong (paper §5, table 2)?
+"""Adversarial points: how far must a sample move before the network is wrong (the paper's Table 2)?
 
 Threat model: white box. The attacker knows the network and its gradients and moves each sample by a step of length at
 most ε, in L2 or L∞, inside the box of valid pixels. Pixels lie in [0, 1] and ε is in their unit (the paper's: 0.05 to

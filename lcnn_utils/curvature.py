@@ -1,4 +1,4 @@
-"""How curved a network is at a sample: ‖∇f‖, ‖∇²f‖₂ and C_f = ‖∇²f‖₂ / (‖∇f‖₂ + ε) (paper §2).
+"""How curved a network is at a sample: ‖∇f‖, ‖∇²f‖₂ and C_f = ‖∇²f‖₂ / (‖∇f‖₂ + ε).
 
 In eval mode the samples of a batch don't touch each other, so the Hessian of the batch's sum is block-diagonal, with
 one block a sample: one Hessian-vector product of the batch is one for each sample, and all iterations below run on the

@@ -1,4 +1,4 @@
-"""What is left of a network's accuracy at each ε (paper §5, table 2), with intervals.
+"""What is left of a network's accuracy at each ε (the paper's Table 2), with intervals.
 
 At each ε of a grid only the samples that survived the last one are attacked: a point of the smaller ball lies in the
 larger one too, so the curve falls by construction, and the more of them fall, the less it costs.

@@ -1,4 +1,4 @@
-"""What each method minimises (paper §3.3 and §5).
+"""What each method minimises.
 
 Every objective is a function of (model in training mode, x (N, …), y (N,), recipe) that returns the loss of the batch
 and the terms to log. Two are told more: ``progress``, how far training has come (0 to 1), and the ``generator`` of
@@ -23,8 +23,9 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor, nn
+from torch.autograd.function import once_differentiable
 
-from .activations import CenteredSoftplus
+from .activations import CenteredSoftplus, beta_of
 from .ascent import perturb
 from .curvature import evaluating, scalar_of
 from .lipschitz import LipschitzBatchNorm2d
@@ -44,7 +45,7 @@ def standard(model: nn.Module, x: Tensor, y: Tensor, recipe: Recipe, **_: Any) -
 
 
 def lcnn(model: nn.Module, x: Tensor, y: Tensor, recipe: Recipe, **_: Any) -> Terms:
-    """mean ℓ + λ_β Σ_l β_l + λ_γ Σ_l |log γ_l|, over activations and γ-BatchNorms (paper §3.3)."""
+    """mean ℓ + λ_β Σ_l β_l + λ_γ Σ_l |log γ_l|, over activations and γ-BatchNorms."""
     loss, terms = standard(model, x, y, recipe)
     penalty, sums = layer_penalty(model, recipe)
     return loss + penalty, terms | sums
@@ -58,7 +59,7 @@ def gradreg(model: nn.Module, x: Tensor, y: Tensor, recipe: Recipe, **_: Any) ->
     """
     x = x.detach().requires_grad_()
     loss, terms = standard(model, x, y, recipe)
-    squared = squared_gradient(model, x, y, loss, recipe)
+    loss, squared = squared_gradient(model, x, y, loss, recipe)
     return loss + recipe.lambda_grad * squared, terms | {"squared_gradient": squared.detach()}
 
 
@@ -102,30 +103,50 @@ def adversarial(
 
 def layer_penalty(model: nn.Module, recipe: Recipe) -> Terms:
     """λ_β Σ_l β_l + λ_γ Σ_l |log γ_l|, and the two sums."""
-    zero = next(model.parameters()).new_zeros(1)
-    betas = [m.beta.view(1) for m in model.modules() if isinstance(m, CenteredSoftplus)]
-    slopes = [m.log_gamma.abs().view(1) for m in model.modules() if isinstance(m, LipschitzBatchNorm2d)]
-    sum_beta, sum_gamma = (torch.cat([zero, *values]).sum() for values in (betas, slopes))
+    modules = list(model.modules())
+    log_betas: list[Tensor] = [m.log_beta for m in modules if isinstance(m, CenteredSoftplus)]
+    log_gammas: list[Tensor] = [m.log_gamma for m in modules if isinstance(m, LipschitzBatchNorm2d)]
+    zero = next(model.parameters()).new_zeros(())
+    sum_beta = beta_of(torch.stack(log_betas)).sum() if log_betas else zero
+    sum_gamma = torch.stack(log_gammas).abs().sum() if log_gammas else zero
     sums = {"sum_beta": sum_beta.detach(), "sum_abs_log_gamma": sum_gamma.detach()}
     return recipe.lambda_beta * sum_beta + recipe.lambda_gamma * sum_gamma, sums
 
 
 def squared_gradient(
     model: nn.Module, x: Tensor, y: Tensor, loss: Tensor, recipe: Recipe, *, step: float = STEP
-) -> Tensor:
-    """mean ‖gₙ‖² = N ‖∇loss‖², with ``loss`` = mean ℓ as computed from x: a scalar, differentiable in the weights.
+) -> tuple[Tensor, Tensor]:
+    """The loss again, and mean ‖gₙ‖² = N ‖∇loss‖², with ``loss`` = mean ℓ as computed from x: differentiable scalars.
 
     As a difference: ‖∇loss‖ is the slope along d = ∇loss/‖∇loss‖ in the space of the whole batch. A change of the
     weights that turns ∇loss leaves that slope, the largest of all, as it is to first order, so d needs no derivative.
+    One backward pass gives ∇loss and what the loss adds to the weights' gradients: it isn't gone through again.
     """
-    exact = recipe.derivative == "exact"
-    (gradient,) = torch.autograd.grad(loss, x, create_graph=exact, retain_graph=True)
-    if exact:
-        return len(x) * gradient.square().sum()
+    if recipe.derivative == "exact":
+        (gradient,) = torch.autograd.grad(loss, x, create_graph=True)
+        return loss, len(x) * gradient.square().sum()
+    weights = [p for p in model.parameters() if p.requires_grad]
+    gradient, *slopes = torch.autograd.grad(loss, [x, *weights], materialize_grads=True)
+    loss = _WithGradients.apply(loss.detach(), len(weights), *weights, *slopes)
     move = step * math.sqrt(len(x)) * gradient / torch.linalg.vector_norm(gradient).clamp(min=1e-30)
     with statistics_at_rest(model):
         moved = F.cross_entropy(model(x.detach() + move), y)
-    return ((moved - loss) / step).square()
+    return loss, ((moved - loss) / step).square()
+
+
+class _WithGradients(torch.autograd.Function):
+    """A scalar whose gradients are known already: ``apply(value, n, w_1, …, w_n, ∂value/∂w_1, …, ∂value/∂w_n)``."""
+
+    @staticmethod
+    def forward(ctx: Any, value: Tensor, n: int, *tensors: Tensor) -> Tensor:
+        ctx.save_for_backward(*tensors[n:])
+        return value.clone()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        slopes = ctx.saved_tensors
+        return None, None, *(grad * slope for slope in slopes), *[None] * len(slopes)
 
 
 def _gradient(model: nn.Module, x: Tensor, y: Tensor, *, graph: bool) -> Tensor:

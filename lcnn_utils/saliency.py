@@ -1,4 +1,4 @@
-"""How steady are a network's explanations when the input hardly moves (paper §5, gradient robustness)?
+"""How steady are a network's explanations when the input hardly moves (the paper's figure on gradient robustness)?
 
 ``maps`` makes the explanations; here two of them are compared: at x and at x + η, with η random or the worst that
 ascent finds, at the lengths of the paper's figure. For the gradient of a scalar f and a short step the relative change

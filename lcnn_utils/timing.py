@@ -73,8 +73,7 @@ def known(recipe: Recipe, device: torch.device, timed: Timed) -> Expectation | N
 
 def stepper(one: Recipe, x: Tensor, y: Tensor) -> tuple[Callable[[], Tensor], Callable[[], None]]:
     """A training step of a recipe on one batch, as ``fit`` takes it but uncompiled, and what ends it."""
-    layout = torch.channels_last if x.is_cuda else torch.preserve_format
-    model, stack = build(one).to(x.device).to(memory_format=layout).train(), contextlib.ExitStack()
+    model, stack = build(one).to(x.device).train(), contextlib.ExitStack()
     advance = stack.enter_context(norms_once_a_step(model))
     now = {"progress": 1.0, "generator": torch.Generator().manual_seed(one.seed)}
     step = training_step(one, model, make_optimizer(one, model)[0], advance, now, [])

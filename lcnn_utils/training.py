@@ -19,7 +19,7 @@ from .curvature import geometry
 from .lipschitz import LipschitzBatchNorm2d, norms_once_a_step, refresh_norms, sigma_error
 from .objectives import OBJECTIVES
 from .recipe import INPUTS, METHODS, Recipe
-from .runtime import made_on, pick_device
+from .runtime import keep_memory, made_on, pick_device
 from .speed import Step, as_written, autocast, compiled, fast_step, memory, worth_compiling
 from .splits import Batch, epochs, samples
 from .state import finished, load_state, locked, save_state, state_path
@@ -29,7 +29,10 @@ PRODUCTS = 4  # Hessian-vector products of the history's curvature
 
 
 def build(recipe: Recipe) -> nn.Module:
-    """The untrained network of a recipe, drawn from its seed (the global generator is left alone)."""
+    """The untrained network of a recipe, drawn from its seed (the global generator is left alone).
+
+    Its weights lie in memory channels last, with which convolutions are faster on CPUs and GPUs.
+    """
     shape, classes = INPUTS[recipe.dataset]
     kind, low = METHODS[recipe.method]
     options: dict[str, Any] = dict(lcnn=low, gamma=recipe.gamma, activation={
@@ -45,8 +48,10 @@ def build(recipe: Recipe) -> nn.Module:
         options |= dict(num_classes=classes, width=recipe.width, in_channels=shape[0], image_size=shape[1])
         options |= dict(ordinary=kind == "relu")
         if recipe.model == "vgg11":
-            return models.vgg11(**options)
-        return models.resnet(int(recipe.model.removeprefix("resnet")), **options)
+            model = models.vgg11(**options)
+        else:
+            model = models.resnet(int(recipe.model.removeprefix("resnet")), **options)
+        return model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
 @torch.no_grad()
@@ -90,7 +95,7 @@ def make_optimizer(recipe: Recipe, model: nn.Module) -> tuple[torch.optim.SGD, l
     for group in groups:  # a tensor of its own, which a recorded step reads anew each time
         group["lr"] = torch.tensor(recipe.lr, device=device) if on_gpu else recipe.lr
     optimizer = torch.optim.SGD(
-        [group for group in groups if group["params"]], fused=on_gpu,
+        [group for group in groups if group["params"]], fused=True,
         momentum=recipe.momentum, weight_decay=recipe.weight_decay, nesterov=recipe.momentum > 0,
     )  # fmt: skip
     parameters = [*plain, *ours.values()]
@@ -209,8 +214,8 @@ def fit(
     """
     device, path = pick_device(device), state_path(recipe)
     with nullcontext() if resume and finished(path, recipe.epochs) else locked(path, progress):
-        layout = torch.channels_last if device.type == "cuda" else torch.preserve_format
-        model = build(recipe).to(device).to(memory_format=layout)
+        keep_memory()
+        model = build(recipe).to(device)
         optimizer, momenta = make_optimizer(recipe, model)
         generator = Generator().manual_seed(recipe.seed)
         history: list[dict] = []

@@ -36,7 +36,7 @@ def two_forms(steps: Iterable[float], images: int = 32) -> pd.DataFrame:
             for form in ("exact", "difference"):
                 at = x.double().requires_grad_()
                 loss = F.cross_entropy(net(at), y)
-                squared = objectives.squared_gradient(net, at, y, loss, replace(one, derivative=form), step=step)
+                _, squared = objectives.squared_gradient(net, at, y, loss, replace(one, derivative=form), step=step)
                 slopes = torch.autograd.grad(squared, weights)
                 found[form] = squared.item(), torch.cat([slope.flatten() for slope in slopes])
             (value, slope), (other, tilted) = found["exact"], found["difference"]

@@ -197,7 +197,7 @@ def penalty(cnn, images, recipe, step) -> tuple[float, torch.Tensor]:
         value = gradient_change(net, x, y, recipe, recipe.h, step=step)
     else:
         x = x.clone().requires_grad_()
-        value = squared_gradient(net, x, y, F.cross_entropy(net(x), y), recipe, step=step)
+        _, value = squared_gradient(net, x, y, F.cross_entropy(net(x), y), recipe, step=step)
     return value.item(), torch.cat([g.flatten() for g in torch.autograd.grad(value, list(net.parameters()))])
 
 

@@ -513,9 +513,9 @@ def test_a_timed_step_is_a_training_step(method, monkeypatch):
     assert model.training
     norms = [m for m in model.modules() if isinstance(m, SpectralNorm)]
     assert bool(norms) == (method != "relu")
-    assert all(norm.slope is not None for norm in norms)
+    assert all(norm.now for norm in norms)
     end()
-    assert all(norm.slope is None for norm in norms)
+    assert not any(norm.now for norm in norms)
 
 
 def test_all_of_it_is_covered():

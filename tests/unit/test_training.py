@@ -15,14 +15,23 @@ from sklearn.datasets import load_digits, make_moons
 from torch import nn
 from torch.nn.utils import parametrize
 
-from lcnn_utils import studies
+from lcnn_utils import activations, lipschitz, spectral, studies
 from lcnn_utils.activations import CenteredSoftplus
 from lcnn_utils.curvature import geometry
 from lcnn_utils.lipschitz import LipschitzBatchNorm2d, conv_norm
 from lcnn_utils.objectives import OBJECTIVES
 from lcnn_utils.recipe import METHODS, SCHEDULES, Recipe
-from lcnn_utils.spectral import SpectralNorm, sigma_error
-from lcnn_utils.training import accuracy, build, fit, learning_rate, samples, state_path
+from lcnn_utils.spectral import sigma_error
+from lcnn_utils.training import (
+    accuracy,
+    build,
+    fit,
+    learning_rate,
+    make_optimizer,
+    samples,
+    state_path,
+    training_step,
+)
 
 pytestmark = pytest.mark.usefixtures("store")
 MOONS = Recipe("moons", "lcnn", "mlp", width=6, epochs=4)
@@ -216,10 +225,35 @@ def test_an_objective_is_told_where_training_stands(batch_size, sizes, monkeypat
 
 
 def test_norms_advance_once_a_step_and_once_before_measuring(monkeypatch):
-    calls, advance = [], SpectralNorm.advance
-    monkeypatch.setattr(SpectralNorm, "advance", lambda norm, weight: (calls.append(norm), advance(norm, weight))[1])
+    calls, advance = [], spectral._advance
+    monkeypatch.setattr(spectral, "_advance", lambda layers: (calls.extend(layers), advance(layers))[1])
     train(replace(DIGITS, method="lcnn_gradreg"))
     assert len(calls) == 13 * 3 * (2 + 1), "layers, epochs, steps: however many forward passes a step makes"
+
+
+@pytest.mark.parametrize("method", ["standard", "lcnn", "lcnn_gradreg"])
+@pytest.mark.parametrize("derivative", ["exact", "difference"])
+def test_fast_layers_train_the_net_that_written_out_ones_do(method, derivative, monkeypatch):
+    """Some steps from one start: fused kernels come as near to float64 as every operation written out does.
+
+    (β = 1000 is chaotic: both end up a hundredth of the way apart from it.)
+    """
+    recipe = replace(DIGITS, method=method, derivative=derivative, batch_size=256)
+    x, y = samples(recipe, "train")
+    found = []
+    for dtype, fast in ((torch.float32, True), (torch.float32, False), (torch.float64, False)):
+        if not fast:
+            for module in (activations, lipschitz):
+                monkeypatch.setattr(module, "eager_cpu", lambda _: False)
+        model = build(recipe).to(dtype).train()
+        optimizer, _ = make_optimizer(recipe, model)
+        with spectral.norms_once_a_step(model) as advance:
+            step = training_step(recipe, model, optimizer, advance, {}, [])
+            for xs, ys in zip(x[:1024].split(256), y[:1024].split(256), strict=True):
+                step(xs.to(dtype), ys)
+        found.append(torch.cat([p.detach().double().flatten() for p in model.parameters()]))
+    fused, written_out, exact = found
+    assert (fused - exact).norm() < 2 * (written_out - exact).norm() + 1e-5 * exact.norm()
 
 
 def test_the_history_says_what_was_measured():
