@@ -15,11 +15,12 @@ from typing import Any
 
 import common
 import torch
+from torch import nn
 
 from lcnn_utils.data import available
 from lcnn_utils.experiments import recipe
 from lcnn_utils.recipe import INPUTS, METHODS, Recipe
-from lcnn_utils.runtime import one_thread, pick_device
+from lcnn_utils.runtime import keep_memory, one_thread, pick_device
 from lcnn_utils.spectral import norms_once_a_step
 from lcnn_utils.speed import compiled, fast_step, worth_compiling
 from lcnn_utils.style import METHOD
@@ -28,16 +29,23 @@ from lcnn_utils.training import accuracy, build, fit, make_optimizer, samples, t
 LIMIT = 3 * 2 * 0.556e9 / 790e12  # seconds an image of the ReLU net, by an H200's arithmetic in bfloat16 alone
 
 
-def stepper(one: Recipe, device: torch.device, stack: contextlib.ExitStack, profile: bool) -> tuple[Callable, float]:
-    """A whole training step on random data, as ``fit`` runs it, and the GPU memory it needs at its peak (GB)."""
+def stepper(
+    one: Recipe,
+    device: torch.device,
+    stack: contextlib.ExitStack,
+    profile: bool = False,
+    change: Callable[[nn.Module], nn.Module] = lambda model: model,
+) -> tuple[Callable, float]:
+    """A whole training step on random data, as ``fit`` runs it, and the GPU memory it needs at its peak (GB).
+
+    ``change`` is what is done to the model first.
+    """
     on_gpu = device.type == "cuda"
     generator = torch.Generator(device).manual_seed(0)
     shape, classes = INPUTS[one.dataset]
     x = torch.rand(one.batch_size, *shape, device=device, generator=generator)
     y = torch.randint(classes, (one.batch_size,), device=device, generator=generator)
-    layout = torch.channels_last if on_gpu else torch.preserve_format
-    x = x.to(memory_format=layout)
-    model = build(one).to(device).to(memory_format=layout).train()
+    model = change(build(one)).to(device).train()
     optimizer, _ = make_optimizer(one, model)
     advance = stack.enter_context(norms_once_a_step(model))
     stack.enter_context(compiled(model, worth_compiling(one, device)))
@@ -106,6 +114,7 @@ def main() -> None:
     arguments = parser.parse_args()
     device = pick_device(arguments.device)
     one_thread()
+    keep_memory()
     where = "gpu" if device.type == "cuda" else "cpu"
     command = f"python benchmarks/training.py --device {device.type}"
     notes = ["A step is power iterations, forward and backward passes and optimiser, without data. Eager on a CPU."]

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 from torch.autograd import forward_ad
+from torch.autograd.function import once_differentiable
 
 from .runtime import eager_cpu
 
@@ -156,11 +157,31 @@ def _laid_out(*tensors: Tensor) -> list[Tensor]:
     return [t.contiguous(memory_format=torch.channels_last if last else torch.contiguous_format) for t in tensors]
 
 
+class _FastSlope(torch.autograd.Function):
+    """(g, x, log β) ↦ g σ(βx) with its own first derivatives, for penalties on gradients."""
+
+    @staticmethod
+    def forward(ctx: Any, grad: Tensor, x: Tensor, log_beta: Tensor, beta: float) -> Tensor:
+        near = x.clamp(-CUT / beta, CUT / beta) if beta > STEEP else x
+        ctx.save_for_backward(grad, near)
+        ctx.beta = beta
+        return torch.ops.aten.softplus_backward(grad, near, beta, 20)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, h: Tensor) -> tuple[Tensor, Tensor, Tensor | None, None]:
+        grad, x = ctx.saved_tensors
+        slope = (ctx.beta * x).sigmoid_()
+        by_x = torch.ops.aten.sigmoid_backward(h * grad, slope).mul_(ctx.beta)  # h g βσ(1 − σ)
+        return slope.mul_(h), by_x, (by_x * x).sum() if ctx.needs_input_grad[2] else None, None
+
+
 class _FastCenteredSoftplus(torch.autograd.Function):
     """s₀ as a layer of an LCNN is trained: float32 on a CPU, β ≥ ``FAST_FROM`` as a number too.
 
-    Off by a few units in the last place, the value of 1/β + |x|, the slope in x of 1, and the gradient in log β, which
-    is Σ g (x σ(βx) − s₀) over the layer, of Σ |g| (1/β + |x|), its parts before they cancel.
+    Off by a few units in the last place, the value of 1/β + |x|, the slope in x of 1, its own slope of β, and the
+    gradient in log β, which is Σ g (x σ(βx) − s₀) over the layer, of Σ |g| (1/β + |x|), its parts before they cancel.
+    Third derivatives are refused: ``centered_softplus`` has them.
     """
 
     @staticmethod
@@ -179,8 +200,8 @@ class _FastCenteredSoftplus(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor | None, None]:
         x, log_beta, y = ctx.saved_tensors
         if torch.is_grad_enabled():  # a graph of the gradient is asked for
-            by_x = grad * _slope(x, beta_of(log_beta))
-            return by_x, (by_x * x - grad * y).sum(), None
+            by_x = _FastSlope.apply(grad, x, log_beta, ctx.beta)
+            return by_x, (by_x * x - grad * y).sum() if ctx.needs_input_grad[1] else None, None
         x, grad, y = _laid_out(x, grad, y)
         by_x, by_log_beta, far = torch.empty_like(x), None, CUT / ctx.beta
         for a, g, value, out in _pieces(x, grad, y, by_x):

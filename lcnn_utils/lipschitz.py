@@ -133,11 +133,9 @@ class _FastBatchNorm(torch.autograd.Function):
 
     With gradient g, Δ = x − mean and n values a channel the gradient in x is w/σ·(g − Σg/n − Δ·Σ(gΔ)/(nσ²)) where the
     slope is w/σ, and slope·(g − Σg/n) where it is ±γ, which doesn't depend on the variance. The second is the first
-    with w/σ = slope and 1/σ² = 0; so there torch's kernel is given a 1/σ that is ``NOTHING`` of the true one, and w to
-    match.
+    with w/σ = slope and 1/σ² = 0; so there torch's kernel is given a 1/σ that is ε times the true one, the rounding
+    unit of its dtype, and w to match. Third derivatives are refused, by torch.
     """
-
-    NOTHING = 1e-10  # its square, times a squared deviation in units of σ, is below float64's rounding
 
     @staticmethod
     def forward(
@@ -148,7 +146,7 @@ class _FastBatchNorm(torch.autograd.Function):
         unclipped = inverse if weight is None else inverse * weight
         slope = unclipped.clamp(-gamma, gamma)
         clipped = slope != unclipped
-        used = torch.where(clipped, inverse * _FastBatchNorm.NOTHING, inverse)
+        used = torch.where(clipped, inverse * torch.finfo(x.dtype).eps, inverse)
         ctx.save_for_backward(x, log_gamma, weight, bias, mean, used, slope / used, clipped)
         ctx.eps = eps
         return torch.batch_norm(x, slope / inverse, bias, mean, var, False, 0.0, eps, False)
@@ -156,11 +154,8 @@ class _FastBatchNorm(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, log_gamma, weight, bias, mean, used, scale, clipped = ctx.saved_tensors
-        if torch.is_grad_enabled():  # a graph of the gradient is asked for
-            inputs = [t for t in (x, log_gamma, weight, bias) if t is not None]
-            y = _written_out(x, log_gamma, weight, bias, *_batch_statistics(x), ctx.eps)
-            found = iter(torch.autograd.grad(y, inputs, grad, create_graph=True))
-            return *(None if t is None else next(found) for t in (x, log_gamma, weight, bias)), None, None, None
+        if torch.is_grad_enabled():  # a graph of the gradient is asked for: from here on γ and w count
+            scale = torch.where(clipped, scale.sign() * log_gamma.exp() / used, 1.0 if weight is None else weight)
         by_x, by_weight, by_bias = torch.ops.aten.native_batch_norm_backward(
             grad, x, scale, None, None, mean, used, True, ctx.eps, [True, True, bias is not None]
         )

@@ -6,7 +6,6 @@ References: Y. Yoshida, T. Miyato, arXiv:1705.10941 (power iteration in training
 from __future__ import annotations
 
 import contextlib
-import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -65,11 +64,12 @@ def _length(t: Tensor) -> Tensor:
 def _to_unit_length(ts: list[Tensor], otherwise: list[Tensor] | None = None) -> None:
     """Divide each tensor by its length, in place; one that is 0 or not finite becomes its unit vector ``otherwise``."""
     tiny = torch.finfo(ts[0].dtype).tiny
-    torch._foreach_div_(ts, torch._foreach_clamp_min(torch._foreach_norm(ts, math.inf), tiny))  # now any scale will do
+    sizes = torch._foreach_norm(ts, 1)  # these first: they have room where squares would overflow or vanish
+    torch._foreach_div_(ts, torch._foreach_clamp_min(sizes, tiny))
     if otherwise is not None:
         for t in ts:
             t.nan_to_num_(0.0)
-        torch._foreach_add_(ts, otherwise, alpha=1e-12)  # which is all that 0 is left with
+        torch._foreach_add_(ts, otherwise, alpha=1e-15)  # which is all that 0 is left with
     torch._foreach_div_(ts, torch._foreach_clamp_min(torch._foreach_norm(ts), tiny))
 
 
@@ -102,6 +102,13 @@ def _or_one(sigma: Tensor) -> Tensor:
     return torch.where(sigma > 0, sigma, 1)
 
 
+def _dot(a: Tensor, b: Tensor) -> Tensor:
+    """Σ ab, in one pass where both lie in memory alike."""
+    if a.stride() == b.stride() and (a.is_contiguous() or a.is_contiguous(memory_format=torch.channels_last)):
+        return torch.dot(a.as_strided((a.numel(),), (1,)), b.as_strided((b.numel(),), (1,)))
+    return (a * b).sum()
+
+
 class _Normalised(torch.autograd.Function):
     """Weights W ↦ W/σ with σ = Σ W ∂σ/∂W (Euler's theorem: σ is homogeneous in W), all layers at once.
 
@@ -111,7 +118,7 @@ class _Normalised(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, n: int, *tensors: Tensor) -> tuple[Tensor, ...]:
         weights, ctx.slopes = tensors[:n], tensors[n:]
-        ctx.sigmas = _or_one(torch.stack([(w * s).sum() for w, s in zip(weights, ctx.slopes, strict=True)])).unbind()
+        ctx.sigmas = _or_one(torch.stack(list(map(_dot, weights, ctx.slopes)))).unbind()
         normalised = torch._foreach_div(weights, ctx.sigmas)
         ctx.normalised = [w.detach() for w in normalised]  # kept, as a step may have several backward passes
         return tuple(normalised)
@@ -119,8 +126,8 @@ class _Normalised(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        along = [(g * w).sum() for g, w in zip(grads, ctx.normalised, strict=True)]
-        by_weight = torch._foreach_sub(grads, torch._foreach_mul(ctx.slopes, along))
+        along = map(_dot, grads, ctx.normalised)
+        by_weight = [torch.addcmul(g, s, a, value=-1) for g, s, a in zip(grads, ctx.slopes, along, strict=True)]
         torch._foreach_div_(by_weight, ctx.sigmas)
         return None, *by_weight, *[None] * len(grads)
 
