@@ -254,6 +254,8 @@ def centered_softplus(x: Tensor, beta: float | Tensor, cap: float | None = None)
         beta = torch.where(beta > 0, beta, torch.nan).to(dtype)
     else:
         beta = torch.tensor(check_beta(beta), dtype=dtype, device=x.device)
+    if torch.compiler.is_compiling() and beta.ndim == 0 and x.ndim == 4:
+        beta = beta.expand(1, x.shape[1], 1, 1)  # so its gradient is summed along with BatchNorm's
     wide = x.to(dtype) if check_cap(cap) is None else x.to(dtype).clamp(-FAR, FAR)
     function = _CenteredSoftplus if torch.compiler.is_compiling() else _CenteredSoftplusForwardMode
     return function.apply(wide, beta, cap).to(x.dtype)

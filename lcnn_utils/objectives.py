@@ -146,7 +146,7 @@ class _WithGradients(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         slopes = ctx.saved_tensors
-        return None, None, *(grad * slope for slope in slopes), *[None] * len(slopes)
+        return None, None, *torch._foreach_mul(slopes, grad), *[None] * len(slopes)
 
 
 def _gradient(model: nn.Module, x: Tensor, y: Tensor, *, graph: bool) -> Tensor:

@@ -88,7 +88,7 @@ def made_on(device: torch.device) -> dict[str, Any]:
 def keep_memory() -> None:
     """Let glibc keep memory that was freed, up to 1 GiB, for the next training step.
 
-    By default it gives large pieces back at once, and some tenths of a step's time go into having them zeroed again.
+    By default it gives large pieces back at once, and part of a step's time goes into having them zeroed again.
     """
     if sys.platform == "linux" and (mallopt := getattr(ctypes.CDLL(None), "mallopt", None)):
         for option, size in ((-1, 1 << 30), (-3, 1 << 25)):  # M_TRIM_THRESHOLD, M_MMAP_THRESHOLD (its largest value)

@@ -170,6 +170,8 @@ def _normalised(model: nn.Module) -> list[tuple[SpectralNorm, Tensor]]:
 def _advance(layers: list[tuple[SpectralNorm, Tensor]]) -> None:
     """One power iteration each, u = Av/‖Av‖ and v ← Aᵀu/‖Aᵀu‖; and W/σ with σ = uᵀAv = ‖Aᵀu‖, u and v held."""
     geometries = [norm.geometry for norm, _ in layers]
+    for norm, _ in layers:  # let go of the last step's graph: a CUDA graph must not find its nodes on another stream
+        norm.now.clear()
     with torch.autocast(layers[0][1].device.type, enabled=False):
         weights = [w.to(torch.promote_types(w.dtype, torch.float32)) for _, w in layers]
         with torch.no_grad():

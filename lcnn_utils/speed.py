@@ -10,9 +10,9 @@ import contextlib
 import traceback
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import torch
-import torch._functorch.config
 from torch import Tensor, nn
 
 from .objectives import OBJECTIVES
@@ -50,10 +50,13 @@ def compiled(model: nn.Module, wanted: bool) -> Iterator[None]:
     if not wanted:
         yield
         return
-    model.compile(dynamic=False)
+
+    def whole(*inputs: Any) -> Any:  # model.compile() passes over an nn.Sequential, and compiles its parts one by one
+        return model._call_impl(*inputs)
+
+    model._compiled_call_impl = torch.compile(whole, dynamic=False)
     try:
-        with torch._functorch.config.patch(donated_buffer=False):  # GradReg goes back through one graph twice
-            yield
+        yield
     finally:
         model._compiled_call_impl = None
         torch._dynamo.reset()  # the number of versions it keeps of a function is limited

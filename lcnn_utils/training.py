@@ -95,7 +95,7 @@ def make_optimizer(recipe: Recipe, model: nn.Module) -> tuple[torch.optim.SGD, l
     for group in groups:  # a tensor of its own, which a recorded step reads anew each time
         group["lr"] = torch.tensor(recipe.lr, device=device) if on_gpu else recipe.lr
     optimizer = torch.optim.SGD(
-        [group for group in groups if group["params"]], fused=True,
+        [group for group in groups if group["params"]], fused=device.type in ("cpu", "cuda"),
         momentum=recipe.momentum, weight_decay=recipe.weight_decay, nesterov=recipe.momentum > 0,
     )  # fmt: skip
     parameters = [*plain, *ours.values()]

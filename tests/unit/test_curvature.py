@@ -33,6 +33,14 @@ def cnn(seed: int) -> nn.Module:
     return net
 
 
+@pytest.mark.parametrize("before", [True, False])
+def test_convolutions_on_a_gpu_are_measured_in_float32_not_tf32(before, monkeypatch):
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", before)
+    with evaluating(nn.Identity()):
+        assert not torch.backends.cudnn.allow_tf32
+    assert torch.backends.cudnn.allow_tf32 == before
+
+
 def exact(model: nn.Module, x: torch.Tensor, y: torch.Tensor, scalar: str) -> tuple[torch.Tensor, torch.Tensor]:
     """Norms from torch.func alone, with the scalar written the textbook way."""
 

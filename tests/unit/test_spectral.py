@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load, save
 from torch import nn
+from torch.autograd.graph import get_gradient_edge
 from torch.nn.utils import parametrize
 
 from lcnn_utils.lipschitz import LipschitzBatchNorm2d, conv_norm
@@ -307,6 +308,17 @@ def test_weights_and_their_gradient_are_those_of_uAv(name):
     (expected_gradient,) = torch.autograd.grad((expected * target).sum(), w)
     torch.testing.assert_close(used, expected, rtol=1e-10, atol=1e-12)
     torch.testing.assert_close(gradient, expected_gradient, rtol=1e-9, atol=1e-11)
+
+
+def test_a_step_lets_go_of_the_last_one_s_graph():
+    """What accumulates a weight's gradient belongs to the stream it was made on: one of an earlier step, which ran on
+    another, can't be recorded in a CUDA graph."""
+    layer, weight, _ = disturbed("conv")
+    with norms_once_a_step(layer) as advance:
+        advance()
+        get_gradient_edge(weight).node.metadata["step"] = 1
+        advance()
+        assert not get_gradient_edge(weight).node.metadata
 
 
 @each_layer

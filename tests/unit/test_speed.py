@@ -1,13 +1,12 @@
 """Steps that are compiled or recorded compute what the step as it is written does; and a lack of memory is named."""
 
-import importlib
 import warnings
 from dataclasses import replace
 
 import pytest
 import torch
 from safetensors.torch import load_file
-from torch import nn
+from torch._dynamo.testing import CompileCounter
 
 from lcnn_utils import speed
 from lcnn_utils.objectives import OBJECTIVES
@@ -80,13 +79,12 @@ def test_a_cpu_computes_in_float32():
 def fake_compiler(monkeypatch):
     """A compiler whose code only notes that it ran."""
     ran = []
-    importlib.import_module("torch._functorch.config")  # as the real one does
 
-    def compile(model, **options):
+    def compile(function, **options):
         assert options == {"dynamic": False}
-        model._compiled_call_impl = lambda *args: (ran.append(args), model._call_impl(*args))[1]
+        return lambda *args: (ran.append(args), function(*args))[1]
 
-    monkeypatch.setattr(nn.Module, "compile", compile)
+    monkeypatch.setattr(torch, "compile", compile)
     return ran
 
 
@@ -125,6 +123,20 @@ def test_both_end_with_an_error(fake_compiler):
         stopped(compiled(model, wanted=True))
     model(x)
     assert len(fake_compiler) == 1
+
+
+@pytest.mark.parametrize("method", ["standard", "lcnn"])
+def test_the_compiler_gets_a_training_net_whole(method, monkeypatch):
+    """In one graph: a root nn.Sequential, parametrised weights and all (on a GPU pieces cost twice the time)."""
+    graphs, real = CompileCounter(), torch.compile
+    monkeypatch.setattr(torch, "compile", lambda function, **options: real(function, backend=graphs, **options))
+    torch._dynamo.reset()
+    model, x = build(Recipe("digits", method, "resnet10", width=2)).train(), torch.rand(4, 1, 8, 8)
+    with norms_once_a_step(model) as advance, compiled(model, wanted=True):
+        for _ in range(2):
+            advance()
+            model(x).sum().backward()
+    assert graphs.frame_count == 1
 
 
 def test_compiled_for_real(needs_compiler):
