@@ -1,10 +1,10 @@
-"""Measure the shipped networks' geometry, steadiness and robustness: `python benchmarks/evaluate.py [DATASET]`.
+"""Measure the trained networks' geometry, steadiness and robustness: `python benchmarks/evaluate.py [DATASET]`.
 
 Makes the tables DATASET_runs, _geometry, _stability, _curves and _masking in the store's results, from which the
 figures are drawn; CIFAR's names have the scale in them (cifar10_tiny_curves). Each network's part of a table is written
 when it is measured, and one that is there, for the weights that are here now, is not measured again: stop and go on as
 you like, in pieces of --minutes. digits (the default) takes half an hour on one core, CIFAR's nets of the scale tiny
-about ten minutes each.
+about ten minutes each. With --train a network that is missing is trained first, by the methods of the paper's tables.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from common import provenance
 
 from lcnn_utils import published, tables
 from lcnn_utils.experiments import SHIPPED, recipe
-from lcnn_utils.plan import recorded
+from lcnn_utils.plan import attempt, recorded, stopper
 from lcnn_utils.recipe import METHODS, Recipe
 from lcnn_utils.runtime import one_thread, store_root
 from lcnn_utils.state import run_name, state_path
@@ -33,7 +33,9 @@ DIGITS: dict[str, Any] = dict(seeds=(0, 1, 2), images=360, geometry=360, maps=10
                               masking=(0.5, 200))  # fmt: skip
 CIFAR: dict[str, Any] = dict(seeds=(0, 1), images=500, geometry=500, maps=100, l2=attacks.PAPER_EPS,
                              linf=attacks.LINF_EPS, attack=dict(steps=20, restarts=1), masking=(0.2, 200))  # fmt: skip
-LARGE: dict[str, Any] = CIFAR | dict(images=1000, geometry=1000, attack=dict(steps=100, restarts=5))
+LARGE: dict[str, Any] = dict(seeds=(0, 1), images=1000, geometry=1000, train=250, chunk=500, maps=500,
+                             l2=attacks.PAPER_EPS, attack=dict(steps=20, restarts=5), masking=(0.2, 200))  # fmt: skip
+PAPER = ("standard", "lcnn", "lcnn_gradreg", "gradreg", "softplus_wd", "adversarial", "cure")  # what to train first
 COUNT = {"runs": "geometry", "geometry": "geometry", "stability": "maps", "curves": "images"}  # kind: its n in a plan
 CIFAR_SCALES = ("tiny", "small", "wide", "paper")
 PLANS = {("digits", "lab"): DIGITS}
@@ -51,34 +53,38 @@ def frames(plan: dict[str, Any], kind: str, one: Recipe) -> pd.DataFrame:
     if kind == "runs":
         return methods.runs_frame([one]).assign(model=one.model, width=one.width, epochs=one.epochs)
     if kind == "geometry":
-        return per_image.geometry_frame([one], images=plan["geometry"])
+        options = {key: plan[key] for key in ("train", "chunk") if key in plan}
+        return per_image.geometry_frame([one], images=plan["geometry"], **options)
     if kind == "stability":
         keep = ["net", "label", "seed", "image", "method", "weights", "noise", "eps", "relative_change", "cosine"]
         return saliency.stability_frame([one], images=plan["maps"])[[*keep, "curvature"]]
     parts = [attacks.curves_frame([one], plan[norm], images=plan["images"], norm=norm, **plan["attack"])
-             for norm in ("l2", "linf")]  # fmt: skip
+             for norm in ("l2", "linf") if norm in plan]  # fmt: skip
     return pd.concat(parts, ignore_index=True)
 
 
-def measure(name: str, kind: str, plan: dict[str, Any], recipes: list[Recipe], about: dict, until: float) -> bool:
-    """Append the part of each network that a table lacks; False: the time was over first."""
-    there = tables.parts(published.folders(), name, every=True)
+def measure(name: str, kind: str, plan: dict[str, Any], one: Recipe, about: dict) -> None:
+    """Append a network's part of a table, if the table lacks it."""
+    run, weights = run_name(one), hashlib.sha256(weights_file(one).read_bytes()).hexdigest()[:16]
+    if f"{run}.{weights}" in tables.parts(published.folders(), name, every=True):
+        return
     facts = about | {"n": plan[COUNT[kind]]} | ({"attack": plan["attack"]} if kind == "curves" else {})
-    for one in recipes:
-        run, weights = run_name(one), hashlib.sha256(weights_file(one).read_bytes()).hexdigest()[:16]
-        if f"{run}.{weights}" in there:
-            continue
-        if time.perf_counter() > until:
-            return False
-        begun = time.perf_counter()
-        frame = frames(plan, kind, one)
-        seconds = round(time.perf_counter() - begun, 1)
-        tables.append(store_root() / "results", name, frame, facts | {"seconds": seconds}, run=run, weights=weights)
-        print(f"{name}: {run} in {seconds} s", flush=True)
-    known = {run_name(one) for one in recipes}
-    if others := sorted({part.rpartition(".")[0] for part in there} - known):
-        print(f"{name} also holds {', '.join(others)}: no network of this scale that is here")
-    return True
+    begun = time.perf_counter()
+    frame = frames(plan, kind, one)
+    seconds = round(time.perf_counter() - begun, 1)
+    tables.append(store_root() / "results", name, frame, facts | {"seconds": seconds}, run=run, weights=weights)
+    print(f"{name}: {run} in {seconds} s", flush=True)
+
+
+def ready(one: Recipe, train: bool, until: float) -> bool:
+    """Whether a network is trained and its weights are on this machine; with ``train``, after training it."""
+    if train and not recorded(one):
+        outcome = attempt(one, progress=True, watch=stopper(one, until))
+        if outcome.error is not None:
+            print(outcome.traceback)
+        for note in outcome.notes:
+            print(note)
+    return recorded(one) and weights_file(one).exists()
 
 
 def main() -> None:
@@ -86,22 +92,30 @@ def main() -> None:
     parser.add_argument("dataset", nargs="?", default="digits", choices=sorted({dataset for dataset, _ in PLANS}))
     parser.add_argument("--scale", choices=CIFAR_SCALES, help="of CIFAR's nets (default: tiny)")
     parser.add_argument("--only", choices=(*COUNT, "masking"))
-    parser.add_argument("--minutes", type=float, default=float("inf"), help="begin no network after so long")
+    parser.add_argument("--minutes", type=float, default=float("inf"), help="stop after so long; call again to go on")
+    parser.add_argument("--train", action="store_true", help="train the networks that are missing (CIFAR: on a GPU)")
     arguments = parser.parse_args()
     dataset, only = arguments.dataset, arguments.only
     scale = "lab" if dataset == "digits" else arguments.scale or "tiny"
     one_thread()
-    plan, until = PLANS[dataset, scale], time.perf_counter() + 60 * arguments.minutes
-    recipes = [recipe(dataset, method, seed, scale) for method in METHODS for seed in plan["seeds"]]
-    recipes = [one for one in recipes if recorded(one) and weights_file(one).exists()]
-    if not recipes:
-        parser.error(f"no networks of {dataset} at the scale {scale} are here: train them with lcnn sweep")
+    plan, until = PLANS[dataset, scale], time.monotonic() + 60 * arguments.minutes
+    wanted = PAPER if arguments.train else METHODS
+    recipes = [recipe(dataset, method, seed, scale) for seed in plan["seeds"] for method in wanted]
     prefix = dataset if scale == "lab" else f"{dataset}_{scale}"
-    about = provenance(f"python benchmarks/evaluate.py {dataset} --scale {scale}".removesuffix(" --scale lab"), 0, 0)
-    about |= {"scale": scale}
+    command = " ".join(["python benchmarks/evaluate.py", dataset, *([] if scale == "lab" else ["--scale", scale])])
+    about = provenance(command + " --train" * arguments.train, 0, 0) | {"scale": scale}
     kinds = [kind for kind in COUNT if only in (None, kind)]
-    if not all([measure(f"{prefix}_{kind}", kind, plan, recipes, about, until) for kind in kinds]):
+    found = False
+    for one in recipes:
+        if time.monotonic() < until and ready(one, arguments.train, until):
+            found = True
+            for kind in kinds:
+                if time.monotonic() < until:
+                    measure(f"{prefix}_{kind}", kind, plan, one, about)
+    if time.monotonic() > until:
         print("the time was over: the same command goes on")
+    elif not found:
+        parser.error(f"no networks of {dataset} at the scale {scale} are here: train them with --train or lcnn sweep")
     elif only == "masking" or (only is None and dataset == "digits"):  # AutoAttack on CIFAR takes a quarter of an hour
         eps, n = plan["masking"]
         begun, here = time.perf_counter(), scene(device=torch.device("cpu"), dataset=dataset).first(n)

@@ -132,25 +132,28 @@ def scaling(progress: bool = True) -> Made:
 
 @reads(
     *parts_of("digits_curves", "digits_stability", "digits_masking", "cifar10*_runs", "cifar10*_curves"),
-    *parts_of("cifar10*_stability"), "data/published/*.csv",
+    *parts_of("cifar10*_stability"), "data/published/*.csv",  # cifar10* is CIFAR-100 too
 )  # fmt: skip
 def promises(progress: bool = True) -> Made:
     """From data/results, which ``python benchmarks/evaluate.py`` makes."""
     panels: dict[str, dict[str, pd.DataFrame]] = {"steady": {}, "l2": {}, "linf": {}}
-    both: dict[str, Any] = {"dataset": "digits and CIFAR-10, test images", "seeds": {}, "source": MEASURED}
-    for dataset, name in (("digits", "digits"), ("cifar10", paper_studies.title("cifar10"))):
+    both: dict[str, Any] = {"dataset": "digits, CIFAR-10 and CIFAR-100, test images", "seeds": {}, "source": MEASURED}
+    for dataset in ("digits", "cifar10", "cifar100"):
+        name = paper_studies.title(dataset) if dataset != "digits" else dataset
         stable, curves = (published.measured(f"{dataset}_{kind}") for kind in ("stability", "curves"))
         drawn = saliency_studies.lines(stable[stable.net.isin(PAPER_NETS)])
         panels["steady"] |= {f"{name}, {kind} η": drawn[drawn.noise == kind] for kind in ("random", "worst")}
         points = attack_studies.over_seeds(curves)
-        for norm in ("l2", "linf"):
+        for norm in points.norm.unique():
             panels[norm][name] = points[points.norm == norm]
         both["seeds"][dataset] = sorted(map(int, set(stable.seed) | set(curves.seed)))
-        about = {"dataset": f"{dataset}, test images", "seeds": both["seeds"][dataset], "source": MEASURED}
-        about["measured"] = {kind: provenance(f"{dataset}_{kind}") for kind in ("curves", "stability")}
-        yield f"{dataset}_promises", saliency_studies.promises_table(stable, points), about
-        yield f"{dataset}_pgd", attack_studies.table(curves), about
-        both[f"{dataset}, measured"] = {kind: part["command"] for kind, part in about["measured"].items()}
+        measured = {kind: provenance(f"{dataset}_{kind}") for kind in ("curves", "stability")}
+        both[f"{dataset}, measured"] = {kind: part["command"] for kind, part in measured.items()}
+        if dataset != "cifar100":  # of which notebook 08 has all that was measured
+            about = {"dataset": f"{dataset}, test images", "seeds": both["seeds"][dataset], "source": MEASURED}
+            about["measured"] = measured
+            yield f"{dataset}_promises", saliency_studies.promises_table(stable, points), about
+            yield f"{dataset}_pgd", attack_studies.table(curves), about
     theirs = {f"published: {name}": saliency_studies.paper_lines(key)
               for name, key in (("CIFAR-10", "cifar10"), ("CIFAR-100", "cifar100"))}  # fmt: skip
     yield "gradient_robustness", saliency_figures.gradient_robustness(panels["steady"], theirs), both

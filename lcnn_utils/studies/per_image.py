@@ -36,9 +36,17 @@ def net_frame(net: nn.Module, x: Tensor, y: Tensor, chunk: int = 100) -> pd.Data
 
 
 def geometry_frame(
-    recipes: Iterable[Recipe], *, images: int = 1000, device: torch.device | None = None
+    recipes: Iterable[Recipe],
+    *,
+    images: int = 1000,
+    train: int | None = None,
+    chunk: int = 100,
+    device: torch.device | None = None,
 ) -> pd.DataFrame:
     """:func:`net_frame` of stored runs on their first test and first training images; Standard as ReLU too (test).
+
+    Args:
+        images: of the test split; ``train``: of the training split, default as many. chunk: of :func:`net_frame`.
 
     Columns added: dataset, method (``relu_reading`` for the same weights read as ReLU), label, seed, split.
     """
@@ -47,10 +55,10 @@ def geometry_frame(
         model = run(one, device=device, progress=False).model
         assert model is not None
         readings = {one.method: model} | ({"relu_reading": relu_reading(model)} if one.method == "standard" else {})
-        for split in ("test", "train"):
-            x, y = (part[:images] for part in samples(one, split, next(model.parameters()).device))
+        for split, count in {"test": images, "train": train or images}.items():
+            x, y = (part[:count] for part in samples(one, split, next(model.parameters()).device))
             for name, net in readings.items():
                 if name == one.method or split == "test":
-                    frame = net_frame(net, x, y).assign(dataset=one.dataset, seed=one.seed, split=split)
+                    frame = net_frame(net, x, y, chunk).assign(dataset=one.dataset, seed=one.seed, split=split)
                     parts.append(frame.assign(method=name, label=METHOD[name][0]))
     return pd.concat(parts, ignore_index=True)

@@ -246,7 +246,7 @@ def test_no_file_names_a_machine():
         "figures/digits_promises.md",
         "figures/cifar10_promises.md",
         "figures/cifar10_claims.md",
-        "figures/cifar10_table_1.md",
+        "figures/cifar100_table_1.md",
         "figures/cifar10_table_2.md",
         "benchmarks/results/geometry.md",
         "benchmarks/results/training_steps_cpu.md",
