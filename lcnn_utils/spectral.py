@@ -150,6 +150,9 @@ class SpectralNorm(nn.Module):
         self.register_buffer("v", v.to(layer.weight))
         self.now: list[Tensor] = []  # weight and W/σ, inside norms_once_a_step
 
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"now": []}  # a copy made there is a layer like any other
+
     def forward(self, weight: Tensor) -> Tensor:
         if self.now and self.now[0] is weight:
             return self.now[1]

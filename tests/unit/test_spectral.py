@@ -310,6 +310,17 @@ def test_weights_and_their_gradient_are_those_of_uAv(name):
     torch.testing.assert_close(gradient, expected_gradient, rtol=1e-9, atol=1e-11)
 
 
+def test_a_copy_made_inside_a_step_follows_its_own_weight():
+    """An average of a net's weights is kept so."""
+    layer, *_ = disturbed("conv")
+    with norms_once_a_step(layer) as advance:
+        advance()
+        other = copy.deepcopy(layer)
+        other.parametrizations.weight.original.data.normal_()
+        refresh_norms(other)
+        assert true_norm(other.eval()) == pytest.approx(1, abs=1e-2)
+
+
 def test_a_step_lets_go_of_the_last_one_s_graph():
     """What accumulates a weight's gradient belongs to the stream it was made on: one of an earlier step, which ran on
     another, can't be recorded in a CUDA graph."""
