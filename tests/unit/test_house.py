@@ -1,6 +1,7 @@
 """The house: what installs the lab, what it says of itself, and that it names no machine."""
 
 import ast
+import os
 import re
 import shutil
 import subprocess
@@ -264,3 +265,11 @@ def test_every_picture_of_the_readme_exists_and_is_described():
     for alt, path in pictures:
         assert (PROJECT / path).is_file(), path
         assert len(alt) > 40, path
+
+
+def test_a_machine_that_only_trains_and_measures_needs_no_package_of_the_lab():
+    """A GPU server, say, with torch, torchvision and the scientific packages."""
+    absent = ("tyro", "distributed", "dask", "bokeh", "captum", "ipywidgets", "IPython", "jupyterlab", "torchmetrics")
+    code = f"import sys; sys.modules |= dict.fromkeys({absent}); import evaluate"
+    environment = os.environ | {"PYTHONPATH": str(PROJECT)}
+    subprocess.run([sys.executable, "-c", code], cwd=PROJECT / "benchmarks", env=environment, check=True)
