@@ -162,8 +162,8 @@ SECTIONS: dict[str, dict[str, Caption]] = {  # in the order of the page
             "digits, CIFAR-10 and CIFAR-100, each for random and worst noise, and the paper's two. Under random noise "
             "the lines of all networks run far below their dashed lines, LCNN + GradReg lowest, then LCNN (on digits "
             "they coincide), GradReg and Standard; on CIFAR-100 Standard's runs close to the published one. Under the "
-            "worst noise the LCNNs' lines follow their dashed ones, and on CIFAR-100 rise far above them from a length "
-            "of 0.025 on, where LCNN meets Standard.",
+            "worst noise the LCNNs' lines follow their dashed ones; on CIFAR-100 they leave them upwards from a length "
+            "of 0.025 on, where LCNN's meets Standard's.",
             "Low curvature means steady gradients under random noise; the worst noise changes the order.",
         ),
         "pgd_l2": Caption(
@@ -203,7 +203,7 @@ SECTIONS: dict[str, dict[str, Caption]] = {  # in the order of the page
             "Accuracy under attack on CIFAR-10: the numbers",
             "Rows: the methods measured. Columns: accuracy left by PGD at five ε in L2; in brackets the paper's, on "
             "CIFAR-100.",
-            "The order at ε = 0.1 is the paper's.",
+            "The order at ε = 0.1 is the paper's but for the first two.",
         ),
         "digits_masking": Caption(
             "Is the attack to be believed?",

@@ -30,17 +30,16 @@ def _about(*datasets: str) -> dict[str, Any]:
 @reads(*parts_of("*"), "data/published/*.csv")
 def tables(progress: bool = True) -> Made:
     """The paper's two tables and its claims, ours beside theirs; what was not measured stands there as such."""
-    about = _about(*studies.datasets())
     verdicts = {}
     for dataset in studies.datasets():
-        cells = studies.cells(dataset)
+        cells, about = studies.cells(dataset), _about(dataset)
         for number in (1, 2):
             yield f"{dataset}_table_{number}", studies.side_by_side(cells, f"Table {number}"), about
         yield f"{dataset}_cells", studies.cells_table(cells), about
         verdicts[studies.title(dataset)] = claims.table(dataset)
         shown = claims.table(dataset, (*claims.CLAIMS, *claims.BEYOND))
         yield f"{dataset}_claims", claims.shown(shown), about
-    yield "claims", figures.claims(verdicts), about
+    yield "claims", figures.claims(verdicts), _about(*studies.datasets())
 
 
 @reads(*parts_of("*_runs", "*_geometry"))
@@ -54,7 +53,7 @@ def behind_the_tables(progress: bool = True) -> Made:
             frame = published.measured(f"{dataset}_geometry")
             if set(frame.split) == {"train", "test"}:
                 panels[studies.title(dataset)] = studies.train_test(frame)
-            yield f"{dataset}_readings", studies.readings(frame), about
+            yield f"{dataset}_readings", studies.readings(frame), _about(dataset)
     yield "train_test_curvature", figures.train_test(panels), about
 
 

@@ -158,7 +158,7 @@ def promises(progress: bool = True) -> Made:
               for name, key in (("CIFAR-10", "cifar10"), ("CIFAR-100", "cifar100"))}  # fmt: skip
     yield "gradient_robustness", saliency_figures.gradient_robustness(panels["steady"], theirs), both
     yield "pgd_l2", attack_figures.curves(panels["l2"], attack_studies.paper_table()), both
-    yield "pgd_linf", attack_figures.curves(panels["linf"]), both
+    yield "pgd_linf", attack_figures.curves(panels["linf"]), both | {"dataset": "digits and CIFAR-10, test images"}
     measured = provenance("digits_masking")
     about = {"dataset": "digits, test images", "seeds": [measured["seed"]], "source": MEASURED, "measured": measured}
     yield "digits_masking", attack_studies.masking_table(published.measured("digits_masking")), about
