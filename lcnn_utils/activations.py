@@ -173,7 +173,7 @@ class _FastSlope(torch.autograd.Function):
         grad, x = ctx.saved_tensors
         slope = (ctx.beta * x).sigmoid_()
         by_x = torch.ops.aten.sigmoid_backward(h * grad, slope).mul_(ctx.beta)  # h g βσ(1 − σ)
-        return slope.mul_(h), by_x, (by_x * x).sum() if ctx.needs_input_grad[2] else None, None
+        return slope * h, by_x, (by_x * x).sum() if ctx.needs_input_grad[2] else None, None
 
 
 class _FastCenteredSoftplus(torch.autograd.Function):
@@ -199,8 +199,12 @@ class _FastCenteredSoftplus(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor | None, None]:
         x, log_beta, y = ctx.saved_tensors
-        if torch.is_grad_enabled():  # a graph of the gradient is asked for
-            by_x = _FastSlope.apply(grad, x, log_beta, ctx.beta)
+        batched = torch._C._are_functorch_transforms_active() or torch._C._functorch.is_legacy_batchedtensor(grad)
+        if batched or torch.is_grad_enabled():  # many at once (a vectorised jacobian), or a graph is asked for
+            if batched:
+                by_x = grad * torch.sigmoid(beta_of(log_beta) * x)
+            else:
+                by_x = _FastSlope.apply(grad, x, log_beta, ctx.beta)
             return by_x, (by_x * x - grad * y).sum() if ctx.needs_input_grad[1] else None, None
         x, grad, y = _laid_out(x, grad, y)
         by_x, by_log_beta, far = torch.empty_like(x), None, CUT / ctx.beta

@@ -30,6 +30,7 @@ from .ascent import perturb
 from .curvature import evaluating, scalar_of
 from .lipschitz import LipschitzBatchNorm2d
 from .recipe import DATASETS, METHODS, MODELS, Recipe
+from .spectral import SpectralNorm
 
 __all__ = ["DATASETS", "METHODS", "MODELS", "OBJECTIVES", "Recipe"]
 STEP = 1e-2  # of differences: the root mean square over the samples of how far they move; C. Finlay and A. Oberman's h
@@ -186,16 +187,21 @@ def gradient_change(model: nn.Module, x: Tensor, y: Tensor, recipe: Recipe, h: f
 
 @contextlib.contextmanager
 def statistics_at_rest(model: nn.Module) -> Iterator[None]:
-    """Let forward passes in training mode leave BatchNorm's running statistics alone."""
+    """Let forward passes in training mode leave BatchNorm's running statistics and spectral norms' directions alone."""
     norms = [m for m in model.modules() if isinstance(m, nn.BatchNorm2d | LipschitzBatchNorm2d)]
-    was = [m.momentum for m in norms]
+    spectral = [m for m in model.modules() if isinstance(m, SpectralNorm)]
+    was = [m.momentum for m in norms], [m.training for m in spectral]
     for m in norms:
         m.momentum = 0.0
+    for m in spectral:
+        m.training = False
     try:
         yield
     finally:
-        for m, momentum in zip(norms, was, strict=True):
+        for m, momentum in zip(norms, was[0], strict=True):
             m.momentum = momentum
+        for m, training in zip(spectral, was[1], strict=True):
+            m.training = training
 
 
 OBJECTIVES = {

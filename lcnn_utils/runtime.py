@@ -66,11 +66,12 @@ def pick_device(device: str | torch.device | None = None) -> torch.device:
 
 
 def eager_cpu(x: torch.Tensor) -> bool:
-    """Whether fused CPU kernels with one derivative may compute with x: no compiler, torch.func or forward mode is at
-    work, which need every operation written out."""
+    """Whether fused CPU kernels with one derivative may compute with x: no compiler, tracer, torch.func or forward
+    mode is at work, which need every operation written out."""
     return (
         x.device.type == "cpu"
         and not torch.compiler.is_compiling()
+        and not torch.jit.is_tracing()
         and not torch._C._are_functorch_transforms_active()
         and forward_ad._current_level < 0
     )

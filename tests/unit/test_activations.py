@@ -9,6 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.autograd import forward_ad
+from torch.autograd.functional import hessian, jacobian
 from torch.func import functional_call, jacfwd, jacrev
 
 from lcnn_utils.activations import BETA_RANGE, FAST_FROM, CenteredSoftplus, centered_softplus
@@ -240,6 +241,28 @@ def test_the_layer_is_the_function_within_what_is_stated(log10_beta, log10_scale
     assert ((y - want).abs() <= 2 * ulp * parts + moved * parts).all()
     assert ((by_x - want_x).abs() <= 4 * ulp * g.abs() + moved * g.abs()).all()
     assert (by_log_beta - want_log_beta).abs() <= (4 * ulp + moved) * (g.abs() * parts).sum()
+
+
+def test_many_gradients_of_a_layer_at_once():
+    """As torch.autograd's vectorised jacobians and hessians ask for them, and those of a batch of directions."""
+    layer, x = CenteredSoftplus(3.0), torch.randn(2, 3, generator=torch.Generator().manual_seed(0))
+    for of in (jacobian, hessian):
+        f = (lambda x: layer(x)) if of is jacobian else (lambda x: layer(x).pow(3).sum())
+        torch.testing.assert_close(of(f, x, vectorize=True), of(f, x), rtol=1e-5, atol=1e-6)
+    ways = torch.eye(6).view(6, 2, 3)
+    y, parts = layer(x.requires_grad_()), (x, layer.log_beta)
+    at_once = torch.autograd.grad(y, parts, ways, is_grads_batched=True, retain_graph=True)
+    one_by_one = [torch.autograd.grad(y, parts, way, retain_graph=True) for way in ways]
+    for found, expected in zip(at_once, zip(*one_by_one, strict=True), strict=True):
+        torch.testing.assert_close(found, torch.stack(expected), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_traced_layer_follows_its_beta():
+    layer, x = CenteredSoftplus(5.0), torch.randn(4)
+    traced = torch.jit.trace(layer, (x,))
+    layer.beta = 0.5
+    torch.testing.assert_close(traced(x), layer(x))
 
 
 @pytest.mark.parametrize("beta", [0.02, 0.3, 5.0, 50.0])

@@ -1,5 +1,6 @@
 """What each method minimises, against its formula: gradients by finite differences, one input or weight at a time."""
 
+import contextlib
 import copy
 import itertools
 import math
@@ -17,6 +18,8 @@ from lcnn_utils.attacks import perturb
 from lcnn_utils.lipschitz import LipschitzBatchNorm2d
 from lcnn_utils.objectives import OBJECTIVES, gradient_change, lcnn, squared_gradient, standard
 from lcnn_utils.recipe import Recipe
+from lcnn_utils.spectral import norms_once_a_step
+from lcnn_utils.training import build
 
 BETAS, GAMMAS = (0.5, 3.0, 40.0), (0.25, 8.0)  # one γ below 1, where log γ < 0
 
@@ -238,6 +241,24 @@ def test_a_penalty_leaves_the_net_as_the_first_pass_does(recipe, derivative, cnn
         if value.is_floating_point():
             moved = recipe.published and name.startswith("1.")
             assert torch.equal(dict(cnn.named_buffers())[name], value) != moved, name
+
+
+@pytest.mark.parametrize("once", [True, False])
+def test_a_difference_is_of_one_function(once):
+    """In a loop of one's own too, where each training pass would move the directions of the spectral norms on: a change
+    of σ between two passes would be divided by the step."""
+    recipe = Recipe("digits", "lcnn_gradreg", width=4, derivative="difference")
+    x = torch.rand(32, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    y, found = torch.arange(32) % 10, {}
+    for derivative in ("exact", "difference"):
+        model, generator = build(recipe).train(), torch.Generator().manual_seed(1)
+        for p in model.parameters():  # after a step as large as that, no σ has converged
+            p.data += 0.1 * torch.randn(p.shape, generator=generator) * (p.ndim > 1)
+        with norms_once_a_step(model) if once else contextlib.nullcontext(lambda: None) as advance:
+            advance()
+            chosen = replace(recipe, derivative=derivative)
+            found[derivative] = OBJECTIVES["lcnn_gradreg"](model, x, y, chosen)[1]["squared_gradient"].item()
+    assert found["difference"] == pytest.approx(found["exact"], rel=0.1)
 
 
 def test_the_published_cures_passes_are_two_more_in_training(cnn, images):
