@@ -5,7 +5,7 @@ and the terms to log. Two are told more: ``progress``, how far training has come
 random starts. ℓ is the cross-entropy of one sample's true label, and gₙ the input gradient of the batch's Σℓ at sample
 n. Penalties on gradients come in two forms, ``recipe.derivative``: exact, by a second backward pass, or as a difference
 along a direction, of first order only, which also runs compiled. No pass but the first one moves BatchNorm's running
-statistics.
+statistics and the spectral norms' directions.
 
 References: S. Srinivas et al., NeurIPS 2022, arXiv:2206.07144; H. Drucker, Y. LeCun, IEEE TNN 3 (1992) and C. Finlay,
 A. Oberman, arXiv:1905.11468 (GradReg, exact and by differences); S.-M. Moosavi-Dezfooli et al., CVPR 2019,
@@ -190,18 +190,18 @@ def statistics_at_rest(model: nn.Module) -> Iterator[None]:
     """Let forward passes in training mode leave BatchNorm's running statistics and spectral norms' directions alone."""
     norms = [m for m in model.modules() if isinstance(m, nn.BatchNorm2d | LipschitzBatchNorm2d)]
     spectral = [m for m in model.modules() if isinstance(m, SpectralNorm)]
-    was = [m.momentum for m in norms], [m.training for m in spectral]
+    momenta, modes = [m.momentum for m in norms], [m.training for m in spectral]
     for m in norms:
         m.momentum = 0.0
-    for m in spectral:
-        m.training = False
+    for s in spectral:
+        s.training = False
     try:
         yield
     finally:
-        for m, momentum in zip(norms, was[0], strict=True):
+        for m, momentum in zip(norms, momenta, strict=True):
             m.momentum = momentum
-        for m, training in zip(spectral, was[1], strict=True):
-            m.training = training
+        for s, training in zip(spectral, modes, strict=True):
+            s.training = training
 
 
 OBJECTIVES = {
