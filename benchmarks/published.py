@@ -65,8 +65,10 @@ class Norm(nn.Module):
             apply = lambda v, w: F.conv2d(v, w, None, stride, padding)
             back = lambda u, w: F.conv_transpose2d(u, w, None, stride, padding, over)
         with torch.no_grad():
-            u = F.normalize(apply(self.v, weight).flatten(), dim=0).view_as(apply(self.v, weight))
-            self.v.copy_(F.normalize(back(u, weight).flatten(), dim=0).view_as(self.v))
+            u = apply(self.v, weight)
+            u = u / torch.linalg.vector_norm(u)
+            v = back(u, weight)
+            self.v.copy_(v / torch.linalg.vector_norm(v))
         return weight / (u * apply(self.v.clone(), weight)).sum()
 
 

@@ -127,7 +127,7 @@ def test_both_end_with_an_error(fake_compiler):
 
 @pytest.mark.parametrize("method", ["standard", "lcnn"])
 def test_the_compiler_gets_a_training_net_whole(method, monkeypatch):
-    """In one graph: a root nn.Sequential, parametrised weights and all (on a GPU pieces cost twice the time)."""
+    """In one graph: a root nn.Sequential, parametrised weights and all."""
     graphs, real = CompileCounter(), torch.compile
     monkeypatch.setattr(torch, "compile", lambda function, **options: real(function, backend=graphs, **options))
     torch._dynamo.reset()
