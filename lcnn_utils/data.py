@@ -29,12 +29,17 @@ AUGMENTATION = {"digits": (1, False), "svhn": (4, False)}
 
 @dataclass(frozen=True, eq=False)
 class Images:
-    """A split of a dataset: ``x`` uint8 (N, C, H, W), ``y`` int64 (N,), the names of its classes, its name."""
+    """A split of a dataset: ``x`` uint8 (N, C, H, W), ``y`` int64 (N,), the names of its classes, its name.
+    ValueError: x is of another type, which would silently be divided by 255."""
 
     x: torch.Tensor
     y: torch.Tensor
     classes: tuple[str, ...]
     name: str
+
+    def __post_init__(self) -> None:
+        if getattr(self.x, "dtype", None) != torch.uint8:
+            raise ValueError(f"x is {getattr(self.x, 'dtype', type(self.x).__name__)}: use (255 * x).round().byte()")
 
     def __len__(self) -> int:
         return len(self.x)
@@ -49,8 +54,18 @@ class Images:
 
 
 def floats(images: Images | tuple[torch.Tensor, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Images as (x, y): float pixels (N, C, H, W) in [0, 1] and labels (N,); a pair is returned as it is."""
-    return (images.float(), images.y) if isinstance(images, Images) else images
+    """Images as (x, y): float pixels (N, C, H, W) in [0, 1] and labels (N,); a pair of tensors is returned as it is.
+    ValueError: something else, such as a torch ``Dataset``."""
+    if isinstance(images, Images):
+        return images.float(), images.y
+    parts = list(images) if isinstance(images, tuple | list) else []
+    if [isinstance(part, torch.Tensor) for part in parts] == [True, True]:
+        return parts[0], parts[1]
+    given = [type(part).__name__ for part in parts[:4]] or type(images).__name__
+    raise ValueError(
+        f"images are {given}: pass Images of data.load, or a pair (x, y) of tensors; of a Dataset, "
+        "x = torch.stack([image for image, _ in dataset]), y = torch.tensor([label for _, label in dataset])"
+    )
 
 
 def load(
@@ -182,6 +197,8 @@ def batches(
         generator: source of the order and of the augmentation; the same seed gives the same batches.
         drop_last: leave out a last, smaller batch (unless it is the only one), so that all have one shape.
     """
+    if not isinstance(images, Images):
+        raise ValueError(f"images are a {type(images).__name__}: pass Images of data.load, or Images(x, y, …)")
     if batch_size < 1:
         raise ValueError(f"batch_size is {batch_size}: use 1 or more")
     return _batches(images, batch_size, augment, generator, drop_last)
@@ -245,7 +262,8 @@ def check_images(x: torch.Tensor, *, channels: int | None = None) -> None:
 def check_labels(y: torch.Tensor, n: int, classes: int, *, device: torch.device | None = None) -> None:
     """Raise a ValueError, with the way out, unless y is int64 (n,) with values 0..classes-1 (on ``device``)."""
     if not isinstance(y, torch.Tensor) or y.dtype != torch.int64:
-        raise ValueError(f"labels are {getattr(y, 'dtype', type(y).__name__)}: use torch.as_tensor(y).long()")
+        kind = y.dtype if isinstance(y, torch.Tensor) else f"a {type(y).__name__}"
+        raise ValueError(f"labels are {kind}: use torch.as_tensor(y).long()")
     if tuple(y.shape) != (n,):
         raise ValueError(f"labels have shape {tuple(y.shape)}: expected ({n},), one class number per image")
     if device is not None and y.device != device:

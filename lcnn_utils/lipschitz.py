@@ -62,7 +62,8 @@ def _torus_norm(weight: Tensor, size: tuple[int, ...], geometry: dict[str, Any])
         block = torch.einsum("ak,gnokbi->gnoabi", row, partial).flatten(3)  # (groups, m′, C_out, s_h·s_w·C_in)
         tall = block.shape[-2] > block.shape[-1]
         gram = (block.mH @ block if tall else block @ block.mH).flatten(0, 1)
-        failed = torch.linalg.cholesky_ex(torch.eye(gram.shape[-1]).to(gram) * largest - gram).info > 0
+        eye = torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device)
+        failed = torch.linalg.cholesky_ex(eye * largest - gram).info > 0
         if bool(failed.any()):  # Cholesky is cheaper: only a block not below the largest so far needs eigenvalues
             largest = torch.maximum(largest, torch.linalg.eigvalsh(gram[failed])[:, -1].max())
     return (largest / math.prod(stride)).sqrt()
@@ -166,7 +167,7 @@ class _FastBatchNorm(torch.autograd.Function):
 @fx.wrap
 def _lipschitz_batch_norm(
     x: Tensor, log_gamma: Tensor, weight: Tensor | None, bias: Tensor | None, running_mean: Tensor, running_var: Tensor,
-    batches: Tensor, training: bool, momentum: float, eps: float,
+    batches: Tensor, training: bool, momentum: float | None, eps: float,
 ) -> Tensor:  # fmt: skip
     """What :class:`LipschitzBatchNorm2d` computes: one node of a graph that torch.fx traces."""
     channels = len(running_mean)
@@ -180,7 +181,9 @@ def _lipschitz_batch_norm(
     count = x.numel() // channels
     if count < 2:
         raise ValueError(f"training needs more than 1 value per channel, got {tuple(x.shape)}: use eval()")
-    batches.add_(1)
+    if momentum is None or momentum > 0:  # 0: a pass that is not to be felt
+        batches.add_(1)
+        momentum = 1 / batches.item() if momentum is None else momentum
     if x.dtype == running_mean.dtype == log_gamma.dtype and eager_cpu(x):
         mean, var = torch.batch_norm_update_stats(x.detach(), running_mean, running_var, momentum)
         return _FastBatchNorm.apply(x, log_gamma, weight, bias, mean, var, eps)
@@ -198,8 +201,9 @@ class LipschitzBatchNorm2d(nn.Module):
     the projection of BatchNorm's diagonal map onto the maps of norm ≤ γ. It corrects the published BN·min(1, γ·σ_min),
     where one dead channel, σ → 0, scales down all the others and training clips by another variance than
     it divides by; here both use the batch's variance in training, the running one in eval. Statistics, w, b are named
-    as in ``nn.BatchNorm2d``; γ is trained as ``log_gamma``; ``layer.gamma = 3.0`` sets it. Input (N, C, H, W) or
-    (N, C), output alike. Raises ValueError: γ not positive and finite, a wrong shape, one value a channel in training.
+    as in ``nn.BatchNorm2d``, as is momentum (None: the average of all batches); γ is trained as ``log_gamma``, and
+    ``layer.gamma = 3.0`` sets it. Input (N, C, H, W) or (N, C), output alike. Raises ValueError: γ not positive and
+    finite, a wrong shape, one value a channel in training.
     """
 
     running_mean: Tensor
@@ -207,8 +211,9 @@ class LipschitzBatchNorm2d(nn.Module):
     num_batches_tracked: Tensor
 
     def __init__(
-        self, num_features: int, gamma: float = 10.0, *, affine: bool = False, eps: float = 1e-5, momentum: float = 0.1
-    ) -> None:
+        self, num_features: int, gamma: float = 10.0, *, affine: bool = False, eps: float = 1e-5,
+        momentum: float | None = 0.1,
+    ) -> None:  # fmt: skip
         super().__init__()
         if num_features < 1:
             raise ValueError(f"num_features={num_features}: at least one channel is needed")

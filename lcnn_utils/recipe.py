@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+import sys
 from dataclasses import dataclass
 
 from .runtime import nearest
@@ -46,6 +46,7 @@ SCHEDULES = ("onecycle", "steps")
 DERIVATIVES = ("exact", "difference")
 ZERO_OR_MORE = ("lambda_beta", "lambda_gamma", "lambda_grad", "lambda_cure", "weight_decay", "momentum", "held_out")
 BELOW_ONE = ("momentum", "held_out")
+LARGEST = 2**31 - 1  # of whole numbers: numpy and scikit-learn take seeds below 2**32, and splits adds to them
 
 
 @dataclass(frozen=True)
@@ -88,22 +89,20 @@ class Recipe:
     held_out: float = 0.0  # share of the training set to choose λ by, in place of the test set: see ``splits``
 
     def __post_init__(self) -> None:
-        nearest(self.dataset, DATASETS, "dataset")
-        nearest(self.method, tuple(METHODS), "method")
-        nearest(self.model, MODELS, "model")
-        nearest(self.schedule, SCHEDULES, "schedule")
-        nearest(self.derivative, DERIVATIVES, "derivative")
+        names = dict(dataset=DATASETS, method=tuple(METHODS), model=MODELS, schedule=SCHEDULES, derivative=DERIVATIVES)
+        for name, known in names.items():
+            nearest(getattr(self, name), known, name)
         if self.dataset == "moons" and self.model != "mlp":
             raise ValueError(f"moons are points (N, 2), which {self.model} cannot take: use model='mlp'")
         for name, low in (("width", 1), ("epochs", 1), ("batch_size", 1), ("attack_steps", 1), ("seed", 0)):
             value = getattr(self, name)
-            if type(value) is not int or value < low:
-                raise ValueError(f"{name} must be a whole number of at least {low}, got {value!r}")
+            if type(value) is not int or not low <= value <= LARGEST:
+                raise ValueError(f"{name} must be a whole number of at least {low}, got {value!r}; at most {LARGEST}")
         for name in ("augment", "published", "penalty_eval"):
             if type(getattr(self, name)) is not bool:
                 raise ValueError(f"{name} must be True or False, got {getattr(self, name)!r}")
         for name in ("lr", "beta", "softplus", "gamma", "h", "eps", *ZERO_OR_MORE):
-            value, top = getattr(self, name), 1 if name in BELOW_ONE else math.inf
+            value, top = getattr(self, name), 1 if name in BELOW_ONE else sys.float_info.max
             number = isinstance(value, int | float) and not isinstance(value, bool)
             if not number or not 0 <= value < top or (value == 0 and name not in ZERO_OR_MORE):
                 bounds = (">= 0" if name in ZERO_OR_MORE else "> 0") + (" and < 1" if name in BELOW_ONE else "")

@@ -4,7 +4,7 @@ Environment variables read here (``LCNN_MIRRORS`` belongs to ``download``, ``LCN
 
 - ``LCNN_DATA``: folder of the datasets (default ``data/`` of the project);
 - ``LCNN_STORE``: folder for trained models and results (default ``data/``);
-- ``LCNN_FAST=1``: smaller settings, for tests and impatient readers;
+- ``LCNN_FAST``: ``1``, ``true``, ``yes`` or ``on`` for smaller settings, for tests and impatient readers;
 - ``LCNN_DEVICE``: ``cpu``, ``cuda``, ``mps``, … (default: a GPU when there is one).
 """
 
@@ -41,8 +41,9 @@ def store_root() -> Path:
 
 
 def fast() -> bool:
-    """Whether fast mode (``LCNN_FAST=1``) is on."""
-    return os.environ.get("LCNN_FAST", "0") not in ("", "0")
+    """Whether fast mode is on: what ``LCNN_FAST`` says, in letters of any case (ValueError: it says neither)."""
+    on, off = ("1", "true", "yes", "on"), ("0", "false", "no", "off")
+    return nearest(os.environ.get("LCNN_FAST", "").strip().lower() or "0", on + off, "value of LCNN_FAST") in on
 
 
 def pick_device(device: str | torch.device | None = None) -> torch.device:
@@ -75,6 +76,11 @@ def eager_cpu(x: torch.Tensor) -> bool:
         and not torch._C._are_functorch_transforms_active()
         and forward_ad._current_level < 0
     )
+
+
+def double(t: torch.Tensor) -> torch.Tensor:
+    """t in float64: on its device, or on the CPU where that has none (Apple's MPS)."""
+    return (t.cpu() if t.device.type == "mps" else t).double()
 
 
 def made_on(device: torch.device) -> dict[str, Any]:

@@ -33,7 +33,9 @@ class Damaged(RuntimeError):
 
 
 def run_name(recipe: Recipe) -> str:
-    """A file's name for a recipe: it ends in a hash of every field that is not at its default."""
+    """A recipe's file name: it ends in a hash of every field that is not at its default. ValueError: no recipe."""
+    if not isinstance(recipe, Recipe):
+        raise ValueError(f"a {type(recipe).__name__} is no recipe: use Recipe(dataset, method, …)")
     defaults = {field.name: field.default for field in dataclasses.fields(Recipe)}
     changed = {name: value for name, value in dataclasses.asdict(recipe).items() if value != defaults[name]}
     digest = hashlib.sha256(json.dumps(changed, sort_keys=True).encode()).hexdigest()[:12]

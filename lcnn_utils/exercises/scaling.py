@@ -78,7 +78,7 @@ def run_key(f: Callable) -> bool | None:
     except NotImplementedError:
         print("· run_key: not attempted yet: the rest uses lcnn_utils' version")
         return None
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         lines = [at.line for at in traceback.extract_tb(error.__traceback__) if at.filename != __file__]
         where = f", in the line `{lines[0]}`" if lines and lines[0] else ""
         found = f"it raised {type(error).__name__}: {error}{where}", " ".join((run_key.__doc__ or "").split())

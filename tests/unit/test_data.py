@@ -14,6 +14,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.datasets import load_digits, make_moons
+from torch.utils.data import DataLoader, Subset, TensorDataset
 
 from lcnn_utils import data, download
 
@@ -229,6 +230,37 @@ def test_batches_errors_come_at_once():
         data.batches(counting(3), 0)
 
 
+PAIRS = TensorDataset(torch.rand(4, 1, 5, 5), torch.arange(4))
+X, Y = PAIRS.tensors
+NO_IMAGES = {
+    "TensorDataset": PAIRS, "Subset": Subset(PAIRS, [0, 1]), "DataLoader": DataLoader(PAIRS), "ndarray": (X.numpy(), Y),
+    "Tensor.*ndarray": (X, Y.numpy()), "list.*list": (X.tolist(), Y.tolist()), "Tensor": X, "are Tensor": X[:2],
+    "Tensor.*Tensor.*Tensor": (X, Y, Y), "NoneType": None, "Tensor.*None": (X, None), "str": "digits", "dict": {"x": X},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", NO_IMAGES)
+def test_what_is_no_images_is_named(kind):
+    with pytest.raises(ValueError, match=f"{kind}.*pair.*stack"):
+        data.floats(NO_IMAGES[kind])
+    with pytest.raises(ValueError, match=type(NO_IMAGES[kind]).__name__):
+        data.batches(NO_IMAGES[kind], 2)
+
+
+def test_pixels_are_whole_numbers():
+    for x in (X, X.double(), (255 * X).int(), X.tolist()):
+        with pytest.raises(ValueError, match=str(getattr(x, "dtype", "list"))):
+            data.Images(x, Y, ("a", "b", "c", "d"), "mine")
+
+
+def test_images_and_pairs_are_floats():
+    x, y = data.floats(counting(3))
+    assert (x.dtype, x.max() <= 1, y.tolist()) == (torch.float32, True, [0, 1, 2])
+    assert all(part is given for part, given in zip(data.floats([X, Y]), (X, Y), strict=True))
+    loaded = torch.stack([image for image, _ in PAIRS]), torch.tensor([label for _, label in PAIRS])  # as it says
+    assert all(torch.equal(*both) for both in zip(loaded, (X, Y), strict=True))
+
+
 # ---------------------------------------------------------------- checks
 
 GOOD = torch.rand(2, 3, 4, 4, generator=torch.Generator().manual_seed(0))
@@ -261,11 +293,15 @@ def test_bad_images(x, message):
         data.check_images(x, channels=3)
 
 
+INTEGERS = ("bool", "uint8", "int8", "int16", "uint16", "int32", "uint32", "uint64")
+
+
 @pytest.mark.parametrize(
     ("y", "message"),
     [
-        ([0, 1], r"labels are list: use torch"),
-        (torch.tensor([0, 1], dtype=torch.int32), r"int32: use .*long\(\)"),
+        ([0, 1], r"labels are a list: use torch"),
+        (np.array([0, 1]), "labels are a ndarray: use torch"),
+        *[(torch.tensor([0, 1], dtype=getattr(torch, kind)), rf"torch\.{kind}: use .*long\(\)") for kind in INTEGERS],
         (torch.tensor([0.0, 1.0]), r"float32: use .*long\(\)"),
         (torch.tensor([[0], [1]]), r"\(2, 1\): expected \(2,\)"),
         (torch.tensor([0, 1, 2]), r"\(3,\): expected \(2,\)"),

@@ -194,12 +194,19 @@ class TestEvery:
         assert getattr(check, name)(stub) is None
         assert f"· {name}: not attempted yet: the rest uses lcnn_utils' version" in capsys.readouterr().out
 
-    @pytest.mark.parametrize("error", [ZeroDivisionError("oh"), KeyError(), RuntimeError(), AssertionError("no")])
+    @pytest.mark.parametrize(
+        "error",
+        [ZeroDivisionError("oh"), KeyError(), RuntimeError(), AssertionError("no"), SystemExit(), SystemExit(2)],
+    )
     def test_an_exception_is_reported(self, name, error, capsys):
         assert getattr(check, name)(raising(error)) is False
         out = capsys.readouterr().out
         assert f"it raised {type(error).__name__}: {error}, in the line `raise error`" in out
         assert "hint: f(" in out
+
+    def test_an_interrupt_interrupts(self, name):
+        with pytest.raises(KeyboardInterrupt):
+            getattr(check, name)(raising(KeyboardInterrupt()))
 
     @pytest.mark.parametrize("other", [None, 3, "f", torch.ones(3), lambda: 0])
     def test_what_cannot_be_called_so_is_reported(self, name, other, capsys):

@@ -381,6 +381,20 @@ def test_training_and_eval_are_one_function(gamma):
     torch.testing.assert_close(layer.eval()(x), trained, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("fast", [True, False], ids=["torch's kernel", "written out"])
+@pytest.mark.parametrize("momentum", [0.3, 1.0, None])
+def test_statistics_are_those_of_torchs_batchnorm(momentum, fast):
+    layer, torchs = LipschitzBatchNorm2d(3, momentum=momentum), nn.BatchNorm2d(3, momentum=momentum)
+    if not fast:
+        layer.log_gamma.data = layer.log_gamma.data.double()
+    for seed in range(4):
+        x = torch.randn(6, 3, 4, 4, generator=torch.Generator().manual_seed(seed)) * (seed + 1)
+        layer(x)
+        torchs(x)
+        for name, statistic in torchs.named_buffers():
+            torch.testing.assert_close(layer.get_buffer(name), statistic, msg=name)
+
+
 def test_gamma_is_a_slider():
     layer = LipschitzBatchNorm2d(2)
     assert float(layer.gamma) == pytest.approx(10)

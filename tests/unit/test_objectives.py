@@ -238,9 +238,90 @@ def test_a_penalty_leaves_the_net_as_the_first_pass_does(recipe, derivative, cnn
     assert not x.requires_grad
     assert loss.requires_grad
     for name, value in expected.named_buffers():
-        if value.is_floating_point():
-            moved = recipe.published and name.startswith("1.")
-            assert torch.equal(dict(cnn.named_buffers())[name], value) != moved, name
+        moved = recipe.published and name.startswith("1.")
+        assert torch.equal(dict(cnn.named_buffers())[name], value) != moved, name
+
+
+class Shaped(nn.Sequential):
+    """A norm of samples of some shape, as a layer from (N, 8) to (N, 8)."""
+
+    def __init__(self, norm, *shape):
+        super().__init__(nn.Unflatten(1, shape), norm, nn.Flatten())
+
+
+NORMS = {
+    "BatchNorm1d": lambda m: nn.BatchNorm1d(8, momentum=m),
+    "BatchNorm2d": lambda m: Shaped(nn.BatchNorm2d(2, momentum=m), 2, 2, 2),
+    "BatchNorm3d": lambda m: Shaped(nn.BatchNorm3d(1, momentum=m), 1, 2, 2, 2),
+    "SyncBatchNorm": lambda m: nn.SyncBatchNorm(8, momentum=m),
+    "no statistics": lambda m: nn.BatchNorm1d(8, momentum=m, track_running_stats=False),
+    "frozen": lambda m: nn.BatchNorm1d(8, momentum=m).eval(),
+    "InstanceNorm1d": lambda m: Shaped(nn.InstanceNorm1d(2, momentum=m, track_running_stats=True), 2, 4),
+    "InstanceNorm2d": lambda m: Shaped(nn.InstanceNorm2d(2, momentum=m, track_running_stats=True), 2, 2, 2),
+    "LipschitzBatchNorm2d": lambda m: LipschitzBatchNorm2d(8, momentum=m),
+    "spectral_norm": lambda m: nn.utils.parametrizations.spectral_norm(nn.Linear(8, 8)),
+}
+
+
+@pytest.mark.parametrize("momentum", [0.1, None])
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("method", ["gradreg", "cure"])
+@pytest.mark.parametrize("derivative", ["exact", "difference"])
+def test_the_statistics_of_every_norm_move_once_a_step(derivative, method, norm, momentum, batch):
+    """And the penalty by differences is near the exact one, as it is one function's."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(4, 8), NORMS[norm](momentum), nn.Softplus(), nn.Linear(8, 3)).double()
+    once, recipe = copy.deepcopy(net), Recipe(method=method, derivative=derivative)
+    for _ in range(3):
+        expected = copy.deepcopy(net)
+        value, exact = (
+            list(objective(model, batch, chosen)[1].values())[-1].item()
+            for model, chosen in ((net, recipe), (expected, replace(recipe, derivative="exact")))
+        )
+        once(batch[0])
+        assert value == pytest.approx(exact, rel=0.02)
+        for name, statistic in once.named_buffers():
+            assert torch.equal(net.get_buffer(name), statistic), name
+    settings = lambda net: [
+        [getattr(m, name, None) for name in ("training", "momentum", "track_running_stats")] for m in net.modules()
+    ]
+    assert settings(net) == settings(once)
+
+
+class AlwaysDropout(nn.Module):
+    def forward(self, x):
+        return F.dropout(x, 0.5, training=True)
+
+
+class OneMask(nn.Module):
+    """The net under one mask: that of a seed, in every pass."""
+
+    def __init__(self, net):
+        super().__init__()
+        self.net = net
+
+    def forward(self, x):
+        torch.manual_seed(7)
+        return self.net(x)
+
+
+@each_penalty
+@pytest.mark.parametrize("derivative", ["exact", "difference"])
+@pytest.mark.parametrize(
+    "dropout", [nn.Dropout(0.5), AlwaysDropout(), nn.RReLU(0.1, 0.9)], ids=lambda d: type(d).__name__
+)
+def test_all_passes_of_a_step_draw_one_mask(dropout, derivative, recipe, batch):
+    torch.manual_seed(0)
+    layers = [nn.Linear(4, 16), nn.Softplus(), dropout, nn.Linear(16, 16), nn.Softplus(), dropout, nn.Linear(16, 3)]
+    net = nn.Sequential(*layers).double()
+    expected = list(objective(OneMask(net), batch, recipe)[1].values())
+    torch.manual_seed(7)
+    terms = list(objective(net, batch, replace(recipe, derivative=derivative))[1].values())
+    state = torch.get_rng_state()
+    assert [term.item() for term in terms] == pytest.approx([term.item() for term in expected], rel=0.03)
+    torch.manual_seed(7)
+    net(batch[0])
+    assert torch.equal(torch.get_rng_state(), state), "as after one pass: the next step's mask is another one"
 
 
 @pytest.mark.parametrize("once", [True, False])
@@ -281,7 +362,8 @@ def test_the_published_cures_passes_are_two_more_in_training(cnn, images):
 )
 def test_cures_step_grows_in_the_first_half(published, progress, part, cnn, images, monkeypatch):
     seen, real = [], objectives.gradient_change
-    monkeypatch.setattr(objectives, "gradient_change", lambda *args: (seen.append(args[-1]), real(*args))[1])
+    watched = lambda *args, **more: (seen.append(args[-1]), real(*args, **more))[1]
+    monkeypatch.setattr(objectives, "gradient_change", watched)
     recipe = Recipe(method="cure", h=0.8, published=published)
     objective(cnn, images, recipe, progress=progress)
     objective(cnn, images, recipe)
@@ -367,6 +449,21 @@ def test_the_attack_stays_inside_and_is_felt(cnn, images):
     assert losses[0] == pytest.approx(F.cross_entropy(cnn(x), y).item(), rel=1e-4)
     assert losses == sorted(losses)
     assert losses[2] > losses[0] + 0.01
+
+
+@pytest.mark.parametrize("published", [False, True])
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        (lambda x: x * 255, "255"), (lambda x: 2 * x - 1, "-1"), (lambda x: x / 0, "NaN|inf"),
+        (lambda x: (x * 255).byte(), "uint8"), (lambda x: 255 * x[:, 0], r"\(6, 5, 5\)"),
+    ],
+)  # fmt: skip
+def test_images_that_no_attack_takes_are_refused(change, named, published, cnn, images):
+    x, y = images
+    x[0, 0, 0, :2] = torch.tensor([0.0, 1.0])
+    with pytest.raises(ValueError, match=named):
+        objective(cnn, (change(x), y), Recipe(method="adversarial", published=published))
 
 
 def test_points_have_no_box(net, batch):

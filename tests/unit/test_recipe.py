@@ -5,6 +5,7 @@ import hashlib
 import json
 import math
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -16,7 +17,7 @@ from lcnn_utils.activations import CenteredSoftplus
 from lcnn_utils.lipschitz import LipschitzBatchNorm2d
 from lcnn_utils.recipe import DATASETS, DERIVATIVES, INPUTS, METHODS, MODELS, ONLY, SCHEDULES, Recipe
 from lcnn_utils.state import run_name, state_path
-from lcnn_utils.training import build, fit
+from lcnn_utils.training import build, fit, samples
 
 OTHER = dict(
     dataset="svhn", method="lcnn", model="vgg11", width=17, seed=1, epochs=31, batch_size=127, lr=0.2, momentum=0.8,
@@ -59,7 +60,10 @@ AT_LEAST_ZERO = ("lambda_beta", "lambda_gamma", "lambda_grad", "lambda_cure", "w
         *[(name, value) for name in WHOLE for value in (0, -3, 2.0, 1.5, math.nan, True, "8")],
         *[(name, value) for name in POSITIVE for value in (0, -1.0, math.nan, math.inf, True, "0.1")],
         *[(name, value) for name in AT_LEAST_ZERO for value in (-1e-9, math.nan, math.inf, True, "0.1")],
-        *[("seed", value) for value in (-1, 1.5, math.nan, True, "0")],
+        *[("seed", value) for value in (-1, 1.5, math.nan, True, "0", 2**31, 2**64, np.int64(3))],
+        *[(name, value) for name in WHOLE for value in (2**31, 10**400, np.int64(8), np.float64(8))],
+        *[(name, value) for name in (*POSITIVE, *AT_LEAST_ZERO) for value in (10**400, np.float32(0.5), np.True_)],
+        *[(name, np.True_) for name in YES_OR_NO],
         *[("momentum", value) for value in (1.0, 1.5)],  # the steps of SGD would grow without end
         *[("held_out", value) for value in (1, 1.0, 20)],  # nothing would be left to train on
         *[(name, value) for name in YES_OR_NO for value in (1, "no", None)],
@@ -68,6 +72,13 @@ AT_LEAST_ZERO = ("lambda_beta", "lambda_gamma", "lambda_grad", "lambda_cure", "w
 def test_bad_numbers_are_named(field, value):
     with pytest.raises(ValueError, match=rf"{field} must be .*{value!s}"):
         Recipe(**{field: value})
+
+
+@pytest.mark.parametrize("seed", [0, 2**31 - 1])
+def test_whatever_draws_takes_the_smallest_and_the_largest_seed(seed):
+    recipe = Recipe("moons", model="mlp", seed=seed)
+    build(recipe)
+    assert all(len(samples(recipe, split)[0]) for split in ("train", "test"))
 
 
 def test_zero_switches_a_penalty_off():

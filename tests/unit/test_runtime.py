@@ -75,11 +75,21 @@ def test_the_project_is_where_pyproject_is():
     assert (PROJECT / "pyproject.toml").is_file()
 
 
-@pytest.mark.parametrize(("value", "on"), [(None, False), ("", False), ("0", False), ("1", True)])
+OFF, ON = (None, "", "  ", "0", "false", "False", "NO", " off\n"), ("1", "true", "TRUE", " yes ", "On")
+
+
+@pytest.mark.parametrize(("value", "on"), [*[(value, False) for value in OFF], *[(value, True) for value in ON]])
 def test_fast_mode(monkeypatch, value, on):
     if value is not None:
         monkeypatch.setenv("LCNN_FAST", value)
     assert runtime.fast() is on
+
+
+@pytest.mark.parametrize("value", ["2", "maybe", "-1", "1.0"])
+def test_fast_mode_is_on_or_off(monkeypatch, value):
+    monkeypatch.setenv("LCNN_FAST", value)
+    with pytest.raises(ValueError, match=f"LCNN_FAST '{value}'.*true.*off"):
+        runtime.setup()
 
 
 def test_a_file_appears_whole_and_readable_by_all(tmp_path):

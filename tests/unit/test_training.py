@@ -15,7 +15,7 @@ from sklearn.datasets import load_digits, make_moons
 from torch import nn
 from torch.nn.utils import parametrize
 
-from lcnn_utils import activations, lipschitz, spectral, studies
+from lcnn_utils import activations, experiments, lipschitz, spectral, studies
 from lcnn_utils.activations import CenteredSoftplus
 from lcnn_utils.curvature import geometry
 from lcnn_utils.lipschitz import LipschitzBatchNorm2d, conv_norm
@@ -336,6 +336,16 @@ def test_progress_is_shown_or_not(capsys):
     shown = capsys.readouterr().err
     assert "lcnn seed 1" in shown
     assert "loss" in shown
+
+
+@pytest.mark.parametrize("call", [fit, experiments.run, experiments.ship, lambda given: experiments.sweep([given])])
+@pytest.mark.parametrize(
+    "given", ["digits", None, (torch.rand(4, 1, 8, 8), torch.arange(4))], ids=["str", "None", "pair"]
+)
+def test_what_is_no_recipe_is_named(call, given, store):
+    with pytest.raises(ValueError, match=f"{type(given).__name__}.*Recipe"):
+        call(given)
+    assert not store.exists()
 
 
 def test_an_absent_device_is_refused(store):
