@@ -10,7 +10,6 @@ import copy
 import itertools
 import math
 import operator
-import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -23,6 +22,8 @@ from torchvision.transforms import Normalize
 from .activations import CenteredSoftplus
 from .curvature import evaluating
 from .lipschitz import LipschitzBatchNorm2d, conv_norm
+from .runtime import double
+from .tracing import trace
 
 CURVED = (CenteredSoftplus, nn.Softplus)
 DIAGONAL = (*CURVED, LipschitzBatchNorm2d, nn.BatchNorm1d, nn.BatchNorm2d, Normalize)  # their Jacobians are
@@ -34,7 +35,7 @@ RESHAPES = (torch.flatten, "flatten", "view", "reshape", "contiguous", "squeeze"
 
 def _averaging(pool: nn.Module, size: int, axis: int) -> Tensor:
     """The matrix of average pooling along one axis; that of the image is the Kronecker product of both axes."""
-    eye = torch.eye(size, dtype=torch.float64)[:, None]
+    eye = torch.eye(size, dtype=torch.float64, device="cpu")[:, None]
     one = lambda value: value[axis] if isinstance(value, tuple) else value
     if isinstance(pool, nn.AdaptiveAvgPool2d):
         return F.adaptive_avg_pool1d(eye, one(pool.output_size) or size)[:, 0]
@@ -56,11 +57,11 @@ def _conv_slope(conv: nn.Conv2d, shape: Sequence[int], certified: bool) -> float
 def channel_slopes(module: nn.Module) -> Tensor | None:
     """The slope of each channel of a BatchNorm in eval mode, (C,) float64; None for any other layer."""
     if isinstance(module, LipschitzBatchNorm2d):
-        return module.channel_slopes().detach().double()
+        return double(module.channel_slopes().detach())
     if not isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d) or module.running_var is None:
         return None
-    scale = (module.running_var.double() + module.eps).rsqrt()
-    return scale if module.weight is None else scale * module.weight.detach().double()
+    scale = (double(module.running_var) + module.eps).rsqrt()
+    return scale if module.weight is None else scale * double(module.weight.detach())
 
 
 def _linear(weight: Tensor) -> tuple[float, float]:
@@ -90,9 +91,9 @@ def _slopes(module: nn.Module, name: str, shape: Sequence[int], certified: bool)
     if isinstance(module, (*SAME, *CURVED)):
         return 1.0, 1.0
     if isinstance(module, nn.Linear):
-        return _linear(module.weight.detach().double())
+        return _linear(double(module.weight.detach()))
     if isinstance(module, nn.Conv2d):
-        slope, weight = _conv_slope(module, shape, certified), module.weight.detach().double()
+        slope, weight = _conv_slope(module, shape, certified), double(module.weight.detach())
         taps = weight.unflatten(0, (module.groups, -1)).transpose(1, 2).flatten(2)  # all that read a channel
         return slope, min(slope, taps.norm(dim=2).max().item())
     if isinstance(module, POOLS) and not getattr(module, "divisor_override", None):
@@ -100,7 +101,7 @@ def _slopes(module: nn.Module, name: str, shape: Sequence[int], certified: bool)
         return sides[0][0] * sides[1][0], sides[0][1] * sides[1][1]
     scale = channel_slopes(module)
     if isinstance(module, Normalize):
-        scale = 1 / torch.as_tensor(module.std, dtype=torch.float64)
+        scale = 1 / double(torch.as_tensor(module.std, device="cpu"))
     if scale is not None:
         return (scale.abs().max().item(),) * 2
     raise ValueError(
@@ -147,42 +148,12 @@ def _spread(place: Place, value: Tensor) -> Place:
     return place.then(place.value, math.sqrt(value.numel() / place.value.numel()))
 
 
-TRACING = threading.Lock()  # torch.fx swaps nn.Module.__call__ while it traces: two traces at once never swap it back
-
-
-class _Tracer(fx.Tracer):
-    """Traces what its own thread calls: JupyterLab runs the callbacks of widgets beside the cells."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.thread = threading.get_ident()
-
-    def call_module(self, m: nn.Module, forward: Callable, args: tuple, kwargs: dict) -> Any:
-        ours = threading.get_ident() == self.thread
-        return super().call_module(m, forward, args, kwargs) if ours else forward(*args, **kwargs)
-
-    def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict) -> Any:
-        ours = threading.get_ident() == self.thread
-        return super().getattr(attr, attr_val, parameter_proxy_cache) if ours else attr_val
-
-    def is_leaf_module(self, module: nn.Module, name: str) -> bool:
-        empty = not any(module.children()) and not isinstance(module, nn.Sequential)
-        return empty or isinstance(module, nn.Linear | nn.Conv2d)  # also if parametrised
-
-
 class Walk(fx.Interpreter):
     """Runs a net on a ``Place`` instead of a tensor and notes a row for every layer it meets."""
 
     def __init__(self, model: nn.Module, certified: bool, norms: bool) -> None:
         model = copy.copy(model) if any(model.children()) else nn.Sequential(model)  # tracing leaves attributes on it
-        try:
-            with TRACING:
-                graph = _Tracer().trace(model)
-        except Exception as error:  # whatever a forward raises when it is traced
-            raise ValueError(
-                f"the forward of {type(model).__name__} depends on its data or can't be followed ({error}): "
-                "write it as nn.Sequential of layers, sums and concatenations"
-            ) from error
+        graph = trace(model, type(model).__name__)
         super().__init__(model, graph=graph)  # no GraphModule: it compiles code, slowly, and never frees it
         self.extra_traceback = False
         self.certified, self.norms, self.rows = certified, norms, list[dict[str, Any]]()
@@ -209,12 +180,12 @@ class Walk(fx.Interpreter):
         if curved:
             out.reach[len(self.rows)] = Reach()
         if isinstance(module, nn.Linear):
-            out.linear = at, module.weight.detach().double()
+            out.linear = at, double(module.weight.detach())
         self.rows.append(
             dict(
                 layer=target, kind=type(module).__name__.removeprefix("Parametrized"),
                 slope=out.slope / at.slope if at.slope else 0.0,
-                beta=torch.as_tensor(module.beta).item() if curved else math.nan,
+                beta=float(module.beta) if curved else math.nan,
                 before=at.slope, lipschitz=out.slope, module=module, size=at.value[0].numel(),
             )
         )  # fmt: skip
@@ -238,7 +209,7 @@ class Walk(fx.Interpreter):
         if name in ("mul", "imul", "truediv", "itruediv", "div") and not kwargs and len(places) == 1:
             divided = "div" in name
             if places[0] is args[0] or not divided:
-                factor = torch.as_tensor(values[1] if places[0] is args[0] else values[0]).double().abs()
+                factor = double(torch.as_tensor(values[places[0] is args[0]], device="cpu")).abs()
                 value = target(*values)
                 return _spread(places[0], value).then(value, (1 / factor.min() if divided else factor.max()).item())
         raise ValueError(f"no bound is known for {name} as a forward calls it: use sums, multiples, cat and flatten")
@@ -258,9 +229,10 @@ def walk_through(
     """Walk ``model`` in eval mode at inputs of ``input_shape``; returns the walk with its rows, and the output."""
     if not all(isinstance(n, int) and n > 0 for n in input_shape):
         raise ValueError(f"input_shape is {tuple(input_shape)}: give the sizes of one input, (C, H, W) or (d,)")
+    model = model.module if isinstance(model, nn.DataParallel) else model
     floating = (b for b in model.buffers() if b.is_floating_point())
-    parameter = next(itertools.chain(model.parameters(), floating), torch.zeros(()))
-    x = torch.rand((2, *input_shape), generator=torch.Generator().manual_seed(0)).to(parameter)
+    parameter = next(itertools.chain(model.parameters(), floating), torch.zeros((), device="cpu"))
+    x = torch.rand((2, *input_shape), generator=torch.Generator().manual_seed(0), device="cpu").to(parameter)
     with evaluating(model), torch.no_grad():
         walk = Walk(model, certified, norms)
         try:
