@@ -11,6 +11,8 @@ al., 2015 (guided backpropagation); M. Zeiler and R. Fergus, ECCV 2014 (occlusio
 
 from __future__ import annotations
 
+import copy
+import re
 import warnings
 from collections.abc import Callable
 
@@ -18,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from .activations import CenteredSoftplus
-from .curvature import _prepare, evaluating, scalar_of
+from .curvature import _prepare, measuring, scalar_of
 from .runtime import nearest
 
 MAPS = {  # method: label
@@ -31,7 +33,7 @@ MAPS = {  # method: label
     "occlusion": "Occlusion",
     "gradcam": "Grad-CAM",
 }
-SMOOTH = (CenteredSoftplus, nn.Softplus, nn.GELU, nn.SiLU, nn.Mish, nn.ELU, nn.Sigmoid, nn.Tanh)
+ACTIVATION = r"(Centered|)Softplus|(Si|G)lu|Mish|Sigmoid|Tanh|\w*elu|Hard[a-z]+|Threshold|Clamp|Maximum"  # node names
 GRID = 4  # Grad-CAM looks at the last layer whose maps have at least so many pixels a side
 COMPLETE = 1e-2  # DeepLift's attributions must sum up to the difference of the logits, to this share of it
 
@@ -44,7 +46,8 @@ class _Scalar(nn.Module):
         self.model, self.scalar = model, scalar
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
-        return scalar_of(self.model(x), y, self.scalar)
+        dtype = next(self.model.parameters(), x).dtype  # Captum draws noise in torch's default dtype
+        return scalar_of(self.model(x.to(dtype)), y, self.scalar)
 
 
 def explain(
@@ -71,9 +74,9 @@ def explain(
         y: labels (N,); default: the predicted classes.
         method: ``gradient``; ``input_x_gradient``; ``integrated_gradients`` (from ``baseline``, in ``steps`` steps);
             ``smoothgrad`` (mean gradient over ``samples`` noisy copies); ``deeplift`` (against ``baseline``; logits
-            only; its rule of differences is taught centered softplus); ``guided_backprop`` (ReLU nets only: it changes
-            nothing but ReLUs, so for a softplus net it would be the gradient under another name); ``occlusion``
-            (change of f when a square of ``window`` pixels, default a quarter of the side, takes the value
+            only; its rule of differences is taught centered softplus); ``guided_backprop`` (nets whose activations
+            are all modules nn.ReLU: it changes nothing else, F.relu neither, and would be the gradient under another
+            name); ``occlusion`` (change of f when a square of ``window`` pixels, default a quarter of the side, becomes
             ``baseline``); ``gradcam`` (of the output of ``layer``, default the last with maps of 4 × 4 and more).
         scalar: what is explained: ``logit``, ``margin`` or ``loss`` of the label.
         noise: standard deviation of SmoothGrad's noise, in units of x. Captum draws it from the global generator, which
@@ -83,7 +86,8 @@ def explain(
 
     Raises:
         ValueError: bad samples, labels or numbers; an unknown method or scalar; a method that this network or scalar
-            does not allow.
+            does not allow; a network that gives no finite logits, cuts the graph, is random, changes x in place, or
+            whose samples change each other's logits.
     """
     nearest(method, tuple(MAPS), "method")
     for name, count in {"samples": samples, "steps": steps, "batch_size": batch_size}.items():
@@ -91,7 +95,8 @@ def explain(
             raise ValueError(f"{name} must be a whole number of at least 1, got {count!r}")
     if not 0 < noise < float("inf"):
         raise ValueError(f"noise is {noise}: SmoothGrad needs a standard deviation above 0, in units of x")
-    with evaluating(model):
+    model = getattr(model, "_orig_mod", model)  # of torch.compile, which would not see Captum's hooks
+    with measuring(model):
         x, y = _prepare(model, x, y)
         attribute = _attributor(model, x, method, scalar, samples, noise, steps, baseline, window, layer, batch_size)
         parts = []
@@ -127,7 +132,7 @@ def _attributor(
             xs, baselines=baseline, additional_forward_args=ys, n_steps=steps, internal_batch_size=batch_size
         )
     if method == "guided_backprop":
-        _check_relu(model)
+        _check_relu(model, x[:1])
         return lambda xs, ys: attr.GuidedBackprop(f).attribute(xs, additional_forward_args=ys)
     if method == "deeplift":
         return lambda xs, ys: _deeplift(f, xs, ys, baseline)
@@ -148,12 +153,22 @@ def _attributor(
     )
 
 
-def _check_relu(model: nn.Module) -> None:
-    smooth = sorted({type(m).__name__ for m in model.modules() if isinstance(m, SMOOTH)})
-    if smooth or not any(isinstance(m, nn.ReLU) for m in model.modules()):
+def _check_relu(model: nn.Module, x: Tensor) -> None:
+    """Raise a ValueError where the graph of the logits holds no nn.ReLU, the module, or any other activation."""
+    copied = copy.deepcopy(model).requires_grad_(False)  # what is made of weights alone is no activation
+    relus: list[object] = []
+    for module in copied.modules():
+        if isinstance(module, nn.ReLU):
+            module.register_forward_hook(lambda _, __, output: relus.append(output.grad_fn))
+    with torch.enable_grad():
+        nodes = list(filter(None, [copied(x.clone().requires_grad_()).grad_fn]))
+    for node in nodes:  # a list that grows
+        nodes += [before for before, _ in node.next_functions if before and before not in nodes]
+    others = {m.group() for node in nodes if node not in relus and (m := re.search(ACTIVATION, node.name()))}
+    if others or not set(nodes) & set(relus):
         raise ValueError(
-            f"guided backpropagation changes the backward pass of nn.ReLU only, and this network has "
-            f"{' and '.join(smooth) or 'none'}: its map would be the plain gradient. Use method='gradient'"
+            "guided backpropagation changes the backward pass of modules nn.ReLU only, and this network has "
+            f"{', '.join(sorted(others)) or 'none'}: the map would be the plain gradient there. Use method='gradient'"
         )
 
 

@@ -18,9 +18,10 @@ import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 from .balls import Box, _direction, _folded, _moved, _scaled
-from .curvature import _prepare, evaluating
+from .curvature import _prepare, measuring
 from .data import Images, floats
 from .lipschitz import refresh_norms
 from .maps import MAPS as MAPS
@@ -79,7 +80,8 @@ def stability(
         :data:`MEASURES`, and where asked for sensitivity_max and infidelity (of the random η).
 
     Raises:
-        ValueError: bad samples, labels, lengths, kinds of noise or methods; no image is classified rightly.
+        ValueError: bad samples, labels, lengths, kinds of noise or methods; no image is classified rightly; half
+            precision, and networks that :func:`curvature.geometry` refuses.
     """
     lengths = sorted({float(e) for e in eps_grid})
     if not lengths or not all(0 < e < np.inf for e in lengths):
@@ -87,18 +89,18 @@ def stability(
     for kind in noise:
         nearest(kind, NOISE, "kind of noise")
     if not noise or perturbations < 0 or batch_size < 1:
-        raise ValueError("noise needs a kind, perturbations 0 or more, batch_size 1 or more")
+        raise ValueError(f"{noise=}, {perturbations=}, {batch_size=}: use a kind or more, 0 or more, 1 or more")
     if not methods or isinstance(methods, str):
         raise ValueError(f"methods must be a sequence of at least one name, got {methods!r}")
-    with evaluating(model):
-        x, y = _prepare(model, *floats(images))
+    with measuring(model):
+        x, y = _prepare(model, *floats(images), precise=True)
         with torch.no_grad():
             right = (torch.cat([model(part) for part in x.split(batch_size)]).argmax(1) == y).nonzero().squeeze(1)
     if not len(right):
         raise ValueError("the network is wrong about all of these images: there is nothing to explain")
     if control and len(right) < 2:
         raise ValueError("the control needs two images that the network gets right: there is one (control=False)")
-    drawn = torch.randn(x.shape, generator=torch.Generator().manual_seed(seed))
+    drawn = torch.randn(x.shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float32, device="cpu")
     x, y, box = x[right], y[right], box if x.dim() == 4 else None
     options |= {"scalar": scalar, "batch_size": batch_size, "seed": seed}
     nets = {"trained": model} | ({"random": randomized(model, x, seed)} if control else {})
@@ -127,11 +129,13 @@ def stability(
 
 
 def randomized(model: nn.Module, x: Tensor, seed: int = 0) -> nn.Module:
-    """A copy that has learnt nothing: the entries of every weight shuffled, BatchNorm's statistics taken anew from x.
+    """A copy that has learnt nothing: the entries of every weight shuffled, BatchNorm's statistics taken again from x.
 
-    Sizes, β and γ stay, so that only what the weights had learnt is lost.
+    Sizes, β and γ stay, so that only what the weights had learnt is lost. Dropout is off, as in eval mode.
     """
-    copied, generator = copy.deepcopy(model), torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(seed)
+    with torch.inference_mode(False):  # which would make weights that have no gradients
+        copied = copy.deepcopy(model).eval()
     norms = [m for m in copied.modules() if isinstance(getattr(m, "running_mean", None), Tensor)]  # of either kind
     with torch.no_grad():
         for p in copied.parameters():
@@ -141,7 +145,8 @@ def randomized(model: nn.Module, x: Tensor, seed: int = 0) -> nn.Module:
         momenta = [norm.momentum for norm in norms]
         for norm in norms:
             norm.momentum = 1.0  # type: ignore[assignment]  # nothing is left of what was
-        copied.train()
+        for part in (*norms, *(m for m in copied.modules() if isinstance(m, parametrize.ParametrizationList))):
+            part.train()  # and nothing else: dropout stays off
         copied(x)
         for norm, momentum in zip(norms, momenta, strict=True):
             norm.momentum = momentum

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .balls import Box, _direction, _folded, _moved
@@ -15,56 +16,56 @@ from .maps import explain
 
 MEASURES = ("relative_change", "cosine", "spearman", "top_overlap", "ssim")
 TOP = 0.1  # share of pixels whose overlap is measured
-WINDOW = 7  # of SSIM, in pixels, as in its reference implementation without the Gaussian
+WINDOW = 7  # of SSIM, in pixels
 BY_INPUT = ("input_x_gradient", "integrated_gradients", "deeplift", "occlusion")  # they weigh pixels by their value
 
 
 def compare(before: Tensor, after: Tensor) -> dict[str, np.ndarray]:
-    """How alike two maps of each sample are, both (N, …): :data:`MEASURES` → (N,).
+    """How alike two maps of each sample are, both (N, …): :data:`MEASURES` → (N,), computed in float64.
 
-    ``relative_change``: ‖after − before‖/‖before‖, the paper's. ``cosine``: of the signed maps. ``spearman``: rank
-    correlation of the signed values. ``top_overlap``: of the tenth of the pixels that are largest in size (summed over
-    channels), the share that both maps have; chance gives 0.1. ``ssim``: structural similarity (Z. Wang et al., IEEE
-    TIP 2004), both maps divided by the largest size in ``before`` and raised by 1, as it takes positive images; nan for
-    what isn't an image of at least 7 × 7 pixels. Where a map is 0 everywhere all but the first are nan.
+    ``relative_change``: ‖after − before‖/‖before‖, the paper's; infinite where ``before`` is 0, nan where both are.
+    ``cosine``: of the signed maps. ``spearman``: rank correlation of the signed values, nan where a map is constant.
+    ``top_overlap``: of the tenth of the pixels that are largest in size (summed over channels), less those as large as
+    the first beyond the tenth, the share that both maps have, of the larger set where ties make one smaller. Chance
+    gives 0.1, and an empty set, as of a constant map, nan. ``ssim``: mean structural similarity (Z. Wang et al., IEEE
+    TIP 2004) of the 7 × 7 windows inside the image, both maps divided by the largest size in ``before`` and raised by
+    1, as it takes positive images; nan for what isn't an image of at least 7 × 7 pixels. Where a map is 0 everywhere
+    all but the first are nan, where one holds NaN or infinity all are.
 
     Raises:
-        ValueError: the shapes differ.
+        ValueError: the shapes differ, or are not (N, …) with at least one entry a map.
     """
-    if before.shape != after.shape:
+    if before.shape != after.shape or before.dim() < 2 or 0 in before.shape[1:]:
         raise ValueError(f"maps of shapes {tuple(before.shape)} and {tuple(after.shape)} can't be compared")
     from scipy.stats import rankdata  # here: it takes a while to import
 
-    a, b = before.flatten(1).double(), after.flatten(1).double()
-    ranks = [torch.from_numpy(rankdata(v.cpu(), axis=1)) for v in (a, b)]
-    first_ranks, second_ranks = (r - r.mean(1, keepdim=True) for r in ranks)
-    correlation = torch.nn.functional.cosine_similarity(first_ranks, second_ranks, dim=1)
-    sizes = [m.abs().sum(1).flatten(1) if m.dim() == 4 else m.abs().flatten(1) for m in (before, after)]
-    k = max(1, round(TOP * sizes[0].shape[1]))
-    first, second = (torch.zeros_like(s).scatter(1, s.topk(k).indices, 1.0) for s in sizes)
+    a, b = (m.detach().cpu().double().flatten(1) for m in (before, after))  # in this order: Apple's GPU has no float64
+    a, b = (m.masked_fill(~(a + b).isfinite().all(1, keepdim=True), torch.nan) for m in (a, b))
+    ranks = [torch.from_numpy(rankdata(m, axis=1) - (m.shape[1] + 1) / 2) for m in (a, b)]  # less their mean
+    sizes = [m.abs().unflatten(1, (before.shape[1] if before.dim() == 4 else 1, -1)).sum(1) for m in (a, b)]
+    k = min(max(1, round(TOP * sizes[0].shape[1])), sizes[0].shape[1] - 1)
+    first, second = (s > s.topk(k + 1).values[:, -1:] for s in sizes)
+    shared = (first & second).sum(1).double()
+    scale = a.abs().amax(1, keepdim=True)
+    a, b = (m / torch.where(scale > 0, scale, 1) for m in (a, b))
     values = {
         "relative_change": (b - a).norm(dim=1) / a.norm(dim=1),
-        "cosine": (a * b).sum(1) / (a.norm(dim=1) * b.norm(dim=1)),
-        "spearman": correlation,
-        "top_overlap": (first * second).sum(1) / k,
-        "ssim": _ssim(before, after),
+        "cosine": F.cosine_similarity(a, b, eps=0),
+        "spearman": F.cosine_similarity(ranks[0], ranks[1], eps=0),
+        "top_overlap": torch.minimum(shared / first.sum(1), shared / second.sum(1)),
+        "ssim": _ssim(a.view(before.shape), b.view(before.shape)),
     }
-    empty = (a == 0).all(1) | (b == 0).all(1)
-    for name in MEASURES[1:]:
-        values[name] = values[name].to(a).masked_fill(empty, torch.nan)
-    return {name: value.cpu().numpy() for name, value in values.items()}
+    return {name: value.numpy() for name, value in values.items()}
 
 
 def _ssim(before: Tensor, after: Tensor) -> Tensor:
     if before.dim() != 4 or min(before.shape[-2:]) < WINDOW:
-        return torch.full((len(before),), torch.nan)
-    from torchmetrics.functional.image import structural_similarity_index_measure as ssim
+        return before.new_full((len(before),), torch.nan)
+    from skimage.metrics import structural_similarity as ssim
 
-    scale = before.abs().flatten(1).amax(1).view(-1, 1, 1, 1)
-    found = ssim(1 + after / scale, 1 + before / scale, gaussian_kernel=False, kernel_size=WINDOW, data_range=2.0,
-                 reduction="none")  # fmt: skip
-    assert isinstance(found, Tensor)
-    return found
+    options = dict(win_size=WINDOW, data_range=2.0, channel_axis=0)
+    pairs = zip(before.numpy(), after.numpy(), strict=True)
+    return before.new_tensor([ssim(p + 1, q + 1, **options) if p.any() and q.any() else np.nan for p, q in pairs])
 
 
 def captum_scores(
@@ -120,7 +121,7 @@ def captum_scores(
 def summary(
     frame: pd.DataFrame,
     measure: str = "relative_change",
-    by: Sequence[str] = ("method", "weights", "noise", "eps"),
+    by: str | Sequence[str] = ("method", "weights", "noise", "eps"),
     *,
     statistic: str = "mean",
     resamples: int = 1000,
@@ -129,23 +130,27 @@ def summary(
     """A measure over images, with 95 % bootstrap intervals (percentiles): columns ``by``, n, value, low, high.
 
     Args:
-        frame: of :func:`saliency.stability`, more columns allowed. Rows that are nan or infinite are left out, and n
-            says how many were not.
+        frame: of :func:`saliency.stability`, more columns allowed. Rows whose measure is nan or infinite are left out,
+            and n says how many were not.
+        by: columns, or one of them: an interval for each combination of their values, nan being a value too.
         statistic: ``mean`` or ``median``.
 
     Raises:
-        ValueError: another statistic, or a column that the frame lacks.
+        ValueError: another statistic, a column that the frame lacks, no column to go by, a measure that isn't numbers.
     """
     from scipy.stats import bootstrap
 
     from .runtime import nearest
 
     nearest(statistic, ("mean", "median"), "statistic")
+    by = [by] if isinstance(by, str) else list(by)
+    if not by:
+        raise ValueError("by=() names no column: give at least one, such as by='method'")
     for name in (measure, *by):
         nearest(name, tuple(map(str, frame.columns)), "column")
     rows = []
-    for key, part in frame.groupby(list(by), sort=False):
-        values = part[measure].to_numpy()
+    for key, part in frame.groupby(by, sort=False, dropna=False, observed=True):
+        values = part[measure].to_numpy(float, na_value=np.nan)
         values = values[np.isfinite(values)]
         of = getattr(np, statistic)
         low = high = value = of(values) if len(values) else np.nan

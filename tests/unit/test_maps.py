@@ -247,19 +247,86 @@ def test_guided_backprop_differs_from_the_gradient_of_a_relu_net():
     torch.testing.assert_close(explain(model, x, y), plain, msg="hooks are left behind")
 
 
+class Beside(nn.Module):
+    def __init__(self, model):
+        super().__init__()
+        self.model, self.relu = model, nn.ReLU()
+
+    def forward(self, x):
+        self.relu(x)
+        return self.model(x)
+
+
 @pytest.mark.parametrize(
     ("model", "named"),
     [
         (case("lcnn")[0], "CenteredSoftplus"),
         (case("standard")[0], "CenteredSoftplus"),
         (nn.Sequential(nn.Flatten(), nn.Linear(64, 4).double()), "none"),
+        (Beside(nn.Sequential(nn.Flatten(), nn.Linear(64, 4).double())), "none"),
         (nn.Sequential(nn.Flatten(), nn.Softplus(), nn.ReLU(), nn.Linear(64, 4).double()), "Softplus"),
+        (nn.Sequential(nn.Flatten(), nn.LeakyReLU(), nn.ReLU(), nn.Linear(64, 4).double()), "LeakyRelu"),
     ],
-    ids=["lcnn", "standard", "linear", "mixed"],
+    ids=["lcnn", "standard", "linear", "unused", "mixed", "leaky"],
 )
 def test_guided_backprop_refuses_nets_where_it_would_be_the_gradient(model, named):
-    with pytest.raises(ValueError, match=rf"nn.ReLU only.* has {named}"):
+    with pytest.raises(ValueError, match=rf"nn.ReLU only.* has .*{named}"):
         explain(model, case()[1], None, "guided_backprop")
+
+
+FUNCTIONS = {
+    "Relu": (F.relu, torch.relu, torch.Tensor.relu, torch.Tensor.relu_, functools.partial(F.relu, inplace=True)),
+    "Clamp": (lambda z: z.clamp(min=0), lambda z: z.clamp_(min=0), lambda z: torch.clamp_min(z, 0)),
+    "Softplus": (F.softplus,), "CenteredSoftplus": (lambda z: centered_softplus(z, 5.0),),
+    "Silu": (F.silu,), "Gelu": (F.gelu,), "LeakyRelu": (F.leaky_relu,), "Tanh": (torch.tanh,),
+    "Hardtanh": (F.relu6,), "Threshold": (lambda z: F.threshold(z, 0.0, 0.0),),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("named", "act"), [(name, act) for name, acts in FUNCTIONS.items() for act in acts])
+@pytest.mark.parametrize("module", ["none", "before", "unused"])
+def test_guided_backprop_refuses_activations_that_are_functions(named, act, module):
+    model = Functional(act)
+    if module == "before":
+        model.a = nn.Sequential(model.a, nn.ReLU(), nn.Linear(12, 12))
+    elif module == "unused":  # it runs as often as the function does, but the logits don't depend on it
+        model = Beside(model)
+    with pytest.raises(ValueError, match=rf"nn.ReLU only.* has {named}"):
+        explain(model, torch.rand(4, 6), None, "guided_backprop")
+
+
+class Twice(nn.Module):
+    def __init__(self, inplace):
+        super().__init__()
+        self.a, self.b, self.c, self.relu = nn.Linear(5, 9), nn.Linear(9, 9), nn.Linear(9, 2), nn.ReLU(inplace)
+
+    def forward(self, x):
+        return self.c(self.relu(self.b(self.relu(self.a(x)))))
+
+
+@pytest.mark.parametrize("inplace", [False, True])
+def test_guided_backprop_of_one_relu_used_twice(inplace):
+    torch.manual_seed(0)
+    model, x, y = Twice(inplace).double(), torch.randn(6, 5).double(), torch.arange(6) % 2
+    with torch.no_grad():
+        first = model.a(x)
+        signal = (model.b(first.relu()) > 0) * model.c.weight[y].clamp(min=0) @ model.b.weight
+        want = (first > 0) * signal.clamp(min=0) @ model.a.weight
+    torch.testing.assert_close(explain(model, x, y, "guided_backprop"), want)
+
+
+def test_guided_backprop_takes_relu_nets_whose_layers_are_those_of_an_lcnn():
+    """Spectral norms and the slopes of their BatchNorms cut weights off, which is no activation."""
+    net = resnet(10, num_classes=4, width=4, in_channels=1, image_size=8, lcnn=True, activation=nn.ReLU)
+    assert explain(net, torch.rand(2, 1, 8, 8), None, "guided_backprop").any()
+
+
+def test_a_compiled_network_is_explained_like_the_network():
+    model = nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.ReLU(), nn.Conv2d(4, 4, 3, padding=1), nn.ReLU())
+    model = nn.Sequential(*model, nn.Flatten(), nn.Linear(256, 3))
+    compiled, x = torch.compile(model, backend="eager"), torch.rand(2, 1, 8, 8)
+    for method in ("gradient", "guided_backprop", "gradcam"):  # the first runs it, so that it is compiled
+        torch.testing.assert_close(explain(compiled, x, None, method), explain(model, x, None, method))
 
 
 # ---------------------------------------------------------------------------------------------------- occlusion

@@ -373,6 +373,45 @@ def test_randomized_takes_the_statistics_of_a_batchnorm_anew_from_x():
     torch.testing.assert_close(var, torch.ones(4).double(), rtol=1e-3, atol=0)
 
 
+class Dropping(nn.Module):
+    """Dropout as a layer, and as a function that looks at its module's mode."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Dropout(0.9)
+
+    def forward(self, x):
+        return nn.functional.dropout(self.layer(x), 0.9, self.training)
+
+
+@pytest.mark.parametrize("momentum", [0.1, None, 0.0])
+@pytest.mark.parametrize("norm", [nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, LipschitzBatchNorm2d])
+def test_randomized_takes_the_statistics_of_every_kind_of_norm_without_dropout(norm, momentum):
+    shape = (50, 3, *{nn.BatchNorm1d: (4,), nn.BatchNorm3d: (2, 2, 2)}.get(norm, (4, 4)))
+    model, x = nn.Sequential(Dropping(), norm(3, momentum=momentum), Dropping(), norm(3)), torch.rand(shape)
+    model[1].running_mean.fill_(9.0)
+    made = randomized(model, x)
+    assert made[1].momentum == momentum
+    var, mean = torch.var_mean(x.transpose(0, 1).flatten(1), 1)
+    torch.testing.assert_close(made[1].running_mean, mean)
+    torch.testing.assert_close(made[1].running_var, var)
+    with torch.no_grad():
+        want = made[1](x).transpose(0, 1).flatten(1).mean(1)
+    torch.testing.assert_close(made[3].running_mean, want, atol=1e-3, rtol=0)
+
+
+def test_randomized_takes_an_instance_norm_s_statistics_and_lets_a_spectral_norm_follow_its_weights():
+    model = nn.Sequential(nn.Linear(64, 64), nn.Unflatten(1, (4, 4, 4)), nn.InstanceNorm2d(4, track_running_stats=True))
+    nn.utils.parametrizations.spectral_norm(model[0])
+    x = torch.rand(20, 64)
+    made = randomized(model, x)
+    with torch.no_grad():
+        var, mean = torch.var_mean(made[:2](x), (2, 3))
+    torch.testing.assert_close(made[2].running_mean, mean.mean(0))
+    torch.testing.assert_close(made[2].running_var, var.mean(0))
+    assert 0.9 < torch.linalg.matrix_norm(made[0].weight, 2) < 2
+
+
 def test_randomized_convolutions_of_an_lcnn_keep_norm_one():
     model, x, _ = case("lcnn")
     made, sizes = randomized(model, x), {}

@@ -1,6 +1,7 @@
 """Comparisons of maps against SciPy and formulas written out, Captum's scores against their definitions, intervals."""
 
 import math
+import re
 import warnings
 
 import numpy as np
@@ -12,7 +13,6 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from scipy.stats import spearmanr
 from torch import nn
-from torchmetrics.functional.image import structural_similarity_index_measure
 
 from lcnn_utils import steadiness
 from lcnn_utils.activations import CenteredSoftplus
@@ -61,7 +61,7 @@ def test_a_scaled_map_has_changed_by_its_factor_less_one_and_points_the_same_way
     found = compare(a, factor * a)
     np.testing.assert_allclose(found["relative_change"], abs(factor - 1), rtol=1e-9, atol=1e-12)
     np.testing.assert_allclose(found["cosine"], 1, rtol=1e-9)
-    np.testing.assert_allclose(found["top_overlap"], 1)
+    np.testing.assert_allclose(found["top_overlap"][~np.isnan(found["top_overlap"])], 1)  # nan: the largest tie
     varied = (a.amax(1) > a.amin(1)).numpy()
     np.testing.assert_allclose(found["spearman"][varied], 1, rtol=1e-9)
 
@@ -83,10 +83,11 @@ def test_change_and_cosine_are_those_of_numpy(a, b):
         if (size := np.linalg.norm(a[i])) > 1e-6 and (other := np.linalg.norm(b[i])) > 1e-6:
             assert found["relative_change"][i] == pytest.approx(np.linalg.norm(b[i] - a[i]) / size, rel=1e-9)
             assert found["cosine"][i] == pytest.approx(a[i] @ b[i] / size / other, abs=1e-9)
-        if a[i].any() and b[i].any():
-            assert 0 <= found["top_overlap"][i] <= 1
+        largest, others = np.sort(np.abs([a[i], b[i]]))[:, :-3:-1].T  # the tenth of 12 pixels is one
+        if (largest > others).all():
+            assert found["top_overlap"][i] == (np.abs(a[i]).argmax() == np.abs(b[i]).argmax())
         else:
-            assert np.isnan(found["top_overlap"][i]), "a map of zeros has no largest pixels"
+            assert np.isnan(found["top_overlap"][i]), "no pixel is the largest"
 
 
 def test_the_top_tenth_is_found_by_size_summed_over_channels():
@@ -104,6 +105,29 @@ def test_the_top_tenth_is_found_by_size_summed_over_channels():
         np.testing.assert_allclose(found, [want])
 
 
+def test_pixels_that_tie_at_the_edge_of_the_tenth_are_left_out():
+    """Of 30 pixels 3 count, and of sparse maps only those that are not 0."""
+    sparse = lambda *entries: torch.zeros(1, 30).index_fill_(1, torch.tensor(entries), 1.0)
+    for first, second, want in (
+        (sparse(4), sparse(20), 0),
+        (sparse(4, 5), sparse(4, 5), 1),
+        (sparse(4, 5), sparse(5), 1 / 2),
+        (sparse(4, 5, 6), -sparse(6, 7), 1 / 3),
+        (2 * sparse(4, 5) + sparse(1, 2), sparse(1, 4), 1 / 2),  # 1 and 2 tie for the third place
+        (sparse(4, 5, 6, 7), sparse(4), np.nan),
+        (torch.ones(1, 30), sparse(4), np.nan),
+    ):
+        for a, b in ((first, second), (second, first)):
+            np.testing.assert_allclose(compare(a, b)["top_overlap"], [want])
+
+
+def test_without_ties_the_tenth_is_counted_as_it_stands():
+    a, b = images(20, 3, 9), images(20, 3, 9) + images(20, 3, 9, seed=1)
+    tops = [set(np.argsort(m.abs().sum(0).flatten().numpy())[-8:]) for m in (*a, *b)]
+    want = [len(tops[i] & tops[20 + i]) / 8 for i in range(20)]
+    np.testing.assert_allclose(compare(a, b)["top_overlap"], want)
+
+
 def test_unrelated_maps_share_a_tenth_of_their_top_pixels():
     a, b = images(200, side=20), images(200, side=20, seed=1)
     found = compare(a, b)
@@ -117,25 +141,21 @@ def test_ssim_notices_a_change_of_sign():
     assert (compare(a, -a)["ssim"] < -0.5).all()
 
 
-@pytest.mark.parametrize(("channels", "side"), [(1, 8), (3, 12)])
-def test_ssim_is_that_of_torchmetrics_and_of_the_formula_image_by_image(channels, side):
-    a, b = images(4, channels, side), images(4, channels, side) + 0.5 * images(4, channels, side, seed=1)
+@pytest.mark.parametrize("size", [(1, 7, 7), (3, 7, 9), (1, 8, 8), (3, 12, 12), (3, 32, 32)])
+def test_ssim_is_that_of_the_formula_over_the_windows_inside_the_image(size):
+    a, noise = (torch.randn(4, *size, generator=torch.Generator().manual_seed(seed)).double() for seed in (0, 1))
+    b = a + 0.5 * noise
     a[1], b[1] = 1000 * a[1], 1000 * b[1]  # a scale is the image's own
+    windows = lambda m: nn.functional.unfold((1 + m / scale)[:, None], 7)  # of each channel: (C, 49, places)
     found = compare(a, b)["ssim"]
-    windows = nn.Unfold(7)
     for i in range(4):
-        one, other = (1 + map_[i : i + 1] / a[i].abs().max() for map_ in (a, b))  # SSIM takes positive images
-        want = structural_similarity_index_measure(
-            other, one, gaussian_kernel=False, kernel_size=7, data_range=2.0
-        ).item()
-        assert found[i] == pytest.approx(want, abs=1e-5)
-        padded = (nn.functional.pad(map_.double(), (3, 3, 3, 3), mode="reflect") for map_ in (one, other))
-        p, q = (windows(map_.transpose(0, 1)) for map_ in padded)  # (C, 49, places)
-        p_mean, q_mean, shared = p.mean(1), q.mean(1), (p * q).mean(1) - p.mean(1) * q.mean(1)
-        c1, c2 = (0.01 * 2) ** 2, (0.03 * 2) ** 2
+        scale = a[i].abs().max()
+        p, q = windows(a[i]), windows(b[i])  # SSIM takes positive images
+        p_mean, q_mean, c1, c2 = p.mean(1), q.mean(1), (0.01 * 2) ** 2, (0.03 * 2) ** 2
+        shared = ((p - p_mean[:, None]) * (q - q_mean[:, None])).sum(1) / 48
         formula = (2 * p_mean * q_mean + c1) * (2 * shared + c2)
-        formula /= (p_mean**2 + q_mean**2 + c1) * (p.var(1, correction=0) + q.var(1, correction=0) + c2)
-        assert found[i] == pytest.approx(formula.mean().item(), abs=1e-4)
+        formula /= (p_mean**2 + q_mean**2 + c1) * (p.var(1) + q.var(1) + c2)
+        assert found[i] == pytest.approx(formula.mean().item(), abs=1e-12)
 
 
 @pytest.mark.parametrize("shape", [(2, 1, 6, 9), (2, 1, 9, 6), (2, 64), (2, 8, 8)])
@@ -179,6 +199,52 @@ def test_maps_of_different_shapes_are_refused():
     for other in (images(3), images(4, channels=2), images(4).flatten(1), images(4)[:, :, :8]):
         with pytest.raises(ValueError, match=r"maps of shapes \(4, 1, 9, 9\) and .* can't be compared"):
             compare(images(4), other)
+
+
+@pytest.mark.parametrize("shape", [(), (3,), (3, 0), (3, 1, 0, 8)])
+def test_maps_without_entries_are_refused_and_no_maps_are_none(shape):
+    with pytest.raises(ValueError, match=re.escape(str(shape))):
+        compare(torch.zeros(shape), torch.zeros(shape))
+    assert all(len(values) == 0 for values in compare(images(0), images(0)).values())
+
+
+@pytest.mark.parametrize("broken", [np.nan, np.inf, -np.inf])
+def test_a_map_with_nan_or_infinity_gives_nan_and_spoils_no_other(broken):
+    a, b, bad = images(3), images(3, seed=1), images(3)
+    want = compare(a, b)
+    bad[1, 0, 4, 4] = broken
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for found in (compare(bad, b), compare(b, bad), compare(bad, bad)):
+            assert all(np.isnan(values[1]) for values in found.values())
+            assert not any(np.isnan(values[[0, 2]]).any() for values in found.values())
+        for name, values in compare(bad, b).items():
+            np.testing.assert_array_equal(values[[0, 2]], want[name][[0, 2]])
+
+
+def test_a_constant_map_has_no_ranks_and_no_largest_pixels():
+    ones = torch.ones(2, 1, 9, 9)
+    for found in (compare(ones, 2 * ones), compare(ones, images(2)), compare(images(2), ones)):
+        assert np.isnan(found["spearman"]).all()
+        assert np.isnan(found["top_overlap"]).all()
+        assert np.isfinite([found[name] for name in ("relative_change", "cosine", "ssim")]).all()
+    np.testing.assert_allclose(compare(ones, 2 * ones)["cosine"], 1)
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int64, torch.bool, torch.float16, torch.float64])
+def test_maps_of_any_kind_of_number_are_compared_in_float64(dtype):
+    a, b = ((100 * images(3, seed=seed).abs()).to(dtype) for seed in (0, 1))
+    for name, values in compare(a, b.requires_grad_(dtype.is_floating_point)).items():
+        np.testing.assert_array_equal(values, compare(a.double(), b.detach().double())[name])
+        assert values.dtype == np.float64
+
+
+@pytest.mark.parametrize("factor", [1e-200, 1e200])
+def test_the_scale_of_both_maps_does_not_matter(factor):
+    a, b = images(3).double(), images(3, seed=1).double()
+    want = compare(a, b)
+    for name, values in compare(factor * a, factor * b).items():
+        np.testing.assert_allclose(values, want[name], rtol=1e-9, err_msg=name)
 
 
 # -------------------------------------------------------------------------------------------------- Captum's scores
@@ -245,7 +311,8 @@ def test_infidelity_is_the_share_of_the_change_that_the_map_leaves_unexplained(s
     """Least squares of f(x) − f(x + η) on −⟨map, η⟩, through 0."""
     model, x, y, steps = curved(), torch.rand(4, 1, 6, 6), torch.arange(4) % 3, []
     start = torch.randn_like(x) * 0.3 + explain(model, x, y, scalar=scalar)
-    handle = model.register_forward_pre_hook(lambda _, given: steps.append(given[0].detach() - x))
+    note = lambda _, given: steps.append(given[0].detach() - x) if len(given[0]) == len(x) else None
+    handle = model.register_forward_pre_hook(note)
     found = captum_scores(model, x, y, "gradient", 0.5, 9, start, scalar=scalar)["infidelity"]
     handle.remove()
     tail = [step for step in steps if step.any()][-9:]  # those of the last call to Captum's infidelity
@@ -314,6 +381,19 @@ def test_summary_by_other_columns_and_of_another_measure():
     np.testing.assert_allclose(got.value, [0.2, 0.7])
 
 
+def test_nan_is_a_value_to_go_by_and_a_column_may_stand_alone():
+    table = frame([1.0, 2.0, 3.0, 4.0]).assign(eps=[0.1, np.nan, 0.1, np.nan], net=["a", None, "a", "b"])
+    for got in (summary(table, by="eps"), summary(table, by=["eps"])):
+        np.testing.assert_array_equal(got.eps, [0.1, np.nan])
+        np.testing.assert_array_equal(got.value, [2, 3])
+    assert list(summary(table, by=("net", "eps")).n) == [2, 1, 1]
+    nets = table.assign(net=pd.Categorical(["a", "a", "b", "b"], ["a", "b", "c"]))
+    assert list(summary(nets, by="net").net) == ["a", "b"], "of categories only those there are"
+    empty = summary(table[:0], by="net")
+    assert list(empty.columns) == ["net", "n", "value", "low", "high"]
+    assert len(empty) == 0
+
+
 @settings(deadline=None, max_examples=30)
 @given(st.lists(st.floats(-100, 100), min_size=2, max_size=30), st.sampled_from(["mean", "median"]))
 def test_the_interval_lies_among_the_values(values, statistic):
@@ -362,6 +442,9 @@ def test_constant_single_and_missing_values():
         (dict(measure="spearmann"), "unknown column 'spearmann'"),
         (dict(measure="relative_chang"), "did you mean 'relative_change'"),
         (dict(by=("method", "net")), "unknown column 'net'"),
+        (dict(by="net"), "unknown column 'net'"),
+        (dict(by=()), r"by=\(\)"),
+        (dict(measure="method"), "gradient"),
     ],
 )
 def test_unknown_names_are_named(change, message):
