@@ -15,11 +15,11 @@ import torch
 from torch import Tensor, nn
 
 from .balls import NORMS, Box, _direction, _moved, _project, _random_steps, _scaled
-from .curvature import _prepare, evaluating, scalar_of
+from .curvature import _prepare, measuring, scalar_of
 from .runtime import nearest
 
 LOSSES = ("margin", "ce")
-ROUNDING = 64  # ulps of the largest logit by which a prediction must be wrong: other batch sizes round differently
+ROUNDING = 64  # ulps of the logits' range by which a prediction must be wrong: other batch sizes round differently
 
 
 def pgd(
@@ -41,14 +41,17 @@ def pgd(
     """Projected gradient ascent on the loss within ε of each sample → adversarial points, detached, like ``x``.
 
     Each restart, the first too, begins anywhere in the ball. Of all points seen, x itself included, the one with the
-    largest margin loss is kept. A sample that is fooled has finished and costs nothing more. A gradient of exactly zero
-    (cross-entropy of a confident network) leaves the point where it is.
+    largest margin loss is kept. A sample is fooled where another logit is at least as large as that of its label: an
+    exact tie, which says nothing for the label, counts against the network, whichever class argmax takes. It has then
+    finished and costs nothing more. A gradient of exactly zero (cross-entropy of a confident network) leaves the point
+    where it is.
 
     Args:
         model: maps x to logits (N, K); attacked in eval mode and left as it was.
         x: (N, C, H, W) images in [0, 1] or (N, d) points, inside ``box``.
         y: true labels (N,), int64.
-        eps: largest length of the step, one number or one a sample (N,), in units of x. 0 gives x back.
+        eps: largest length of the step, one number or one a sample (N,), in units of x. 0 gives x back; beyond the
+            box's diameter it is the whole box.
         norm: ``l2`` or ``linf``, in which lengths are measured.
         loss: what is climbed: ``margin``, max_{j≠y} z_j − z_y, or ``ce``, cross-entropy.
         steps: gradient steps in each restart.
@@ -65,9 +68,10 @@ def pgd(
         Points inside the box and at most ε·(1 + 1e-6) away, as measured in their own dtype.
 
     Raises:
-        ValueError: bad ε, norm, loss, numbers of steps, box, samples or labels, or logits that are not finite.
+        ValueError: bad ε, norm, loss, numbers of steps, box, samples or labels; a network that gives no finite logits,
+            cuts the graph, is random, changes x in place, or whose samples change each other's logits.
     """
-    with evaluating(model):
+    with measuring(model):
         x, y = _prepare(model, x, y)
         return _attack(model, x, y, eps, norm=norm, loss=loss, steps=steps, step_size=step_size, restarts=restarts,
                        random_start=random_start, momentum=momentum, box=box, generator=generator)[0]  # fmt: skip
@@ -84,7 +88,7 @@ def _attack(
     if not 0 <= momentum < 1:
         raise ValueError(f"momentum is {momentum}: use a number from 0 (none) to below 1")
     _check(x, norm, box, steps=steps, restarts=restarts)
-    eps = _check_eps(eps, x)
+    eps = _check_eps(eps, x, norm, box)
     starts: Iterable[Tensor] = _random_steps(x, eps, norm, restarts - (not random_start), generator)
     starts = starts if random_start else itertools.chain([torch.zeros_like(x)], starts)
     return _ascend(model, x, y, eps, starts, norm, loss, steps, step_size, box, momentum)
@@ -104,21 +108,22 @@ def fgsm(
 
     Arguments, result and errors as there; ε may differ from sample to sample.
     """
-    with evaluating(model):
+    with measuring(model):
         x, y = _prepare(model, x, y)
-        eps = _check_eps(eps, x)
+        eps = _check_eps(eps, x, nearest(norm, NORMS, "norm"), box)
     step_size = eps.max().item() or 1.0  # projected to each sample's ε
     return pgd(model, x, y, eps, norm=norm, loss=loss, steps=1, step_size=step_size, random_start=False, box=box)
 
 
 def _ascend(model, x, y, eps, starts, norm, loss, steps, step_size, box, momentum=0.0) -> tuple[Tensor, Tensor]:
-    """PGD from each of the given first steps: the best points seen, like x, and their :func:`_excess`, −∞ at ε = 0."""
-    best, top, alive = x.clone(), torch.full_like(eps, -torch.inf), (eps > 0).nonzero().squeeze(1)
+    """PGD from each of the given first steps: the best points, like x, and their :func:`margin_loss`, −∞ at ε = 0."""
+    best, alive = x.clone(), (eps > 0).nonzero().squeeze(1)
+    top = torch.full_like(eps, -torch.inf, dtype=torch.promote_types(x.dtype, torch.float32))
     if len(alive):
         with torch.no_grad():
-            top[alive] = _excess(model(x[alive]), y[alive])
+            top[alive] = margin_loss(model(x[alive]), y[alive]).to(top)
     for start in starts:
-        alive = ((top <= 0) & (eps > 0)).nonzero().squeeze(1)
+        alive = ((top < 0) & (eps > 0)).nonzero().squeeze(1)
         at = _moved(x[alive], start[alive], box)
         velocity = torch.zeros_like(at)
         for step in range(steps + 1):
@@ -128,12 +133,12 @@ def _ascend(model, x, y, eps, starts, norm, loss, steps, step_size, box, momentu
                 logits = model(at.requires_grad_(step < steps))
                 f = scalar_of(logits, y[alive], "loss") if loss == "ce" else -scalar_of(logits, y[alive], "margin")
                 height = f.sum()
-            now = _excess(logits.detach(), y[alive])
-            better, keep = now > top[alive], now <= 0
+            now = margin_loss(logits.detach(), y[alive]).to(top)
+            better, keep = now > top[alive], now < 0
             best[alive[better]], top[alive[better]] = at.detach()[better], now[better]
             if step == steps:
                 break
-            gradient = _gradient(height, at)[keep]
+            gradient = torch.autograd.grad(height, at)[0][keep]
             alive, at = alive[keep], at.detach()[keep]
             velocity = momentum * velocity[keep] + _direction(gradient, norm)
             ahead = _direction(velocity, norm) if momentum else velocity
@@ -142,12 +147,6 @@ def _ascend(model, x, y, eps, starts, norm, loss, steps, step_size, box, momentu
             moved = at + _scaled(ahead, length) - x[alive]
             at = _moved(x[alive], _project(moved, eps[alive], norm), box)
     return best, top
-
-
-def _gradient(height: Tensor, at: Tensor) -> Tensor:
-    """∂height/∂at, 0 where the network cuts the graph (a threshold, say)."""
-    found = torch.autograd.grad(height, at, allow_unused=True)[0] if height.requires_grad else None
-    return torch.zeros_like(at) if found is None else found
 
 
 def perturb(
@@ -175,12 +174,19 @@ def perturb(
     return at
 
 
-def _excess(logits: Tensor, y: Tensor) -> Tensor:
-    """Margin loss less what rounding may account for, (N,): positive where the network is wrong beyond doubt."""
-    margin = -scalar_of(logits, y, "margin") - ROUNDING * torch.finfo(logits.dtype).eps * logits.abs().amax(1)
-    if not bool(margin.isfinite().all()):
+def margin_loss(logits: Tensor, y: Tensor) -> Tensor:
+    """max_{j≠y} z_j − z_y less what rounding may account for, (N,): 0 or more where the network is wrong beyond doubt,
+    or gives another class exactly as much.
+
+    The doubt goes with the range of the logits, not with what they have in common.
+    """
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    doubt = ROUNDING * torch.finfo(logits.dtype).eps * (logits.amax(1) - logits.amin(1))
+    loss = -scalar_of(logits, y, "margin")
+    loss = torch.where(loss == 0, loss, loss - doubt)
+    if not bool(loss.isfinite().all()):
         raise ValueError("the network's logits or gradients are not finite here: its weights or inputs are too large")
-    return margin
+    return loss
 
 
 def _check(x: Tensor, norm: str, box: Box, **counts: int) -> None:
@@ -195,12 +201,17 @@ def _check(x: Tensor, norm: str, box: Box, **counts: int) -> None:
         )
 
 
-def _check_eps(eps: float | Tensor, x: Tensor) -> Tensor:
-    """ε as one number a sample, (N,)."""
+def _check_eps(eps: float | Tensor, x: Tensor, norm: str, box: Box) -> Tensor:
+    """ε as one number a sample, (N,), at most the diameter of the box."""
     given = torch.as_tensor(eps, dtype=x.dtype, device=x.device).detach()
     if given.shape not in ((), (len(x),)):
         raise ValueError(f"eps has shape {tuple(given.shape)}: use one number, or one for each sample, ({len(x)},)")
     bad = given[~(given.isfinite() & (given >= 0))]
     if bad.numel():
         raise ValueError(f"eps is {bad.flatten()[0]:g}: lengths are finite and 0 or more, in units of x (8/255, not 8)")
-    return given.expand(len(x))
+    largest = torch.finfo(x.dtype).max ** 0.5 / 10  # the squares of longer steps overflow
+    if box is not None:
+        largest = (box[1] - box[0]) * (math.sqrt(x[0].numel()) if norm == "l2" else 1)
+    elif bool((given > largest).any()):
+        raise ValueError(f"eps is {given.max():g}: without a box at most {largest:g} in {x.dtype}")
+    return given.clamp(max=largest).expand(len(x))

@@ -25,7 +25,7 @@ def _direction(gradient: Tensor, norm: str) -> Tensor:
     if norm == "linf":
         return gradient.sign()
     gradient = _scaled(gradient, 1 / _length(gradient, "linf").clamp(min=torch.finfo(gradient.dtype).tiny))
-    return _scaled(gradient, 1 / _length(gradient, "l2").clamp(min=1e-30))
+    return _scaled(gradient, 1 / _length(gradient, "l2").clamp(min=torch.finfo(gradient.dtype).tiny))
 
 
 def _project(step: Tensor, eps: Tensor, norm: str) -> Tensor:
@@ -33,7 +33,7 @@ def _project(step: Tensor, eps: Tensor, norm: str) -> Tensor:
     if norm == "linf":
         bound = eps.view(-1, *[1] * (step.dim() - 1))
         return step.clamp(-bound, bound)
-    return _scaled(step, (eps / _length(step, "l2").clamp(min=1e-30)).clamp(max=1))
+    return _scaled(step, (eps / _length(step, "l2").clamp(min=torch.finfo(step.dtype).tiny)).clamp(max=1))
 
 
 def _moved(x: Tensor, step: Tensor, box: Box) -> Tensor:

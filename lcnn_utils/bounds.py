@@ -25,8 +25,8 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from .curvature import _check_finite, _prepare, evaluating, scalar_of
-from .runtime import nearest
+from .curvature import _check_finite, _prepare, measuring, scalar_of
+from .runtime import double, nearest
 from .walk import Place, Walk, walk_through
 
 SCALARS = ("margin", "logit")
@@ -35,7 +35,7 @@ LARGEST = 2**26  # entries of one sample's Jacobian
 
 def _terms(walk: Walk, out: Place, scalar: str) -> dict[int, Tensor]:
     """Term of (B) of each activation's row: (K,) for logits, (K, K) for margins, entry (y, j) that of z_y − z_j."""
-    place, weight = out.linear or (out, torch.eye(out.value.shape[1], dtype=torch.float64, device=out.value.device))
+    place, weight = out.linear or (out, double(torch.eye(out.value.shape[1], device=out.value.device)))
     largest, norm = (
         weight.norm(p, dim=1)
         if nearest(scalar, SCALARS, "scalar") == "logit"
@@ -97,8 +97,8 @@ def _local(
 ) -> tuple[list[dict[str, Any]], Tensor, Tensor, Tensor, Tensor]:
     """Rows of the walk, β (L,), ‖d_i‖_∞ (N, L), ‖A_i‖₂ (N, L), ‖∇f‖₂ (N,): a row and a column for each activation."""
     nearest(scalar, SCALARS, "scalar")
-    with evaluating(model):
-        x, y = _prepare(model, x, y)
+    with measuring(model):
+        x, y = _prepare(model, x, y, precise=True)
     walk, _ = walk_through(model, x.shape[1:], certified, norms)
     curved = [row for row in walk.rows if not math.isnan(row["beta"])]
     if not curved:
@@ -120,7 +120,7 @@ def _local(
                 hook.remove()
         return tuple(found), logits
 
-    with evaluating(model), torch.enable_grad():
+    with measuring(model):
         point = x.detach().requires_grad_()
         units, logits = inputs_of_activations(point)
         total = scalar_of(logits, y, scalar).sum()
@@ -134,7 +134,7 @@ def _local(
             weights = [torch.zeros_like(u, requires_grad=True) for u in outputs]  # A v is the gradient of wᵀA v in w
             (pulled,) = torch.autograd.grad(outputs, repeated, weights, create_graph=True)
             columns = torch.autograd.grad(pulled, weights, basis)
-            jacobians = [c.detach().reshape(len(part), d, -1).double() for c in columns]  # A_iᵀ
+            jacobians = [double(c.detach().reshape(len(part), d, -1)) for c in columns]  # A_iᵀ
             grams = [a @ a.mT if a.shape[1] < a.shape[2] else a.mT @ a for a in jacobians]
             parts.append([torch.linalg.eigvalsh(gram)[:, -1].clamp(min=0).sqrt() for gram in grams])
     _check_finite(gradient.flatten(1).norm(dim=1) + sum(delta.flatten(1).norm(dim=1) for delta in deltas))
@@ -142,7 +142,7 @@ def _local(
         curved,
         x.new_tensor([row["beta"] for row in curved]),
         torch.stack([delta.detach().flatten(1).abs().amax(1) for delta in deltas], 1),
-        torch.stack([torch.cat(layer) for layer in zip(*parts, strict=True)], 1).to(x.dtype),
+        torch.stack([torch.cat(layer) for layer in zip(*parts, strict=True)], 1).to(x),
         gradient.flatten(1).norm(dim=1),
     )
 
@@ -229,10 +229,9 @@ def certified_radius(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
     rounding may decide). Unit: that of x; the pixel range [0, 1] is not used.
     Reference: S. Singla, S. Feizi, ICML 2020. Errors as :func:`curvature_bound`.
     """
-    with evaluating(model):
-        x, y = _prepare(model, x, y)
-    model, point, own = copy.deepcopy(model).cpu().double().eval(), x.cpu().double().requires_grad_(), y.cpu()
-    with torch.enable_grad():
+    with measuring(model):
+        x, y = _prepare(model, x, y, precise=True)
+        model, point, own = copy.deepcopy(model).cpu().double(), x.cpu().double().requires_grad_(), y.cpu()
         logits = model(point)
         gradient = lambda z: torch.autograd.grad(z.sum(), point, retain_graph=True)[0].flatten(1)
         mine = gradient(logits.gather(1, own[:, None]))

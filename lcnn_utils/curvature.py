@@ -17,9 +17,11 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from .data import check_images, check_labels
-from .runtime import nearest
+from .runtime import double, nearest
 
 SCALARS = ("loss", "margin", "logit")
 METHODS = ("power", "lanczos", "exact")
@@ -62,19 +64,31 @@ def evaluating(model: nn.Module) -> Iterator[nn.Module]:
             module.training = training
 
 
+@contextlib.contextmanager
+def measuring(model: nn.Module) -> Iterator[nn.Module]:
+    """:func:`evaluating`, with gradients on even where the caller has switched them off (``torch.no_grad``,
+    ``torch.inference_mode``), and attention by the kernel that has second derivatives."""
+    if not isinstance(model, nn.Module):
+        raise ValueError(f"the model is a {type(model).__name__}: wrap it in an nn.Module whose forward gives logits")
+    with torch.inference_mode(False), torch.enable_grad(), sdpa_kernel(SDPBackend.MATH), evaluating(model):
+        yield model
+
+
 def scalar_of(logits: Tensor, y: Tensor, scalar: str = "loss") -> Tensor:
     """The scalar f of each sample: logits (N, K) and labels (N,) → (N,).
 
-    ``loss``: cross-entropy of the label y, written as log(1 + Σ_{j≠y} e^{z_j − z_y}), whose gradient stays exact where
-    1 − p_y would round to 0. ``margin``: z_y − max_{j≠y} z_j. ``logit``: z_y.
+    ``loss``: cross-entropy of the label y, written as z_m − z_y + log(1 + Σ_{j≠m} e^{z_j − z_m}) with the largest logit
+    z_m, whose derivatives are exact even where p_m rounds to 1. ``margin``: z_y − max_{j≠y} z_j. ``logit``: z_y.
     """
     own = logits.gather(1, y[:, None]).squeeze(1)
     if nearest(scalar, SCALARS, "scalar") == "logit":
         return own
-    others = logits.masked_fill(F.one_hot(y, logits.shape[1]).bool(), -torch.inf)
     if scalar == "margin":
-        return own - others.amax(1)
-    return F.softplus(others.logsumexp(1) - own)
+        return own - logits.masked_fill(F.one_hot(y, logits.shape[1]).bool(), -torch.inf).amax(1)
+    best = logits.argmax(1, keepdim=True)
+    top = logits.gather(1, best)
+    rest = (logits - top).exp().scatter(1, best, 0.0).sum(1)
+    return torch.where(best.squeeze(1) == y, 0.0, top.squeeze(1) - own) + rest.log1p()
 
 
 def gradient_and_hvp(
@@ -83,15 +97,27 @@ def gradient_and_hvp(
     """Per-sample gradient of f, and the function v ↦ ∇²f·v for every sample of the batch (both shaped like ``x``).
 
     The model must be in eval mode for as long as the products are used. ∇²f is symmetric, so the product is the
-    transposed one (reverse over reverse) on a graph that is kept, which is cheaper than forward
-    over reverse.
+    transposed one (reverse over reverse) on a graph that is kept, which is cheaper than forward over reverse.
+    RuntimeError: a part of the network has no second derivative.
     """
+    model = getattr(model, "_orig_mod", model)  # of torch.compile, whose code has no second derivatives
+    with torch.enable_grad():
+        at = x.detach().requires_grad_()
+        (grad,) = torch.autograd.grad(scalar_of(model(at), y, scalar).sum(), at, create_graph=True)
+    nodes, seen = [grad.grad_fn], set[object]()
+    while nodes:
+        if (node := nodes.pop()) is not None and node not in seen:
+            seen.add(node)
+            nodes += [before for before, _ in node.next_functions]
+            if node.name() == "torch::autograd::Error":  # it would be passed over in silence
+                raise RuntimeError("a function in it is marked as once_differentiable")
 
-    def gradient(x: Tensor) -> Tensor:
-        return torch.func.grad(lambda x: scalar_of(model(x), y, scalar).sum())(x)
+    def product(v: Tensor) -> Tensor:
+        if not grad.requires_grad:  # it is the same everywhere
+            return torch.zeros_like(x)
+        return torch.autograd.grad(grad, at, v, retain_graph=True, materialize_grads=True)[0]
 
-    grad, transposed = torch.func.vjp(gradient, x)[:2]
-    return grad, lambda v: transposed(v)[0].detach()
+    return grad.detach(), product
 
 
 def _norm(v: Tensor) -> Tensor:
@@ -134,29 +160,30 @@ def _lanczos(hvp: Callable, v: Tensor, tol: float, max_iter: int) -> tuple[Tenso
         tridiagonal = (
             torch.diag_embed(torch.stack(diagonal, 1)) + torch.diag_embed(side, 1) + torch.diag_embed(side, -1)
         )
-        values, vectors = torch.linalg.eigh(tridiagonal.double())
+        values, vectors = torch.linalg.eigh(double(tridiagonal))
         at = values.abs().argmax(1, keepdim=True)
         theta = values.gather(1, at)
         combination = vectors.gather(2, at[:, None].expand(-1, k, 1)).squeeze(2)  # (N, k)
-        residual = off[-1].double() * combination[:, -1].abs()
+        residual = double(off[-1]) * combination[:, -1].abs()
         error = residual / (theta.abs().squeeze(1) + tiny)
         agreed = agreed + 1 if bool((error <= tol).all()) else 0
         if k == max_iter or agreed > CONFIRM:
             break
-    ritz = torch.einsum("nkd,nk->nd", stack, combination.to(v.dtype)).view_as(v)
-    return theta.abs().squeeze(1).to(v.dtype), ritz, torch.full_like(off[-1], k).long(), error.to(v.dtype)
+    ritz = torch.einsum("nkd,nk->nd", stack, combination.to(v.dtype).to(v.device)).view_as(v)
+    return theta.abs().squeeze(1).to(v), ritz, torch.full_like(off[-1], k).long(), error.to(v)
 
 
 def _power(hvp: Callable, v: Tensor, tol: float, max_iter: int) -> tuple[Tensor, ...]:
     """Largest |eigenvalue| by power iteration reading ‖Hu‖, which never decreases and is right for ± ties too.
 
-    ‖H²u − n²u‖/n² with n = ‖Hu‖ bounds the relative distance of n² from an eigenvalue of H², hence half of it for n.
+    ‖H²u − n²u‖/n² with n = ‖Hu‖ bounds the relative distance of n² from an eigenvalue of H², hence half of it for n:
+    not for certain the largest, so ``CONFIRM`` more products have to agree.
     """
     tiny = torch.finfo(v.dtype).tiny
     w = hvp(v)
     norm = _norm(w)
     error = torch.full_like(norm, torch.inf)
-    k = 1
+    k, agreed = 1, 0
     while k < max_iter:
         flat = _scale(torch.ones_like(v), norm) == 0  # H u = 0: keep u
         previous, v = v, torch.where(flat, v, _scale(w, 1 / (norm + tiny)))
@@ -164,16 +191,16 @@ def _power(hvp: Callable, v: Tensor, tol: float, max_iter: int) -> tuple[Tensor,
         k += 1
         error = _norm(w - _scale(previous, norm)) / (2 * norm + tiny)
         norm = torch.maximum(norm, _norm(w))
-        if bool((error <= tol).all()):
+        agreed = agreed + 1 if bool((error <= tol).all()) else 0
+        if agreed > CONFIRM:
             break
     return norm, v, torch.full_like(norm, k).long(), error
 
 
-def _exact(model: nn.Module, x: Tensor, y: Tensor, scalar: str) -> tuple[Tensor, ...]:
+def _exact(hvp: Callable, x: Tensor) -> tuple[Tensor, ...]:
     size = x[0].numel()
     if size > 4096:
         raise ValueError(f"method='exact' builds a {size} x {size} Hessian a sample: use method='lanczos' above 4096")
-    hvp = gradient_and_hvp(model, x, y, scalar)[1]
     unit = torch.eye(size, dtype=x.dtype, device=x.device).view(size, 1, *x.shape[1:])
     hessian = torch.stack([hvp(e.expand_as(x)).flatten(1) for e in unit], 2)  # (N, d, d), a column a product
     values, vectors = torch.linalg.eigh((hessian + hessian.mT) / 2)
@@ -184,17 +211,26 @@ def _exact(model: nn.Module, x: Tensor, y: Tensor, scalar: str) -> tuple[Tensor,
 
 
 def _solve(model, x, y, scalar, method, tol, max_iter, generator) -> tuple[Tensor, ...]:
-    if nearest(method, METHODS, "method") == "exact":
-        return gradient_and_hvp(model, x, y, scalar)[0], *_exact(model, x, y, scalar)
     if not 0 < tol < 1 or max_iter < 1:
         raise ValueError(f"tol must lie between 0 and 1 and max_iter be at least 1, got tol={tol}, max_iter={max_iter}")
-    gradient, hvp = gradient_and_hvp(model, x, y, scalar)
-    return gradient, *(_power if method == "power" else _lanczos)(hvp, _random_unit(x, generator), tol, max_iter)
+    nearest(method, METHODS, "method")
+    nearest(scalar, SCALARS, "scalar")
+    try:
+        gradient, hvp = gradient_and_hvp(model, x, y, scalar)
+        if method == "exact":
+            return gradient, *_exact(hvp, x)
+        return gradient, *(_power if method == "power" else _lanczos)(hvp, _random_unit(x, generator), tol, max_iter)
+    except RuntimeError as error:
+        raise ValueError(f"the network cannot be differentiated twice here: {error}") from error
 
 
-def _prepare(model: nn.Module, x: Tensor, y: Tensor | None) -> tuple[Tensor, Tensor]:
+def _prepare(model: nn.Module, x: Tensor, y: Tensor | None, *, precise: bool = False) -> tuple[Tensor, Tensor]:
+    """x and y (default: the predicted classes) of a model in eval mode, checked; see :func:`_check_model`."""
     if not isinstance(x, Tensor) or x.dim() == 0 or len(x) == 0:
-        raise ValueError(f"x must be a tensor of at least one sample, got {getattr(x, 'shape', type(x).__name__)}")
+        raise ValueError(
+            f"x must be a tensor of at least one sample, got {type(x).__name__} of shape {getattr(x, 'shape', None)}: "
+            "images are (N, C, H, W), points (N, d); torch.as_tensor(x) makes a tensor of an array"
+        )
     if x.dim() == 4:
         check_images(x)
     elif not x.is_floating_point() or not bool(x.isfinite().all()):
@@ -202,17 +238,64 @@ def _prepare(model: nn.Module, x: Tensor, y: Tensor | None) -> tuple[Tensor, Ten
     own = next(model.parameters(), x)
     if (own.dtype, own.device) != (x.dtype, x.device):
         raise ValueError(f"x is {x.dtype} on {x.device}, the model {own.dtype} on {own.device}: move one with .to()")
-    try:
-        with torch.no_grad():
-            logits = model(x)
-    except RuntimeError as error:
-        raise ValueError(f"the model does not take inputs of shape {tuple(x.shape)}: {error}") from None
-    if logits.dim() != 2 or logits.shape[1] < 2:
-        raise ValueError(f"the model must give logits of shape (N, K) with K >= 2, got {tuple(logits.shape)}")
+    x = x.detach().clone() if x.is_inference() else x.detach()
+    logits = _check_model(model, x)
+    if precise and torch.finfo(logits.dtype).bits < 32:
+        raise ValueError(
+            f"the logits are {logits.dtype}: derivatives of second order drown in its rounding. Use model.float() and "
+            "x.float(), outside torch.autocast"
+        )
     if y is None:
-        y = logits.argmax(1)
+        with torch.no_grad():
+            y = torch.cat([model(part).argmax(1) for part in x.split(512)])
     check_labels(y, len(x), logits.shape[1], device=x.device)
-    return x.detach(), y
+    return x, y.clone() if y.is_inference() else y
+
+
+def _check_model(model: nn.Module, x: Tensor) -> Tensor:
+    """Logits of two inputs, (2, K), the first sample of x and a random one. ValueError: no logits, no gradient, or they
+    depend on chance or on the other sample, so that a batch's Hessian would not be that of each sample."""
+    if any(p.is_inference() for p in model.parameters()):
+        raise ValueError("the model was made under torch.inference_mode(), which forbids gradients: make it outside")
+    other = torch.rand(x[:1].shape, generator=torch.Generator().manual_seed(0), device="cpu").to(x)
+    pair = torch.cat([x[:1], other]).requires_grad_()
+    given = pair.clone()
+    try:
+        logits = model(given)
+    except RuntimeError as error:
+        hint = "; a single sample needs x[None]" if x.dim() == 3 else ""
+        raise ValueError(f"the model does not take inputs of shape {tuple(x.shape)}{hint}: {error}") from None
+    if not isinstance(logits, Tensor) or logits.dim() != 2 or len(logits) != 2 or logits.shape[1] < 2:
+        got = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+        raise ValueError(f"the model must give logits of shape (N, K) with K >= 2, as one tensor, got {got}")
+    if not torch.equal(given, pair):
+        raise ValueError("the model changes its input in place: use inplace=False in its first layer")
+    if not bool(logits.isfinite().all()):
+        raise ValueError("the network's logits are not finite here: its weights or inputs are too large or NaN")
+    weighted = (logits[0] * torch.linspace(1, 2, logits.shape[1], device="cpu").to(logits)).sum()
+    try:
+        slope = torch.autograd.grad(weighted, pair, allow_unused=True)[0] if logits.requires_grad else None
+    except RuntimeError as error:
+        raise ValueError(f"the network cannot be differentiated: {error}") from error
+    if slope is None:
+        raise ValueError(
+            "the logits do not depend on x as far as autograd sees: the forward cuts the graph (torch.no_grad, detach, "
+            "a comparison, numpy), and an absent gradient is not a gradient of zero"
+        )
+    size, eps = logits.detach().abs().max(), torch.finfo(logits.dtype).eps
+    if not bool((model(pair.clone()) - logits).abs().max() <= 100 * eps * size):
+        raise ValueError("the network answers the same input differently each time, even in eval mode: is it random?")
+    apart = slope[1].abs().max() == 0
+    if apart:  # statistics of the batch may be detached
+        alone = (model(pair[:1].clone()) - logits[:1]).abs().max()
+        apart = alone <= max(1e-2, 16 * eps) * (logits.amax() - logits.amin()) + 100 * eps * size
+    if not bool(apart):
+        named = [name for name, m in model.named_modules() if isinstance(m, _BatchNorm) and m.running_mean is None]
+        raise ValueError(
+            "the samples of a batch change each other's logits, even in eval mode"
+            + (f": {', '.join(named[:3])} (BatchNorm) has no running statistics" if named else "")
+        )
+    return logits.detach()
 
 
 def _check_finite(values: Tensor) -> None:
@@ -244,16 +327,18 @@ def geometry(
         tol: stop when every sample's estimated relative error is below it; ``iterations`` says when that was, and
             ``residual`` what was reached when ``max_iter`` came first. Lanczos adds a few products to confirm.
         generator: of the random start (default: seed 0).
-        eps: ε of the definition; 1e-6 as in the authors' code.
+        eps: ε of the definition, 0 or more; 1e-6 as in the authors' code.
         batch_size: samples measured at once (memory); it does not change what is measured.
 
     Raises:
-        ValueError: bad images, labels, scalar, method, tolerance, or logits that are not finite.
+        ValueError: bad images, labels, scalar, method, tolerance or ε; half precision; a network that gives no finite
+            logits, cuts the graph, is random, changes x in place, has no second derivative, or whose samples change
+            each other's logits.
     """
-    if batch_size < 1:
-        raise ValueError(f"batch_size must be at least 1, got {batch_size}")
-    with evaluating(model):
-        x, y = _prepare(model, x, y)
+    if batch_size < 1 or not 0 <= eps < torch.inf:
+        raise ValueError(f"batch_size must be at least 1 and eps finite and 0 or more: got {batch_size} and {eps}")
+    with measuring(model):
+        x, y = _prepare(model, x, y, precise=True)
         parts = []
         for xs, ys in zip(x.split(batch_size), y.split(batch_size), strict=True):
             gradient, norm, _, iterations, residual = _solve(model, xs, ys, scalar, method, tol, max_iter, generator)
@@ -278,8 +363,8 @@ def top_direction(
 
     Arguments and errors as in :func:`geometry`.
     """
-    with evaluating(model):
-        x, y = _prepare(model, x, y)
+    with measuring(model):
+        x, y = _prepare(model, x, y, precise=True)
         _, norm, vector, _, _ = _solve(model, x, y, scalar, method, tol, max_iter, generator)
     _check_finite(norm)
     return _scale(vector, 1 / _norm(vector)).detach(), norm.detach()

@@ -15,8 +15,8 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from .ascent import _attack
-from .curvature import _prepare, evaluating
+from .ascent import _attack, margin_loss
+from .curvature import _prepare, measuring
 from .data import Images, floats
 
 PAPER_EPS = (0.05, 0.1, 0.15, 0.2)  # L2, table 2
@@ -34,8 +34,8 @@ def first_success(
 ) -> Tensor:
     """The smallest ε of the grid at which :func:`ascent.pgd` makes the network wrong about each sample: (N,).
 
-    0 where it is wrong already, infinity where it is right throughout. A sample's starts depend on its place among x
-    and on the seed, not on which others survive.
+    0 where it is wrong already (a tie counts as wrong), infinity where it is right throughout. A sample's starts depend
+    on its place among x and on the seed, not on which others survive.
 
     Args:
         eps_grid: lengths in units of x, in any order.
@@ -49,16 +49,17 @@ def first_success(
     generator = generator or torch.Generator().manual_seed(0)
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")
-    with evaluating(model):
+    with measuring(model):
         x, y = _prepare(model, x, y)
         grid, parts = _grid(eps_grid), []
         for xs, ys in zip(x.split(batch_size), y.split(batch_size), strict=True):
             with torch.no_grad():
-                fell = torch.where(model(xs).argmax(1) != ys, 0.0, torch.inf).to(xs)
+                wrong = margin_loss(model(xs), ys) >= 0
+            fell = torch.where(wrong, 0.0, torch.inf).to(torch.promote_types(xs.dtype, torch.float32))
             for eps in grid:
                 left = torch.where(fell.isinf(), eps, 0.0).to(xs)  # the fallen have ε = 0, which costs nothing
-                excess = _attack(model, xs, ys, left, generator=generator, **attack)[1]
-                fell[fell.isinf() & (excess > 0)] = eps
+                height = _attack(model, xs, ys, left, generator=generator, **attack)[1]
+                fell[fell.isinf() & (height >= 0)] = eps
             parts.append(fell)
     return torch.cat(parts)
 

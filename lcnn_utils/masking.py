@@ -1,8 +1,8 @@
 """Is a robust accuracy to be believed? Checks that find gradients which are masked: too flat or too jagged to climb.
 
 An attack that fails proves nothing, as it may have failed for reasons of its own: logits so confident that the loss has
-no gradient, a step too short, gradients that point nowhere. Each check compares the attack with one that should do no
-better if its gradients are sound, or asks for what any sound attack achieves.
+no gradient, outputs that saturate or are rounded, a step too short, gradients that point nowhere. Each check compares
+the attack with one that should do no better if its gradients are sound, or asks for what any sound attack achieves.
 
 References: A. Athalye et al., ICML 2018 (obfuscated gradients); N. Carlini et al., *On evaluating adversarial
 robustness*, 2019, arXiv:1902.06705 (the list of checks); F. Croce and M. Hein, ICML 2020 (AutoAttack, the referee).
@@ -18,14 +18,15 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from .ascent import LOSSES, _check, _check_eps, _excess, _gradient, fgsm, pgd
+from .ascent import LOSSES, _check, _check_eps, fgsm, margin_loss, pgd
 from .balls import Box, _moved, _project, _random_steps
-from .curvature import _prepare, evaluating, scalar_of
+from .curvature import _prepare, evaluating, measuring, scalar_of
 from .data import Images, floats
 from .runtime import nearest
 
 SLACK = 0.01  # share of the images by which an attack may beat a better one by luck; one image at least
 SHORTFALL = 0.02  # share that a longer attack may find beyond the standard one before that is called too short; one too
+COARSE = 1e-4  # of the range of an image's logits: they should be rounded more finely than this
 
 
 class Scaled(nn.Module):
@@ -37,6 +38,19 @@ class Scaled(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.factor * self.model(x)
+
+
+class LogOdds(nn.Module):
+    """The log-odds of outputs between two numbers: the same decisions, and steep again where the outputs saturate."""
+
+    def __init__(self, model: nn.Module, low: float, high: float) -> None:
+        super().__init__()
+        self.model, self.low, self.high = model, low, high
+
+    def forward(self, x: Tensor) -> Tensor:
+        outputs = self.model(x)
+        tiny = torch.finfo(outputs.dtype).tiny
+        return (outputs - self.low).clamp(min=tiny).log() - (self.high - outputs).clamp(min=tiny).log()
 
 
 def random_search(
@@ -56,16 +70,17 @@ def random_search(
     Arguments, result and errors as :func:`ascent.pgd`.
     """
     generator = generator or torch.Generator().manual_seed(0)
-    with evaluating(model), torch.no_grad():
+    with measuring(model):
         x, y = _prepare(model, x, y)
         _check(x, norm, box, queries=queries)
-        eps = _check_eps(eps, x)
-        best, top = x.clone(), _excess(model(x), y)
+        eps = _check_eps(eps, x, norm, box)
+    with evaluating(model), torch.no_grad():
+        best, top = x.clone(), margin_loss(model(x), y)
         for number, step in enumerate(_random_steps(x, eps, norm, queries, generator)):
             near = number >= queries / 2
             tried = _moved(x, _project(best - x + step / 2, eps, norm) if near else step, box)
-            now = _excess(model(tried), y)
-            better = (now > top) & (top <= 0)
+            now = margin_loss(model(tried), y)
+            better = (now > top) & (top < 0)
             best[better], top[better] = tried[better], now[better]
     return best
 
@@ -76,14 +91,23 @@ def zero_gradients(model: nn.Module, x: Tensor, y: Tensor, loss: str) -> float:
     Arguments and errors as :func:`ascent.pgd`.
     """
     nearest(loss, LOSSES, "loss")
-    with evaluating(model), torch.enable_grad():
+    with measuring(model):
         x, y = _prepare(model, x, y)
         at = x.detach().clone().requires_grad_()
         logits = model(at)
         ce = loss == "ce"
         f = nn.functional.cross_entropy(logits, y, reduction="sum") if ce else scalar_of(logits, y, "margin").sum()
-        gradient = _gradient(f, at)
+        (gradient,) = torch.autograd.grad(f, at)
     return (gradient.flatten(1) == 0).all(1).float().mean().item()
+
+
+def coarse_logits(logits: Tensor, x: Tensor, y: Tensor) -> float:
+    """Share of the samples x (N, …) whose logits (N, K) are rounded to more than ``COARSE`` of their range by their
+    dtype, or else of those whose label's logit is, to the last digit, also another one's: whichever is larger."""
+    rounding = torch.finfo(logits.dtype).eps * logits.abs().amax(1)
+    coarse = (rounding > COARSE * (logits.amax(1) - logits.amin(1))).sum().item() / len(x)
+    own = logits.gather(1, y[:, None])
+    return max(coarse, 1 - len(own.unique()) / len(x.unique(dim=0)))
 
 
 def autoattack(model: nn.Module, x: Tensor, y: Tensor, eps: float, *, norm: str = "l2", seed: int = 0) -> Tensor:
@@ -93,17 +117,17 @@ def autoattack(model: nn.Module, x: Tensor, y: Tensor, eps: float, *, norm: str 
         ModuleNotFoundError: pyautoattack isn't installed.
         ValueError: fewer than 10 classes, which its targeted attacks need; else as :func:`ascent.pgd`.
     """
-    with evaluating(model):
+    with measuring(model):
         x, y = _prepare(model, x, y)
         attack_class = _referee(model, x)
         _check(x, norm, (0.0, 1.0))
-        _check_eps(eps, x)
+        _check_eps(eps, x, norm, (0.0, 1.0))
         wanted = {p: p.requires_grad for p in model.parameters()}
         trace = sys.gettrace()
         try:
             for p in wanted:
                 p.requires_grad_(False)  # it would leave gradients behind
-            with torch.random.fork_rng(), torch.enable_grad():  # it seeds the global generator
+            with torch.random.fork_rng():  # it seeds the global generator
                 name = {"l2": "L2", "linf": "Linf"}[norm]
                 attack = attack_class(model, norm=name, eps=eps, seed=seed, device=x.device)
                 return attack.run_standard_evaluation(x, y, batch_size=256)[0].detach()
@@ -142,6 +166,8 @@ def masking_checks(
 ) -> pd.DataFrame:
     """What speaks against a robust accuracy at ε, measured by :func:`ascent.pgd` with the margin loss: a row a check.
 
+    An exact tie counts against the network, as there.
+
     Args:
         images: a split as ``data.load`` gives it, on the model's device, or (x, y).
         eps: radius of the ball, > 0.
@@ -158,14 +184,13 @@ def masking_checks(
         ValueError: bad samples, labels, ε, norm or number of steps. ModuleNotFoundError: as :func:`autoattack`.
     """
     x, y = floats(images)
-    with evaluating(model):
+    with measuring(model):
         x, y = _prepare(model, x, y)
         if not 0 < eps < math.inf:
             raise ValueError(f"eps is {eps}: masking is checked at one finite radius above 0")
         if referee:
             _referee(model, x)
-        with torch.enable_grad():
-            rows = [*_rows(model, x, y, eps, norm, steps, restarts, others or {}, referee, seed)]
+        rows = [*_rows(model, x, y, eps, norm, steps, restarts, others or {}, referee, seed)]
     return pd.DataFrame(rows, columns=["check", "value", "standard", "passed"])
 
 
@@ -174,14 +199,17 @@ def _rows(model, x, y, eps, norm, steps, restarts, others, referee, seed) -> Ite
 
     def left(points: Tensor) -> int:
         with torch.no_grad():
-            return int((_excess(model(points), y) <= 0).sum())
+            return int((margin_loss(model(points), y) < 0).sum())
 
     def attack(number: int, target: nn.Module = model, radius: float = eps, **settings) -> Tensor:
         start = torch.Generator().manual_seed(seed + 1000 * number)  # another start each time, so that chance shows
         return pgd(target, x, y, radius, generator=start, **dict(norm=norm, steps=steps, restarts=restarts) | settings)
 
     slack, shortfall = max(1, int(SLACK * n)), max(1, int(SHORTFALL * n))
-    standard = left(attack(0))
+    points = attack(0)
+    standard = left(points)
+    with torch.no_grad():
+        clean, moved = model(x), model(points)
 
     def row(check: str, value: int, passed: bool | None) -> tuple:
         return check, value / n, standard / n, passed
@@ -213,6 +241,15 @@ def _rows(model, x, y, eps, norm, steps, restarts, others, referee, seed) -> Ite
             math.nan,
             zero * n <= slack if loss == "margin" else None,
         )
+    low, high = clean.min().item(), clean.max().item()
+    if low >= -1 and high <= 1:  # as those of a softmax, a sigmoid or a tanh
+        low, high = -1.0 if low < 0 else 0.0, 1.0
+    value = left(attack(len(others) + 3, LogOdds(model, low, high)))
+    yield row("log-odds of the outputs, which saturate nowhere: hardly stronger", value, value >= standard - shortfall)
+    coarse = coarse_logits(clean, x, y)
+    yield "share of images whose logits are rounded coarsely", coarse, math.nan, coarse * n <= slack
+    ties = (margin_loss(moved, y) == 0).sum().item()
+    yield "share of attacked points that are exact ties", ties / n, math.nan, ties <= slack
     if referee:
         value = left(autoattack(model, x, y, eps, norm=norm, seed=seed))
         yield row("AutoAttack: hardly stronger", value, value >= standard - shortfall)

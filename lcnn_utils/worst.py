@@ -9,9 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from .ascent import _check, _check_eps
-from .ascent import _gradient as _gradient_or_zero
 from .balls import Box, _direction, _length, _moved, _project, _scaled
-from .curvature import _prepare, evaluating, scalar_of, top_direction
+from .curvature import _prepare, measuring, scalar_of, top_direction
 
 
 def worst_step(
@@ -37,10 +36,10 @@ def worst_step(
 
     Other arguments and errors as in :func:`curvature.geometry`.
     """
-    with evaluating(model), torch.enable_grad():
-        x, y = _prepare(model, x, y)
+    with measuring(model):
+        x, y = _prepare(model, x, y, precise=True)
         _check(x, "l2", box, steps=steps, batch_size=batch_size)
-        radius = _check_eps(eps, x)
+        radius = _check_eps(eps, x, "l2", box)
         starts = curved_ways(model, x, y, scalar=scalar, batch_size=batch_size) if starts is None else starts
         candidates = [_scaled(_direction(start, "l2"), radius) for start in starts]
         parts = []
@@ -81,7 +80,9 @@ def _climb(model, x, y, eps, candidates, scalar, steps, box) -> tuple[Tensor, Te
     for step in range(steps):
         at = _moved(x, eta, box).requires_grad_()
         change = _length(_gradient(model, at, y, scalar, graph=True) - here, "l2")
-        uphill = _gradient_or_zero(change.sum(), at)
+        uphill = torch.zeros_like(at)  # where the gradient is the same all around: a ReLU network's margin
+        if change.requires_grad:
+            (uphill,) = torch.autograd.grad(change.sum(), at, materialize_grads=True)
         note(at.detach(), change.detach())
         length = 0.5 * (1 + math.cos(math.pi * step / steps)) * eps
         eta = _project(eta + _scaled(_direction(uphill, "l2"), length), eps, "l2").detach()
