@@ -19,7 +19,7 @@ from .curvature import _prepare, measuring, scalar_of
 from .runtime import nearest
 
 LOSSES = ("margin", "ce")
-ROUNDING = 64  # ulps of the logits' range by which a prediction must be wrong: other batch sizes round differently
+ROUNDING = 512  # ulps by which an attacked prediction must be wrong: other batch sizes round differently
 
 
 def pgd(
@@ -81,7 +81,7 @@ def _attack(
     model, x, y, eps, *, norm="l2", loss="margin", steps=20, step_size=None, restarts=1, random_start=True,
     momentum=0.0, box=(0.0, 1.0), generator=None,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """:func:`pgd` of a model in eval mode, x and y already checked: points and excess as in :func:`_ascend`."""
+    """:func:`pgd` of a model in eval mode, x and y already checked: points and margin loss as in :func:`_ascend`."""
     nearest(loss, LOSSES, "loss")
     if step_size is not None and not 0 < step_size < math.inf:
         raise ValueError(f"step_size is {step_size}: use a positive number, or None (2 * eps, falling to 0)")
@@ -111,8 +111,9 @@ def fgsm(
     with measuring(model):
         x, y = _prepare(model, x, y)
         eps = _check_eps(eps, x, nearest(norm, NORMS, "norm"), box)
-    step_size = eps.max().item() or 1.0  # projected to each sample's ε
-    return pgd(model, x, y, eps, norm=norm, loss=loss, steps=1, step_size=step_size, random_start=False, box=box)
+        step_size = eps.max().item() or 1.0  # projected to each sample's ε
+        return _attack(model, x, y, eps, norm=norm, loss=loss, steps=1, step_size=step_size, random_start=False,
+                       box=box)[0]  # fmt: skip
 
 
 def _ascend(model, x, y, eps, starts, norm, loss, steps, step_size, box, momentum=0.0) -> tuple[Tensor, Tensor]:
@@ -143,7 +144,8 @@ def _ascend(model, x, y, eps, starts, norm, loss, steps, step_size, box, momentu
             velocity = momentum * velocity[keep] + _direction(gradient, norm)
             ahead = _direction(velocity, norm) if momentum else velocity
             falling = (1 + math.cos(math.pi * step / steps)) * eps[alive]
-            length = falling if step_size is None else torch.full_like(eps[alive], step_size)
+            longest = 1e4 * eps[alive]  # what is longer leads to the same point, once projected
+            length = falling if step_size is None else longest.clamp(max=min(step_size, torch.finfo(eps.dtype).max))
             moved = at + _scaled(ahead, length) - x[alive]
             at = _moved(x[alive], _project(moved, eps[alive], norm), box)
     return best, top
@@ -175,15 +177,15 @@ def perturb(
 
 
 def margin_loss(logits: Tensor, y: Tensor) -> Tensor:
-    """max_{j≠y} z_j − z_y less what rounding may account for, (N,): 0 or more where the network is wrong beyond doubt,
-    or gives another class exactly as much.
+    """max_{j≠y} z_j − z_y less what rounding may account for, (N,): 0 or more where the network is wrong.
 
-    The doubt goes with the range of the logits, not with what they have in common.
+    An exact tie gives 0; a lead of another class by less than ``ROUNDING`` ulps gives less. These are ulps of the
+    logits' range, whatever they have in common, or of the two compared, whatever a class that is ruled out has.
     """
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    doubt = ROUNDING * torch.finfo(logits.dtype).eps * (logits.amax(1) - logits.amin(1))
-    loss = -scalar_of(logits, y, "margin")
-    loss = torch.where(loss == 0, loss, loss - doubt)
+    loss, size = -scalar_of(logits, y, "margin"), logits.topk(2).values.abs().amax(1)
+    rounding = ROUNDING * torch.finfo(logits.dtype).eps * torch.minimum(logits.amax(1) - logits.amin(1), size)
+    loss = torch.where(loss == 0, loss, loss - rounding)
     if not bool(loss.isfinite().all()):
         raise ValueError("the network's logits or gradients are not finite here: its weights or inputs are too large")
     return loss
@@ -203,7 +205,8 @@ def _check(x: Tensor, norm: str, box: Box, **counts: int) -> None:
 
 def _check_eps(eps: float | Tensor, x: Tensor, norm: str, box: Box) -> Tensor:
     """ε as one number a sample, (N,), at most the diameter of the box."""
-    given = torch.as_tensor(eps, dtype=x.dtype, device=x.device).detach()
+    given = eps.detach().cpu() if isinstance(eps, Tensor) else torch.as_tensor(eps, dtype=torch.float64, device="cpu")
+    given = given.double()
     if given.shape not in ((), (len(x),)):
         raise ValueError(f"eps has shape {tuple(given.shape)}: use one number, or one for each sample, ({len(x)},)")
     bad = given[~(given.isfinite() & (given >= 0))]
@@ -214,4 +217,4 @@ def _check_eps(eps: float | Tensor, x: Tensor, norm: str, box: Box) -> Tensor:
         largest = (box[1] - box[0]) * (math.sqrt(x[0].numel()) if norm == "l2" else 1)
     elif bool((given > largest).any()):
         raise ValueError(f"eps is {given.max():g}: without a box at most {largest:g} in {x.dtype}")
-    return given.clamp(max=largest).expand(len(x))
+    return given.clamp(max=largest).to(x).expand(len(x))

@@ -15,7 +15,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from .ascent import _ascend, _check
+from .ascent import _ascend, _check, _check_eps
 from .ascent import fgsm as fgsm
 from .ascent import margin_loss as margin_loss
 from .ascent import perturb as perturb
@@ -69,9 +69,12 @@ def minimal_radius(
         x, y = _prepare(model, x, y)
         _check(x, norm, box, steps=steps, restarts=restarts, bisections=bisections)
         with torch.no_grad():
-            radius = torch.where(margin_loss(model(x), y) >= 0, 0.0, torch.inf).to(x.dtype)
+            logits = model(x)
+        radius = torch.where((logits.argmax(1) != y) | (margin_loss(logits, y) >= 0), 0.0, torch.inf).to(x.dtype)
         point, low, halved = x.clone(), torch.zeros_like(radius), torch.zeros_like(y)
         size = 2**20 * start if box is None else (box[1] - box[0]) * (math.sqrt(x[0].numel()) if norm == "l2" else 1)
+        start = min(start, size)
+        _check_eps(size, x, norm, box)
         for _ in range(max(0, math.ceil(math.log2(size / start))) + 1 + bisections):
             found = radius.isfinite()
             todo = torch.where(found, (halved < bisections) & (radius - low > 1e-3 * radius), low < size)

@@ -17,11 +17,15 @@ def _scaled(v: Tensor, by: Tensor) -> Tensor:
 
 
 def _length(step: Tensor, norm: str) -> Tensor:
-    return torch.linalg.vector_norm(step.flatten(1), 2 if norm == "l2" else math.inf, dim=1)
+    largest = torch.linalg.vector_norm(step.flatten(1), math.inf, dim=1)
+    if norm == "linf":
+        return largest
+    unit = torch.where(largest > 0, largest, 1)  # squares of 1e-25 vanish in float32
+    return unit * torch.linalg.vector_norm(step.flatten(1) / unit[:, None], dim=1)
 
 
 def _direction(gradient: Tensor, norm: str) -> Tensor:
-    """Steepest ascent of length 1 (0 for a zero gradient), however small: squares of 1e-25 vanish in float32."""
+    """Steepest ascent of length 1 (0 for a zero gradient), however small."""
     if norm == "linf":
         return gradient.sign()
     gradient = _scaled(gradient, 1 / _length(gradient, "linf").clamp(min=torch.finfo(gradient.dtype).tiny))

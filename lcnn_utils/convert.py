@@ -25,12 +25,12 @@ from .tracing import trace
 
 # Layers, functions, methods and operators in one spelling: nn.AvgPool2d and F.avg_pool2d are "avgpool".
 LINEAR = {
-    "adaptiveavgpool", "add", "avgpool", "cat", "channelshuffle", "chunk", "clone", "concat", "constantpad",
-    "contiguous", "cumsum", "detach", "dim", "dropout", "expand", "flatten", "flip", "float", "getattr", "getitem",
-    "iadd", "identity", "interpolate", "isub", "mean", "narrow", "neg", "pad", "patchmergingpad", "permute",
-    "pixelshuffle", "pixelunshuffle", "reflectionpad", "repeat", "replicationpad", "reshape", "roll", "select", "size",
-    "split", "squeeze", "stack", "stochasticdepth", "sub", "sum", "t", "to", "transpose", "unbind", "unflatten",
-    "unfold", "unsqueeze", "upsample", "view", "zeropad",
+    "adaptiveavgpool", "add", "alphadropout", "avgpool", "cat", "channelshuffle", "chunk", "clone", "concat",
+    "constantpad", "contiguous", "cumsum", "detach", "dim", "dropout", "expand", "flatten", "flip", "float",
+    "getattr", "getitem", "iadd", "identity", "interpolate", "isub", "mean", "narrow", "neg", "pad",
+    "patchmergingpad", "permute", "pixelshuffle", "pixelunshuffle", "reflectionpad", "repeat", "replicationpad",
+    "reshape", "roll", "select", "size", "split", "squeeze", "stack", "stochasticdepth", "sub", "sum", "t", "to",
+    "transpose", "unbind", "unflatten", "unfold", "unsqueeze", "upsample", "view", "zeropad",
 }  # fmt: skip
 PRODUCTS = {"bmm", "div", "einsum", "imul", "itruediv", "linear", "matmul", "mm", "mul", "truediv"}  # see _cause
 SMOOTH = {
@@ -160,7 +160,7 @@ def _cause(node: fx.Node, scales: dict[nn.Module, float]) -> str | None:
     if word in PRODUCTS:  # linear, unless two factors depend on the input
         linear = len(reads) == 1 and ("div" not in word or node.args[:1] == (reads[0],))
         return None if linear else CURVED
-    if word in ("batchnorm", "conv", "convtranspose"):
+    if word in ("batchnorm", "frozenbatchnorm", "syncbatchnorm", "conv", "convtranspose"):
         return UNBOUNDED
     return None if word in LINEAR else CURVED if word in SMOOTH else KINKED
 

@@ -11,6 +11,7 @@ C. Lanczos (1950), B. Parlett, *The Symmetric Eigenvalue Problem*, ch. 11 and 13
 from __future__ import annotations
 
 import contextlib
+import copy
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -20,6 +21,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from .balls import _length
 from .data import check_images, check_labels
 from .runtime import double, nearest
 
@@ -37,7 +39,8 @@ class Geometry:
         hessian_norm: ‖∇²f(x)‖₂, the spectral norm.
         curvature: C_f(x) = hessian_norm / (grad_norm + ε).
         iterations: Hessian-vector products used.
-        residual: estimated relative error of ``hessian_norm`` (0 for the exact method).
+        residual: estimated relative error of ``hessian_norm`` (0 for the exact method); infinite where the gradient is
+            too short for its dtype, as that of the loss of a sample with a margin above 70 in float32.
     """
 
     grad_norm: Tensor
@@ -101,16 +104,9 @@ def gradient_and_hvp(
     RuntimeError: a part of the network has no second derivative.
     """
     model = getattr(model, "_orig_mod", model)  # of torch.compile, whose code has no second derivatives
-    with torch.enable_grad():
-        at = x.detach().requires_grad_()
-        (grad,) = torch.autograd.grad(scalar_of(model(at), y, scalar).sum(), at, create_graph=True)
-    nodes, seen = [grad.grad_fn], set[object]()
-    while nodes:
-        if (node := nodes.pop()) is not None and node not in seen:
-            seen.add(node)
-            nodes += [before for before, _ in node.next_functions]
-            if node.name() == "torch::autograd::Error":  # it would be passed over in silence
-                raise RuntimeError("a function in it is marked as once_differentiable")
+    f, at, grad = _gradient(model, x, y, scalar)
+    if _has_own_functions(f):
+        _check_twice(model, x[:2], y[:2], scalar)
 
     def product(v: Tensor) -> Tensor:
         if not grad.requires_grad:  # it is the same everywhere
@@ -120,8 +116,46 @@ def gradient_and_hvp(
     return grad.detach(), product
 
 
+def _gradient(model: nn.Module, x: Tensor, y: Tensor, scalar: str) -> tuple[Tensor, Tensor, Tensor]:
+    """Σf, the x that it was computed from, and its gradient there, which can be differentiated again."""
+    with torch.enable_grad():
+        at = x.detach().requires_grad_()
+        f = scalar_of(model(at), y, scalar).sum()
+        return f, at, torch.autograd.grad(f, at, create_graph=True)[0]
+
+
+def _has_own_functions(f: Tensor) -> bool:
+    """Whether a ``torch.autograd.Function`` that is neither torch's nor ours had a part in f."""
+    nodes, seen = [f.grad_fn], set[object]()
+    while nodes:
+        if (node := nodes.pop()) is not None and node not in seen:
+            made_by = getattr(type(node), "_forward_cls", None)
+            if made_by is not None and made_by.__module__.partition(".")[0] not in ("torch", __package__):
+                return True
+            seen.add(node)
+            nodes += [before for before, _ in node.next_functions]
+    return False
+
+
+def _check_twice(model: nn.Module, x: Tensor, y: Tensor, scalar: str) -> None:
+    """Raise a RuntimeError where an autograd function leaves out a part of the second derivative, as torch passes over
+    that in silence: a product is compared with a difference of gradients, in float64."""
+    model, x, y = copy.deepcopy(model).cpu().double(), x.cpu().double(), y.cpu()
+    v, step = _random_unit(x, None), 1e-6
+    _, at, grad = _gradient(model, x, y, scalar)
+    product = torch.zeros_like(x)
+    if grad.requires_grad:
+        (product,) = torch.autograd.grad(grad, at, v, materialize_grads=True)
+    there, back = (_gradient(model, x + sign * step * v, y, scalar)[2].detach() for sign in (1, -1))
+    change = (there - back) / (2 * step)
+    if bool((_norm(product - change) > 0.1 * _norm(change) + 1e-6 * _norm(grad.detach())).any()):
+        raise RuntimeError(
+            "the backward of an autograd function of its own can't be differentiated (once_differentiable?)"
+        )
+
+
 def _norm(v: Tensor) -> Tensor:
-    return v.flatten(1).norm(dim=1)
+    return _length(v, "l2")
 
 
 def _scale(v: Tensor, by: Tensor) -> Tensor:
@@ -151,9 +185,9 @@ def _lanczos(hvp: Callable, v: Tensor, tol: float, max_iter: int) -> tuple[Tenso
         flat = w.flatten(1)
         for _ in range(2):  # twice is enough
             flat = flat - torch.einsum("nkd,nk->nd", stack, torch.einsum("nkd,nd->nk", stack, flat))
-        left, scale = flat.norm(dim=1), torch.maximum(scale, _norm(w))
+        left, scale = _norm(flat), torch.maximum(scale, _norm(w))
         off.append(torch.where(left > 100 * eps * scale, left, 0))  # below: rounding; the space found is invariant
-        basis.append(torch.where(off[-1][:, None] > 0, flat / (left + tiny)[:, None], 0).view_as(v))
+        basis.append(torch.where(off[-1][:, None] > 0, flat / left.clamp(min=tiny)[:, None], 0).view_as(v))
         if k < 3 and k < max_iter:
             continue
         side = torch.stack(off, 1)[:, :-1]
@@ -253,18 +287,18 @@ def _prepare(model: nn.Module, x: Tensor, y: Tensor | None, *, precise: bool = F
 
 
 def _check_model(model: nn.Module, x: Tensor) -> Tensor:
-    """Logits of two inputs, (2, K), the first sample of x and a random one. ValueError: no logits, no gradient, or they
-    depend on chance or on the other sample, so that a batch's Hessian would not be that of each sample."""
+    """Logits of two inputs, (2, K), the first sample of x and a random one. ValueError: no finite logits or gradient,
+    chance, or either sample has a part in the other's logits, so that a batch's Hessian is not that of each sample."""
     if any(p.is_inference() for p in model.parameters()):
         raise ValueError("the model was made under torch.inference_mode(), which forbids gradients: make it outside")
     other = torch.rand(x[:1].shape, generator=torch.Generator().manual_seed(0), device="cpu").to(x)
     pair = torch.cat([x[:1], other]).requires_grad_()
-    given = pair.clone()
+    given, random_state = pair.clone(), _random_state(x.device)
     try:
         logits = model(given)
-    except RuntimeError as error:
+    except Exception as error:  # whatever a forward raises
         hint = "; a single sample needs x[None]" if x.dim() == 3 else ""
-        raise ValueError(f"the model does not take inputs of shape {tuple(x.shape)}{hint}: {error}") from None
+        raise ValueError(f"the model does not take inputs of shape {tuple(x.shape)}{hint}: {error}") from error
     if not isinstance(logits, Tensor) or logits.dim() != 2 or len(logits) != 2 or logits.shape[1] < 2:
         got = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
         raise ValueError(f"the model must give logits of shape (N, K) with K >= 2, as one tensor, got {got}")
@@ -272,30 +306,42 @@ def _check_model(model: nn.Module, x: Tensor) -> Tensor:
         raise ValueError("the model changes its input in place: use inplace=False in its first layer")
     if not bool(logits.isfinite().all()):
         raise ValueError("the network's logits are not finite here: its weights or inputs are too large or NaN")
-    weighted = (logits[0] * torch.linspace(1, 2, logits.shape[1], device="cpu").to(logits)).sum()
-    try:
-        slope = torch.autograd.grad(weighted, pair, allow_unused=True)[0] if logits.requires_grad else None
-    except RuntimeError as error:
-        raise ValueError(f"the network cannot be differentiated: {error}") from error
-    if slope is None:
-        raise ValueError(
-            "the logits do not depend on x as far as autograd sees: the forward cuts the graph (torch.no_grad, detach, "
-            "a comparison, numpy), and an absent gradient is not a gradient of zero"
-        )
-    size, eps = logits.detach().abs().max(), torch.finfo(logits.dtype).eps
-    if not bool((model(pair.clone()) - logits).abs().max() <= 100 * eps * size):
-        raise ValueError("the network answers the same input differently each time, even in eval mode: is it random?")
-    apart = slope[1].abs().max() == 0
-    if apart:  # statistics of the batch may be detached
-        alone = (model(pair[:1].clone()) - logits[:1]).abs().max()
-        apart = alone <= max(1e-2, 16 * eps) * (logits.amax() - logits.amin()) + 100 * eps * size
-    if not bool(apart):
+    eps, size, cross = torch.finfo(logits.dtype).eps, logits.detach().abs().max(), []
+    drew = not torch.equal(_random_state(x.device), random_state)
+    if drew or not bool((model(pair.clone()) - logits).abs().max() <= min(100 * eps, 1e-3) * size):
+        raise ValueError("the network draws random numbers even in eval mode, or answers differently each time")
+    weights = torch.linspace(1, 2, logits.shape[1], device="cpu").to(logits)
+    for mine in (0, 1):
+        try:
+            slope = torch.autograd.grad(logits[mine] @ weights, pair, retain_graph=True, allow_unused=True)[0]
+        except RuntimeError as error:
+            if logits.requires_grad:
+                raise ValueError(f"the network cannot be differentiated: {error}") from error
+            slope = None
+        if slope is None:
+            raise ValueError(
+                "the logits do not depend on x as far as autograd sees: the forward cuts the graph (torch.no_grad, "
+                "detach, a comparison, numpy), and an absent gradient is not a gradient of zero"
+            )
+        if not bool(slope.isfinite().all()):
+            raise ValueError("the gradient of the logits is not finite here: is there a root or a logarithm of 0?")
+        cross.append(slope[1 - mine].abs().max())
+    touching = max(cross) > 0
+    if not bool(touching):  # statistics of the batch may be detached
+        apart = torch.cat([model(pair[:1].clone()), model(pair[1:].clone())])
+        tolerance = max(1e-3, 16 * eps) * (logits.amax() - logits.amin()) + 4 * eps * size
+        touching = (apart - logits).abs().max() > tolerance
+    if bool(touching):
         named = [name for name, m in model.named_modules() if isinstance(m, _BatchNorm) and m.running_mean is None]
         raise ValueError(
             "the samples of a batch change each other's logits, even in eval mode"
             + (f": {', '.join(named[:3])} (BatchNorm) has no running statistics" if named else "")
         )
     return logits.detach()
+
+
+def _random_state(device: torch.device) -> Tensor:
+    return torch.cuda.get_rng_state(device) if device.type == "cuda" else torch.get_rng_state()
 
 
 def _check_finite(values: Tensor) -> None:
@@ -345,6 +391,8 @@ def geometry(
             parts.append((_norm(gradient).detach(), norm.detach(), iterations, residual.detach()))
     grad_norm, hessian_norm, iterations, residual = (torch.cat(part) for part in zip(*parts, strict=True))
     _check_finite(grad_norm + hessian_norm)
+    limits = torch.finfo(x.dtype)
+    residual[(grad_norm > 0) & (grad_norm < limits.tiny / limits.eps)] = torch.inf
     return Geometry(grad_norm, hessian_norm, hessian_norm / (grad_norm + eps), iterations, residual)
 
 

@@ -54,12 +54,13 @@ def first_success(
         grid, parts = _grid(eps_grid), []
         for xs, ys in zip(x.split(batch_size), y.split(batch_size), strict=True):
             with torch.no_grad():
-                wrong = margin_loss(model(xs), ys) >= 0
+                logits = model(xs)
+            wrong = (logits.argmax(1) != ys) | (margin_loss(logits, ys) >= 0)
             fell = torch.where(wrong, 0.0, torch.inf).to(torch.promote_types(xs.dtype, torch.float32))
             for eps in grid:
                 left = torch.where(fell.isinf(), eps, 0.0).to(xs)  # the fallen have ε = 0, which costs nothing
-                height = _attack(model, xs, ys, left, generator=generator, **attack)[1]
-                fell[fell.isinf() & (height >= 0)] = eps
+                loss = _attack(model, xs, ys, left, generator=generator, **attack)[1]
+                fell[fell.isinf() & (loss >= 0)] = eps
             parts.append(fell)
     return torch.cat(parts)
 

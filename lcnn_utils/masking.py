@@ -26,6 +26,7 @@ from .runtime import nearest
 
 SLACK = 0.01  # share of the images by which an attack may beat a better one by luck; one image at least
 SHORTFALL = 0.02  # share that a longer attack may find beyond the standard one before that is called too short; one too
+FEWEST = 4  # images: one may always fall by luck
 COARSE = 1e-4  # of the range of an image's logits: they should be rounded more finely than this
 
 
@@ -103,11 +104,11 @@ def zero_gradients(model: nn.Module, x: Tensor, y: Tensor, loss: str) -> float:
 
 def coarse_logits(logits: Tensor, x: Tensor, y: Tensor) -> float:
     """Share of the samples x (N, …) whose logits (N, K) are rounded to more than ``COARSE`` of their range by their
-    dtype, or else of those whose label's logit is, to the last digit, also another one's: whichever is larger."""
+    dtype, or else of those whose margin is, to the last digit, also another one's: whichever is larger."""
     rounding = torch.finfo(logits.dtype).eps * logits.abs().amax(1)
     coarse = (rounding > COARSE * (logits.amax(1) - logits.amin(1))).sum().item() / len(x)
-    own = logits.gather(1, y[:, None])
-    return max(coarse, 1 - len(own.unique()) / len(x.unique(dim=0)))
+    margins = scalar_of(logits, y, "margin")
+    return max(coarse, 1 - len(margins.unique()) / len(x.unique(dim=0)))
 
 
 def autoattack(model: nn.Module, x: Tensor, y: Tensor, eps: float, *, norm: str = "l2", seed: int = 0) -> Tensor:
@@ -188,6 +189,8 @@ def masking_checks(
         x, y = _prepare(model, x, y)
         if not 0 < eps < math.inf:
             raise ValueError(f"eps is {eps}: masking is checked at one finite radius above 0")
+        if len(x) < FEWEST:
+            raise ValueError(f"{len(x)} images say nothing about masking: give at least {FEWEST}, better 100")
         if referee:
             _referee(model, x)
         rows = [*_rows(model, x, y, eps, norm, steps, restarts, others or {}, referee, seed)]
@@ -245,7 +248,7 @@ def _rows(model, x, y, eps, norm, steps, restarts, others, referee, seed) -> Ite
     if low >= -1 and high <= 1:  # as those of a softmax, a sigmoid or a tanh
         low, high = -1.0 if low < 0 else 0.0, 1.0
     value = left(attack(len(others) + 3, LogOdds(model, low, high)))
-    yield row("log-odds of the outputs, which saturate nowhere: hardly stronger", value, value >= standard - shortfall)
+    yield row("log-odds of the outputs: hardly stronger", value, value >= standard - shortfall)
     coarse = coarse_logits(clean, x, y)
     yield "share of images whose logits are rounded coarsely", coarse, math.nan, coarse * n <= slack
     ties = (margin_loss(moved, y) == 0).sum().item()

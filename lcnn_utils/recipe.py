@@ -97,7 +97,7 @@ class Recipe:
         for name, low in (("width", 1), ("epochs", 1), ("batch_size", 1), ("attack_steps", 1), ("seed", 0)):
             value = getattr(self, name)
             if type(value) is not int or not low <= value <= LARGEST:
-                raise ValueError(f"{name} must be a whole number of at least {low}, got {value!r}; at most {LARGEST}")
+                raise ValueError(f"{name} must be a whole number from {low} to {LARGEST}, got {value!r}")
         for name in ("augment", "published", "penalty_eval"):
             if type(getattr(self, name)) is not bool:
                 raise ValueError(f"{name} must be True or False, got {getattr(self, name)!r}")

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from .. import published
-from ..attacks import first_success, masking_checks, pgd, robustness_curve
-from ..curvature import evaluating, scalar_of
+from ..ascent import _attack
+from ..attacks import first_success, masking_checks, robustness_curve
+from ..curvature import _prepare, evaluating, measuring, scalar_of
 from ..curves import PAPER_EPS as PAPER_EPS
 from ..curves import curve_of
 from ..experiments import run
@@ -32,12 +33,14 @@ def path(model: nn.Module, x: Tensor, y: Tensor, eps: float, **attack) -> Tensor
     It ends where the network is wrong, at x itself if it is wrong there. x is (1, …), y (1,); points may lie anywhere.
     """
     seen: list[Tensor] = []
-    handle = model.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].detach().clone()))
-    try:
-        pgd(model, x, y, eps, box=None, **attack)
-    finally:
-        handle.remove()
-    return torch.cat(seen[3:])  # after the check of the model
+    with measuring(model):
+        x, y = _prepare(model, x, y)
+        handle = model.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].detach().clone()))
+        try:
+            _attack(model, x, y, eps, box=None, **attack)
+        finally:
+            handle.remove()
+    return torch.cat(seen)
 
 
 def step_size_frame(

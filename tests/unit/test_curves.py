@@ -138,10 +138,10 @@ def test_the_fallen_cost_nothing(norm):
     model, x, y = problem(1)
     attack = dict(norm=norm, steps=6, random_start=False)
     fell = first_success(model, x, y, GRIDS[norm], **attack)
-    expected = [2, 2, 1, 24]
+    expected = [2, 2, 1, 1, 24]
     for eps in GRIDS[norm]:
         left = fell >= 0.999 * eps
-        expected += rows(model, lambda: pgd(model, x[left], y[left], eps, **attack))[3:]  # noqa: B023 (called at once)
+        expected += rows(model, lambda: pgd(model, x[left], y[left], eps, **attack))[4:]  # noqa: B023 (called at once)
     assert rows(model, lambda: first_success(model, x, y, GRIDS[norm], **attack)) == expected
     anew = rows(model, lambda: [pgd(model, x, y, eps, **attack) for eps in GRIDS[norm]])
     assert sum(expected) < sum(anew)
@@ -154,7 +154,7 @@ def test_once_all_have_fallen_no_attack_is_made():
     one = rows(model, lambda: first_success(model, x, y, [enough], **attack))
     assert rows(model, lambda: first_success(model, x, y, [enough, 2 * enough, 3 * enough], **attack)) == one
     wrong = rows(model, lambda: first_success(model, x, 1 - y, [0.1, 0.2, 0.3], **attack))
-    assert wrong == [2, 2, 1, 12]
+    assert wrong == [2, 2, 1, 1, 12]
 
 
 # ---------------------------------------------------------------------------------------------------- the curve

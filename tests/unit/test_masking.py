@@ -30,6 +30,7 @@ ODDS, ROUNDED, TIES = "log-odds", "share of images whose logits are rounded", "s
 HEADS = {  # a last layer, and the check that it must fail
     "none": (lambda z: z, None),
     "log-softmax": (lambda z: z.log_softmax(1), None),
+    "sure": (lambda z: (20 * z).log_softmax(1), None),
     "small": (lambda z: 1e-6 * z, None),
     "softmax": (lambda z: (10 * z).softmax(1), ODDS),
     "tanh": (lambda z: z.tanh(), ODDS),
@@ -153,6 +154,12 @@ def test_last_layers_that_mask_are_named_and_others_are_not(name, plain):
         assert not failed(frame)
     else:
         assert row(frame, caught).passed is False
+
+
+def test_three_images_say_nothing(plain):
+    model, images = plain
+    with pytest.raises(ValueError, match="3 images"):
+        masking_checks(model, (images.float()[:3], images.y[:3]), 0.5)
 
 
 @pytest.mark.parametrize("norm", NORMS)
@@ -346,7 +353,7 @@ def test_what_the_search_has_fooled_stays_and_what_is_wrong_is_not_touched():
     seen = []
     model.register_forward_hook(lambda module, inputs, output: seen.append(len(inputs[0])))
     point = random_search(model, x, y, 0.3, queries=9)
-    assert seen == [2, 2, 1] + [10] * (9 + 1)
+    assert seen == [2, 2, 1, 1] + [10] * (9 + 1)
     assert torch.equal(point[:4], x[:4])
     assert not torch.equal(point[4:], x[4:])
     assert torch.equal(point, random_search(model, x, y, 0.3, queries=9))
@@ -451,9 +458,9 @@ def test_without_pyautoattack_the_way_out_is_named(monkeypatch, plain):
     model, images = plain
     monkeypatch.setitem(sys.modules, "pyautoattack", None)
     with pytest.raises(ModuleNotFoundError, match=r"needs pyautoattack: .*pip install pyautoattack"):
-        autoattack(model, images.float()[:2], images.y[:2], 0.1)
+        autoattack(model, images.float()[:4], images.y[:4], 0.1)
     with pytest.raises(ModuleNotFoundError, match="pip install pyautoattack"):
-        masking_checks(model, (images.float()[:2], images.y[:2]), 0.1, steps=1, referee=True)
+        masking_checks(model, (images.float()[:4], images.y[:4]), 0.1, steps=1, referee=True)
 
 
 def test_one_image_is_luck():

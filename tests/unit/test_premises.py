@@ -130,6 +130,10 @@ def secretly(net, x):
     return net(x - x.mean(0).detach())
 
 
+def half_quiet(net, x):
+    return net(x / x.max())
+
+
 BATCHED = nn.BatchNorm2d(1, track_running_stats=False)
 BAD = {
     "no_grad inside": (quiet, "cuts the graph"),
@@ -139,6 +143,15 @@ BAD = {
     "batch statistics": (lambda net, x: net(BATCHED(x)), "samples of a batch"),
     "a mean of the batch": (tangled, "samples of a batch"),
     "a detached mean": (secretly, "samples of a batch"),
+    "the largest of all": (half_quiet, "samples of a batch"),
+    "the one before": (lambda net, x: net(x.cumsum(0)), "samples of a batch"),
+    "its place": (
+        lambda net, x: net(x * torch.arange(len(x), device=x.device).view(-1, 1, 1, 1)),
+        "samples of a batch",
+    ),
+    "a root of 0": (lambda net, x: net(x * 0 + (x - x).sqrt()), "gradient of the logits is not finite"),
+    "rare dropout": (lambda net, x: net(F.dropout(x, 0.001)), "random"),
+    "another error": (lambda net, x: [][1], "does not take"),
     "functional dropout": (lambda net, x: net(F.dropout(x)), "random"),
     "noise": (lambda net, x: net(x) + 0.01 * torch.randn(len(x), 3), "random"),
     "changed in place": (changed, "in place"),
@@ -283,13 +296,35 @@ def test_attention_checkpoints_and_old_functions_have_second_derivatives():
         torch.testing.assert_close(got, want, rtol=1e-6, atol=0)
 
 
-def test_a_function_that_is_differentiable_once_is_named():
-    class Once(Squared):
-        backward = staticmethod(torch.autograd.function.once_differentiable(Squared.backward))
+class Detached(Squared):
+    """Saves a number where a tensor is needed."""
 
+    @staticmethod
+    def forward(ctx, x):
+        ctx.slope = 2 * x.detach()
+        return x**2
+
+    @staticmethod
+    def backward(ctx, grad):
+        return ctx.slope * grad
+
+
+class Once(Squared):
+    backward = staticmethod(torch.autograd.function.once_differentiable(Squared.backward))
+
+
+class Quiet(Squared):
+    backward = staticmethod(torch.no_grad()(Squared.backward))
+
+
+@pytest.mark.parametrize("scalar", ["loss", "margin"])
+@pytest.mark.parametrize("function", [Detached, Once, Quiet])
+@pytest.mark.parametrize("name", ["at x", "inside"])
+def test_a_second_derivative_that_is_left_out_is_named(name, function, scalar):
     net, x, y = problem()
-    with pytest.raises(ValueError, match=r"twice.*once_differentiable"):
-        geometry(Wrapped(net, lambda net, x: net(Once.apply(x))), x, y)
+    forward = {"inside": lambda net, x: function.apply(net(x)), "at x": lambda net, x: net(function.apply(x))}[name]
+    with pytest.raises(ValueError, match=r"twice.*autograd function"):
+        geometry(Wrapped(net, forward), x, y, scalar=scalar)
 
 
 @pytest.mark.parametrize("eps", [-1e-6, math.nan, math.inf])
@@ -327,6 +362,15 @@ def test_a_sample_that_is_wrong_by_twenty_logits_has_its_curvature():
 
 
 # ----------------------------------------------------------------------------------------------- decisions of attacks
+@pytest.mark.parametrize("ruled_out", [-1e4, -1e9, torch.finfo(torch.float32).min])
+def test_a_class_that_is_ruled_out_hides_nothing(ruled_out):
+    torch.manual_seed(0)
+    net, x, y = nn.Linear(5, 4), torch.rand(100, 5), torch.randint(4, (100,))
+    masked = Wrapped(net, lambda net, x: F.pad(net(x), (0, 1), value=ruled_out))
+    for call in (lambda m: first_success(m, x, y, [0.05, 10.0]), lambda m: minimal_radius(m, x, y, restarts=1)[0]):
+        torch.testing.assert_close(call(masked), call(net))
+
+
 @pytest.mark.parametrize("shift", [0.0, 1e3, 1e5, 1e6])
 @pytest.mark.parametrize("norm", ["l2", "linf"])
 def test_what_all_logits_have_in_common_hides_nothing(norm, shift):
@@ -344,26 +388,33 @@ def test_what_all_logits_have_in_common_hides_nothing(norm, shift):
     assert survive(Wrapped(net, lambda net, x: net(x).bfloat16())) <= plain + 0.02
 
 
-def test_an_exact_tie_counts_against_the_network():
-    tied = Wrapped(nn.Linear(3, 2), lambda net, x: 0 * net(x) + 1)
+@pytest.mark.parametrize("lowest", [1.0, 0.0, -10.0])
+def test_an_exact_tie_counts_against_the_network(lowest):
+    """[1, 1, lowest], whatever argmax makes of it; where another class leads, it is wrong at x without an attack."""
+    tied = Wrapped(nn.Linear(3, 3), lambda net, x: 0 * net(x) + torch.tensor([1.0, 1.0, lowest]))
+    led = Wrapped(nn.Linear(3, 3), lambda net, x: 0 * net(x) + torch.tensor([1.0, 1.0 + 1e-6, lowest]))
     x, y = torch.rand(5, 3), torch.tensor([0, 1, 0, 1, 0])
     assert torch.equal(first_success(tied, x, y, [0.1]), torch.zeros(5))
     assert torch.equal(minimal_radius(tied, x, y)[0], torch.zeros(5))
-    saturated = Wrapped(nn.Linear(3, 2), lambda net, x: (50 * net(x)).tanh())
-    logits = saturated(x)
-    ties = logits[:, 0] == logits[:, 1]
-    if ties.any():
-        assert (first_success(saturated, x, logits.argmax(1), [0.1])[ties] == 0).all()
+    assert torch.equal(first_success(led, x, y, [0.1]) == 0, y == 0)
+    assert torch.equal(minimal_radius(led, x, y, restarts=1)[0] == 0, y == 0)
 
 
-@pytest.mark.parametrize("eps", [1e3, 1e25, 1e38])
+@pytest.mark.parametrize("eps", [1e4, 1e25, 1e38, 1e60])
 @pytest.mark.parametrize("norm", ["l2", "linf"])
 def test_a_ball_larger_than_the_box_is_the_box(norm, eps):
     net, x, y = problem()
     whole = 4.0 if norm == "l2" else 1.0
     assert torch.equal(pgd(net, x, y, eps, norm=norm), pgd(net, x, y, whole, norm=norm))
-    with pytest.raises(ValueError, match=r"without a box"):
-        pgd(net, x, y, 1e25, norm=norm, box=None)
+    assert torch.equal(pgd(net, x, y, 0.3, norm=norm, step_size=eps), pgd(net, x, y, 0.3, norm=norm, step_size=1e4))
+    plain = minimal_radius(net, x, y, norm=norm, start=whole)[0]
+    assert torch.equal(minimal_radius(net, x, y, norm=norm, start=eps)[0], plain)
+    for call in (
+        lambda: pgd(net, x, y, 1e25, norm=norm, box=None),
+        lambda: minimal_radius(net, x, y, start=1e25, box=None),
+    ):
+        with pytest.raises(ValueError, match=r"without a box"):
+            call()
 
 
 # ------------------------------------------------------------------------------------- a device that has no float64
@@ -416,3 +467,20 @@ def test_the_pretended_device_notices():
         for attempt in (x.double, lambda: x.to(torch.float64), lambda: x + x.cpu().double()):
             with pytest.raises((TypeError, RuntimeError), match="device"):
                 attempt()
+
+
+@pytest.mark.parametrize("method", ["lanczos", "power", "exact"])
+@pytest.mark.parametrize("margin", [1.0, 30.0, 60.0, 66.0, 90.0])
+def test_derivatives_of_confident_samples(method, margin):
+    """Their squares vanish in float32; where they vanish themselves, the residual says so."""
+    net = nn.Linear(4, 3)
+    net.weight.data = torch.tensor([[2.0, 1.0, 0.0, 0.0], [0.0, 0.0, 3.0, 0.0], [0.0, 0.0, 0.0, 1.0]])
+    net.bias.data = torch.tensor([margin, 0.0, -1.0])
+    x, y = torch.full((2, 4), 0.01), torch.tensor([0, 0])
+    got = geometry(net, x, y, method=method, eps=0)
+    want = geometry(net.double(), x.double(), y, method="exact", eps=0)
+    if margin > 70:
+        assert got.residual.isinf().all()
+    else:
+        for name in ("grad_norm", "hessian_norm", "curvature"):
+            torch.testing.assert_close(getattr(got, name).double(), getattr(want, name), rtol=1e-2, atol=0)
