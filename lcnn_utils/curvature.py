@@ -254,6 +254,8 @@ def _solve(model, x, y, scalar, method, tol, max_iter, generator) -> tuple[Tenso
         if method == "exact":
             return gradient, *_exact(hvp, x)
         return gradient, *(_power if method == "power" else _lanczos)(hvp, _random_unit(x, generator), tol, max_iter)
+    except torch.OutOfMemoryError:
+        raise
     except RuntimeError as error:
         raise ValueError(f"the network cannot be differentiated twice here: {error}") from error
 
