@@ -191,7 +191,7 @@ def test_duration(seconds, text):
         (("--methods", "lcnn", "all"), "unknown method 'all'"),
         (("--datasets", "moons", "digit"), "unknown dataset 'digit': .*; did you mean 'digits'\\?"),
         (("--datasets", "cifar10", "digits", "--scale", "tiny"), "digits has no scale 'tiny': use 'lab'"),
-        (("--seeds", "-1"), "seed must be a whole number of at least 0, got -1"),
+        (("--seeds", "-1"), "seed must be a whole number from 0 .*got -1"),
         (("--minutes", "-1"), "--minutes must be a number of at least 0, got -1"),
         (("--minutes", "nan"), "--minutes must be a number of at least 0, got nan"),
         (("--set", "dataset=moons"), "--set dataset=moons: write --datasets NAME ... instead"),

@@ -116,8 +116,8 @@ def test_the_scale_of_the_paper():
         (("digits", "lcnn"), {"lambda_beta": -1e-3}, r"lambda_beta must be a finite number >= 0, got -0\.001"),
         (("digits", "lcnn"), {"lambda_gamma": math.nan}, "lambda_gamma must be a finite number >= 0, got nan"),
         (("digits", "lcnn"), {"lambda_grad": "1"}, "lambda_grad must be a finite number >= 0, got '1'"),
-        (("digits", "lcnn"), {"epochs": 0}, "epochs must be a whole number of at least 1, got 0"),
-        (("digits", "lcnn", -1), {}, "seed must be a whole number of at least 0, got -1"),
+        (("digits", "lcnn"), {"epochs": 0}, "epochs must be a whole number from 1 .*got 0"),
+        (("digits", "lcnn", -1), {}, "seed must be a whole number from 0 .*got -1"),
         (("moons", "lcnn"), {"model": "resnet10"}, "resnet10 cannot take: use model='mlp'"),
     ],
 )
