@@ -8,7 +8,8 @@ import pandas as pd
 import torch
 from common import interleaved, write
 
-from lcnn_utils import bounds, models
+from lcnn_utils import nn as models
+from lcnn_utils.curvature import bounds
 from lcnn_utils.studies import bounds as studies
 
 MLPS, CNNS, SLACK = 10_000, 200, 1 + 1e-9

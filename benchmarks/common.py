@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from lcnn_utils.runtime import write_text
+from lcnn_utils.lab import write_text
 
 RESULTS = Path(__file__).resolve().parent / "results"
 

@@ -19,14 +19,12 @@ import pandas as pd
 import torch
 from common import provenance
 
-from lcnn_utils import published, tables
-from lcnn_utils.experiments import SHIPPED, recipe
-from lcnn_utils.plan import attempt, recorded, stopper
-from lcnn_utils.recipe import METHODS, Recipe
-from lcnn_utils.runtime import one_thread, store_root
-from lcnn_utils.state import run_name, state_path
+from lcnn_utils.experiments import SHIPPED, published, tables
+from lcnn_utils.experiments.plan import attempt, recorded, stopper
+from lcnn_utils.lab import one_thread, store_root
 from lcnn_utils.studies import attacks, methods, per_image, saliency
 from lcnn_utils.studies.scene import scene
+from lcnn_utils.training import METHODS, Recipe, recipe, run_name, state_path
 
 DIGITS: dict[str, Any] = dict(seeds=(0, 1, 2), images=360, geometry=360, maps=100, l2=attacks.DIGITS_EPS,
                               linf=attacks.DIGITS_LINF, attack=dict(steps=20, restarts=5),

@@ -16,10 +16,9 @@ from common import interleaved, write
 from torch import Tensor, nn
 from training import stepper
 
-from lcnn_utils.activations import CenteredSoftplus
-from lcnn_utils.experiments import recipe
-from lcnn_utils.lipschitz import LipschitzBatchNorm2d, conv_norm, spectral_normalize
-from lcnn_utils.runtime import keep_memory, one_thread
+from lcnn_utils.lab import keep_memory, one_thread
+from lcnn_utils.nn import CenteredSoftplus, LipschitzBatchNorm2d, conv_norm, spectral_normalize
+from lcnn_utils.training import recipe
 
 BETA = 5.0
 SHAPES = ((128, 16, 32, 32), (128, 8, 8, 8))  # the first stage of CIFAR's ResNet-18 of width 16, and of digits' nets

@@ -13,9 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from lcnn_utils.activations import CenteredSoftplus
-from lcnn_utils.convert import replace_layers
-from lcnn_utils.lipschitz import LipschitzBatchNorm2d, SpectralNorm
+from lcnn_utils.nn import CenteredSoftplus, LipschitzBatchNorm2d, SpectralNorm, replace_layers
 
 
 class Softplus(nn.Module):

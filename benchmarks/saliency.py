@@ -7,10 +7,9 @@ import time
 import torch
 from common import write
 
-from lcnn_utils.experiments import recipe
+from lcnn_utils.figures.style import METHOD
 from lcnn_utils.saliency import randomized, stability
-from lcnn_utils.style import METHOD
-from lcnn_utils.training import build
+from lcnn_utils.training import build, recipe
 
 ONE_PASS = ("gradient", "input_x_gradient", "gradcam")
 SETTINGS: dict[str, dict] = {

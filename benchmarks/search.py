@@ -10,8 +10,8 @@ import time
 
 from common import provenance
 
-from lcnn_utils.published import save_measured
-from lcnn_utils.runtime import one_thread
+from lcnn_utils.experiments.published import save_measured
+from lcnn_utils.lab import one_thread
 from lcnn_utils.studies.search import HELD_OUT, chosen, search_frame, search_recipes
 
 SEEDS = (0, 1, 2)

@@ -13,10 +13,10 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from lcnn_utils.experiments import SHIPPED, recipe, ship
-from lcnn_utils.recipe import METHODS, Recipe
-from lcnn_utils.runtime import one_thread
+from lcnn_utils.experiments import SHIPPED, ship
+from lcnn_utils.lab import one_thread
 from lcnn_utils.studies.methods import failure_recipes, ingredient_recipes, lambda_recipes
+from lcnn_utils.training import METHODS, Recipe, recipe
 
 SEEDS = {"digits": (0, 1, 2), "cifar10": (0, 1), "tiny": (0, 1)}
 TINY = {"standard": 2, "lcnn": 2, "gradreg": 1, "lcnn_gradreg": 1, "softplus_wd": 1, "adversarial": 1}  # seeds

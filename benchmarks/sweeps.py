@@ -23,11 +23,10 @@ import dask
 from common import write
 from distributed import Client, Scheduler, SpecCluster, Worker
 
-from lcnn_utils import clusters
-from lcnn_utils.dispatch import distribute
-from lcnn_utils.experiments import recipe, sweep
-from lcnn_utils.recipe import Recipe
+from lcnn_utils.experiments import clusters, sweep
+from lcnn_utils.experiments.dispatch import distribute
 from lcnn_utils.studies.scaling import makespan
+from lcnn_utils.training import Recipe, recipe
 
 COMMAND = "python benchmarks/sweeps.py"
 NOTHING: dict[str, Any] = {"epochs": 1, "record": None, "state": None, "error": None, "traceback": "", "notes": ()}

@@ -18,13 +18,22 @@ import torch
 from torch import nn
 
 from lcnn_utils.data import available
-from lcnn_utils.experiments import recipe
-from lcnn_utils.recipe import INPUTS, METHODS, Recipe
-from lcnn_utils.runtime import keep_memory, one_thread, pick_device
-from lcnn_utils.spectral import norms_once_a_step
-from lcnn_utils.speed import compiled, fast_step, worth_compiling
-from lcnn_utils.style import METHOD
-from lcnn_utils.training import accuracy, build, fit, make_optimizer, samples, training_step
+from lcnn_utils.figures.style import METHOD
+from lcnn_utils.lab import keep_memory, one_thread, pick_device
+from lcnn_utils.nn import norms_once_a_step
+from lcnn_utils.training import (
+    INPUTS,
+    METHODS,
+    Recipe,
+    accuracy,
+    build,
+    fit,
+    make_optimizer,
+    recipe,
+    samples,
+    training_step,
+)
+from lcnn_utils.training.speed import compiled, fast_step, worth_compiling
 
 LIMIT = 3 * 2 * 0.556e9 / 790e12  # seconds an image of the ReLU net, by an H200's arithmetic in bfloat16 alone
 

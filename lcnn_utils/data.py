@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 
 from . import download
-from .runtime import data_root, nearest, pick_device
+from .lab import data_root, nearest, pick_device
 
 DATASETS = ("digits", "cifar10", "cifar100", "svhn")
 PathLike = str | Path | None

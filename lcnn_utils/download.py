@@ -23,7 +23,7 @@ from typing import NamedTuple
 
 from tqdm import tqdm
 
-from .runtime import nearest
+from .lab import nearest
 
 
 class Remote(NamedTuple):

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.func import grad, jacrev
 
-from .. import activations
+from ..nn import softplus as activations
 
 __all__ = ["beta_for_curvature", "centered_softplus", "derivatives"]  # notebook 01
 __all__ += ["hessian_vector_product", "power_iteration", "why_curved"]  # notebook 02

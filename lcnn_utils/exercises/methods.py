@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from . import _check, _randn
-from .scaling import makespan as makespan  # the last two of the notebook
+from .scaling import makespan as makespan
 from .scaling import run_key as run_key
 
 __all__ = ["gradient_penalty", "layer_penalty", "lowest_gamma"]

@@ -10,8 +10,8 @@ from typing import Any
 
 import torch
 
-from ..recipe import Recipe
 from ..studies import scaling
+from ..training import Recipe
 from . import _check, _kind, _randn
 
 __all__ = ["makespan", "run_key"]
@@ -163,7 +163,7 @@ def _named(f: Callable) -> tuple[str, str] | None:
 
 def _elsewhere(f: Callable) -> tuple[str, str] | None:
     """Keys in another process: a worker's."""
-    from ..clusters import local
+    from ..experiments.clusters import local
 
     with local(1, device="cpu") as client:
         for one in (BASE, *_others().values()):

@@ -22,8 +22,8 @@ from PIL import Image
 from torch import Tensor, nn
 
 from .. import studies
-from ..activations import CenteredSoftplus
-from ..style import ACTIVATION, CLASS_COLOURS, CURVATURE_MAP, CYCLE, METHOD
+from ..figures.style import ACTIVATION, CLASS_COLOURS, CURVATURE_MAP, CYCLE, METHOD
+from ..nn import CenteredSoftplus
 
 DRAWING = threading.RLock()  # JupyterLab runs callbacks in threads: one at a time, and again from within itself
 CONTROLS: list[tuple[widgets.ValueWidget, widgets.Image]] = []

@@ -11,10 +11,10 @@ from torch import Tensor, nn
 from ..attacks import pgd
 from ..curvature import evaluating
 from ..figures.attacks import landscape, picture
+from ..figures.style import METHOD
 from ..studies import MOONS_BOX, moons_fields, moons_grid
 from ..studies.attacks import path
 from ..studies.scene import Scene
-from ..style import METHOD
 from . import Picture, _explore
 
 

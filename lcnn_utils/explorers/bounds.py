@@ -9,9 +9,9 @@ import numpy as np
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
-from ..bounds import layer_terms
+from ..curvature import layer_terms
+from ..figures.style import CYCLE
 from ..studies import bounds as studies
-from ..style import CYCLE
 from . import Picture, _explore, beta_slider
 
 SLOPES = (0.2, 5.0)  # ends of the slope's slider

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from ..style import CYCLE, METHOD
+from ..figures.style import CYCLE, METHOD
 from . import Picture, _explore
 
 

@@ -11,7 +11,7 @@ from IPython.display import display
 from matplotlib.figure import Figure
 
 from ..figures.methods import ARM, KIND
-from ..style import METHOD
+from ..figures.style import METHOD
 from . import Picture, _explore
 
 

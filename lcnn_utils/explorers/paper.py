@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from ..style import CYCLE
+from ..figures.style import CYCLE
 from . import Picture, _explore
 
 COLOURS = (CYCLE[0], CYCLE[3], CYCLE[1], CYCLE[2])

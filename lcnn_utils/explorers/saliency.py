@@ -10,11 +10,11 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from ..balls import _direction, _folded, _moved
+from ..attacks.balls import _direction, _folded, _moved
 from ..figures.attacks import picture
+from ..figures.style import METHOD
 from ..saliency import MAPS, compare, explain, worst_step
 from ..studies.scene import Scene
-from ..style import METHOD
 from . import Picture, _explore
 
 

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 import ipywidgets as widgets
 from matplotlib.figure import Figure
 
-from ..progress import duration
+from ..experiments.progress import duration
+from ..figures.style import CYCLE
 from ..studies.scaling import makespan, speedups
-from ..style import CYCLE
 from . import Picture, _explore
 
 COUNTS = tuple(sorted({round(10 ** (k / 10)) for k in range(31)}))  # workers whose speed-up is drawn

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 from matplotlib.ticker import MaxNLocator
 
-from ..style import ACTIVATION, CLASS_COLOURS, CURVATURE_MAP, CYCLE, MARKERS, METHOD, PALETTE
+from .style import ACTIVATION, CLASS_COLOURS, CURVATURE_MAP, CYCLE, MARKERS, METHOD, PALETTE
 
 
 def _shades(name: str, n: int) -> np.ndarray:

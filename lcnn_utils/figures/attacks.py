@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Circle, Rectangle
 
-from ..style import CYCLE, MARKERS, METHOD, PALETTE
+from .style import CYCLE, MARKERS, METHOD, PALETTE
 
 NORM = {"l2": "L2", "linf": "L∞"}
 MARGIN_MAP = "RdBu_r"

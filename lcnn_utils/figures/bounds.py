@@ -10,7 +10,7 @@ import pandas as pd
 from matplotlib.collections import EllipseCollection
 from matplotlib.figure import Figure
 
-from ..style import CLASS_COLOURS, CYCLE
+from .style import CLASS_COLOURS, CYCLE
 
 BOUND = {  # column of studies.bounds.audit: (label, colour, line style)
     "local": ("(A) local", CYCLE[0], "-"),

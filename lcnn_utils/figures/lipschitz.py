@@ -7,7 +7,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from ..style import CYCLE, METHOD
+from .style import CYCLE, METHOD
 
 ESTIMATE = {  # of a norm: (label, line style and marker, colour)
     "scaled": ("reshaped kernel × √windows", "^:", CYCLE[4]),

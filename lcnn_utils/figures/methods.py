@@ -8,7 +8,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from ..style import CYCLE, METHOD
+from .style import CYCLE, METHOD
 
 KIND = {"beta": "β: sharpness of the activations", "gamma": "γ: slope limit of the BatchNorms"}
 ARM = tuple(zip(CYCLE, "o^vXsD", strict=True))

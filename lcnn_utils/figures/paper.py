@@ -12,11 +12,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from ..recipe import Recipe
-from ..style import CYCLE, MARKERS, PALETTE
+from .style import CYCLE, MARKERS, PALETTE
 
 HOLDS = "#dcdcdc"
-START = {"beta": Recipe.beta, "gamma": Recipe.gamma}
+START = {"beta": 5.0, "gamma": 10.0}  # of the trained β and γ (training.Recipe)
 
 
 def claims(tables: Mapping[str, pd.DataFrame]) -> Figure:

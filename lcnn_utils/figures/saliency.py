@@ -10,8 +10,8 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from ..style import CYCLE, MARKERS, METHOD, PALETTE
 from .attacks import picture
+from .style import CYCLE, MARKERS, METHOD, PALETTE
 
 KIND = {"random": "random η", "worst": "worst η found"}
 TITLE = {

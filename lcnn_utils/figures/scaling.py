@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from ..style import CYCLE
+from .style import CYCLE
 
 STYLES = ("-", "-.", (0, (3, 1, 1, 1, 1, 1)), (0, (1, 1)))
 TICKS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)

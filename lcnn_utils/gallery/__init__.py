@@ -17,8 +17,8 @@ from unittest import mock
 from matplotlib.figure import Figure
 from tqdm import tqdm
 
-from .. import style
-from ..runtime import one_thread
+from ..figures import style
+from ..lab import one_thread, use_style
 from . import page, records
 from .captions import CAPTIONS
 from .fingerprint import fingerprint as fingerprint_of
@@ -74,7 +74,7 @@ def make(
         raise ValueError(f"two steps have one name: {', '.join(sorted(step.__name__ for step in STEPS))}")
     known = records.read(folder)
     asked = records.steps_of(only, known, list(prints))
-    style.use_style()
+    use_style()
     one_thread()
     with tempfile.TemporaryDirectory() as store, mock.patch.dict(os.environ, LCNN_STORE=store):  # nothing read back
         for step in (bar := tqdm([s for s in STEPS if not only or s.__name__ in asked], disable=not progress)):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from ..runtime import write_text
+from ..lab import write_text
 from . import records
 from .caption import Caption
 from .captions import SECTIONS

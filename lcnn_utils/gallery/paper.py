@@ -6,14 +6,14 @@ from typing import Any
 
 import torch
 
-from .. import claims, published
-from ..experiments import recipe
+from ..experiments import claims, published
 from ..figures import methods as method_figures
 from ..figures import paper as figures
 from ..figures import saliency as saliency_figures
 from ..studies import paper as studies
 from ..studies import search
 from ..studies.scene import scene, shipped
+from ..training import recipe
 from .fingerprint import parts_of, reads
 from .steps import MEASURED, SEEDS, SHIPPED, Made, Step, provenance
 

@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..runtime import nearest
-from ..style import FIGURE, TABLE
+from ..figures.style import FIGURE, TABLE
+from ..lab import nearest
 
 Records = dict[str, dict[str, Any]]  # name of a figure or table → its NAME.json
 

@@ -14,15 +14,15 @@ import pandas as pd
 import torch
 from matplotlib.figure import Figure
 
-from .. import figures, published, studies, style
-from ..bounds import layer_terms
-from ..experiments import recipe
+from .. import figures, studies
+from ..curvature import layer_terms
+from ..experiments import published
 from ..figures import attacks as attack_figures
 from ..figures import bounds as bound_figures
 from ..figures import methods as method_figures
 from ..figures import saliency as saliency_figures
 from ..figures import scaling as scaling_figures
-from ..recipe import METHODS
+from ..figures import style
 from ..studies import attacks as attack_studies
 from ..studies import bounds as bound_studies
 from ..studies import methods as method_studies
@@ -30,7 +30,7 @@ from ..studies import paper as paper_studies
 from ..studies import saliency as saliency_studies
 from ..studies import scaling as scaling_studies
 from ..studies.scene import PAPER_NETS
-from ..training import fit, samples
+from ..training import METHODS, fit, recipe, samples
 from .fingerprint import parts_of, reads
 
 Made = Iterator[tuple[str, Figure | pd.DataFrame, Mapping[str, object]]]  # file name, what to save, its provenance

@@ -11,13 +11,11 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from ..activations import centered_softplus
 from ..curvature import evaluating, geometry, gradient_and_hvp
-from ..experiments import recipe as recipe_of
-from ..models import relu_reading, set_beta
-from ..recipe import Recipe
-from ..style import METHOD
-from ..training import accuracy, fit, samples
+from ..figures.style import METHOD
+from ..nn import centered_softplus, relu_reading, set_beta
+from ..training import Recipe, accuracy, fit, samples
+from ..training import recipe as recipe_of
 
 MOONS_BOX = (-2.0, 3.0, -1.5, 2.0)  # x₁ from, to; x₂ from, to
 

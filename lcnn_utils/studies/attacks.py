@@ -9,17 +9,15 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from .. import published
-from ..ascent import _attack
-from ..attacks import first_success, masking_checks, robustness_curve
-from ..curvature import _prepare, evaluating, measuring, scalar_of
-from ..curves import PAPER_EPS as PAPER_EPS
-from ..curves import curve_of
-from ..experiments import run
-from ..masking import Scaled
-from ..recipe import Recipe
-from ..style import METHOD
-from ..training import samples
+from ..attacks import curve_of, first_success, masking_checks, robustness_curve
+from ..attacks.curves import PAPER_EPS as PAPER_EPS
+from ..attacks.masking import Scaled
+from ..attacks.pgd import _attack
+from ..curvature import evaluating, measuring, scalar_of
+from ..curvature.hessian import _prepare
+from ..experiments import published, run
+from ..figures.style import METHOD
+from ..training import Recipe, samples
 from .methods import plus_minus
 
 DIGITS_EPS = (0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.7, 1.0)

@@ -8,11 +8,9 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from .. import models
-from ..activations import CenteredSoftplus
-from ..bounds import curvature_bound, local_bound, normalised_bound, published_bound
-from ..curvature import geometry
-from ..lipschitz import LipschitzBatchNorm2d, refresh_norms
+from .. import nn as models
+from ..curvature import curvature_bound, geometry, local_bound, normalised_bound, published_bound
+from ..nn import CenteredSoftplus, LipschitzBatchNorm2d, refresh_norms
 
 
 def scramble(model: nn.Module, seed: int) -> nn.Module:

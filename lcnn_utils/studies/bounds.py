@@ -10,14 +10,11 @@ import torch
 from sklearn.linear_model import LogisticRegression
 from torch import Tensor, nn
 
-from .. import models
-from ..activations import CenteredSoftplus
+from .. import nn as models
 from ..attacks import minimal_radius
-from ..bounds import certified_radius, curvature_bound, local_bound
-from ..curvature import evaluating, geometry, gradient_and_hvp
-from ..lipschitz import LipschitzBatchNorm2d
-from ..objectives import Recipe
-from ..training import accuracy, fit, samples
+from ..curvature import certified_radius, curvature_bound, evaluating, geometry, gradient_and_hvp, local_bound
+from ..nn import CenteredSoftplus, LipschitzBatchNorm2d
+from ..training import Recipe, accuracy, fit, samples
 from . import moons_fields, moons_grid
 from .audits import Cancelling as Cancelling
 from .audits import audit as audit

@@ -11,13 +11,10 @@ import pandas as pd
 import torch
 import torch.nn.functional as F
 
-from .. import objectives
-from ..experiments import recipe
-from ..recipe import METHODS
-from ..spectral import norms_once_a_step
-from ..style import METHOD
-from ..timing import stepper
-from ..training import build, make_optimizer, samples, training_step
+from ..experiments.timing import stepper
+from ..figures.style import METHOD
+from ..nn import norms_once_a_step
+from ..training import METHODS, build, make_optimizer, objectives, recipe, samples, training_step
 
 
 def two_forms(steps: Iterable[float], images: int = 32) -> pd.DataFrame:

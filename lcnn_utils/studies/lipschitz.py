@@ -17,12 +17,10 @@ from torch.nn.grad import conv2d_input
 from torch.nn.utils import parametrize
 
 from .. import data
-from ..activations import CenteredSoftplus
-from ..curvature import evaluating, geometry
-from ..lipschitz import LipschitzBatchNorm2d, Shape, conv_norm, norms_once_a_step
-from ..recipe import Recipe
-from ..training import accuracy, build, learning_rate, make_optimizer, training_step
-from ..walk import channel_slopes
+from ..curvature import channel_slopes, evaluating, geometry
+from ..nn import CenteredSoftplus, LipschitzBatchNorm2d, conv_norm, norms_once_a_step
+from ..nn.spectral_norm import Shape
+from ..training import Recipe, accuracy, build, learning_rate, make_optimizer, training_step
 from .residual import MERGES as MERGES
 from .residual import random_conv as random_conv
 from .residual import residual_frame as residual_frame

@@ -10,14 +10,12 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from .. import published
-from ..activations import CenteredSoftplus
 from ..curvature import evaluating
 from ..data import available
-from ..experiments import SHIPPED, measure, recipe, run
-from ..recipe import Recipe
-from ..state import run_name
-from ..style import METHOD
+from ..experiments import SHIPPED, measure, published, run
+from ..figures.style import METHOD
+from ..nn import CenteredSoftplus
+from ..training import Recipe, recipe, run_name
 from . import with_beta
 from .cost import cost_frame as cost_frame
 from .cost import iteration_share as iteration_share

@@ -9,11 +9,10 @@ import numpy as np
 import pandas as pd
 import torch
 
-from .. import published
-from ..experiments import run
-from ..recipe import Recipe
+from ..experiments import published, run
+from ..figures.style import METHOD
 from ..saliency import explain
-from ..style import METHOD
+from ..training import Recipe
 from .methods import layer_frame
 from .scene import Scene
 

@@ -10,10 +10,9 @@ from torch import Tensor, nn
 
 from ..curvature import geometry
 from ..experiments import run
-from ..models import relu_reading
-from ..recipe import Recipe
-from ..style import METHOD
-from ..training import samples
+from ..figures.style import METHOD
+from ..nn import relu_reading
+from ..training import Recipe, samples
 
 COLUMNS = ("grad_norm", "hessian_norm", "curvature", "margin_curvature")
 

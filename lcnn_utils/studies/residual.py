@@ -11,8 +11,8 @@ import torch
 from torch import Generator, Tensor, nn
 from torch.func import jacrev
 
-from ..activations import CenteredSoftplus
-from ..lipschitz import LipschitzBatchNorm2d, Shape, spectral_normalize
+from ..nn import CenteredSoftplus, LipschitzBatchNorm2d, spectral_normalize
+from ..nn.spectral_norm import Shape
 
 MERGES = ("sum", "average", "average + γ-BatchNorm")
 

@@ -9,13 +9,11 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from .. import published
 from ..curvature import evaluating, geometry, gradient_and_hvp
-from ..experiments import run
-from ..recipe import Recipe
+from ..experiments import published, run
+from ..figures.style import METHOD
 from ..saliency import MAPS, compare, explain, randomized, stability, summary
-from ..style import METHOD
-from ..training import samples
+from ..training import Recipe, samples
 
 
 def stability_frame(recipes: Iterable[Recipe], *, images: int = 100, device: torch.device | None = None, **options):

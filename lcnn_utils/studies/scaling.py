@@ -19,12 +19,11 @@ from unittest import mock
 import pandas as pd
 
 from ..experiments import SHIPPED, results, run
-from ..plan import Outcome, epochs_done, ordered
-from ..progress import duration
-from ..recipe import METHODS, Recipe
-from ..splits import steps_an_epoch
-from ..state import digest, read, run_name, state_path
-from ..timing import kind
+from ..experiments.plan import Outcome, epochs_done, ordered
+from ..experiments.progress import duration
+from ..experiments.timing import kind
+from ..training import METHODS, Recipe, run_name, state_path, steps_an_epoch
+from ..training.checkpoint import digest, read
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -203,7 +202,7 @@ def nothing(recipe: dict[str, Any], **told: Any) -> dict[str, Any]:
 
 def overhead(client: Client, runs: int = 300) -> float:
     """Seconds a run that a sweep spends on handing it out and taking it back, over so many tasks that do nothing."""
-    from ..dispatch import distribute
+    from ..experiments.dispatch import distribute
 
     recipes = [Recipe(seed=seed) for seed in range(runs)]
     list(distribute(client, recipes[:20], task=nothing))  # isn't counted: workers import what they need

@@ -9,11 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from .. import data
-from ..experiments import SHIPPED, recipe, run
-from ..recipe import INPUTS, Recipe
-from ..state import run_name
-from ..style import METHOD
-from ..training import samples
+from ..experiments import SHIPPED, run
+from ..figures.style import METHOD
+from ..training import INPUTS, Recipe, recipe, run_name, samples
 
 PAPER_NETS = ("standard", "gradreg", "lcnn", "lcnn_gradreg")  # of the paper's gradient-robustness figure
 

@@ -7,8 +7,8 @@ from collections.abc import Iterable, Sequence
 
 import pandas as pd
 
-from ..experiments import recipe, run
-from ..recipe import Recipe
+from ..experiments import run
+from ..training import Recipe, recipe
 
 LAMBDAS = (0.0, 1e-3, 3e-3, 1e-2, 2e-2, 3e-2, 5e-2, 1e-1, 2e-1, 3e-1)  # λ_β = λ_γ
 HELD_OUT = 0.2

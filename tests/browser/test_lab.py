@@ -28,8 +28,8 @@ import pytest
 from nbformat.v4 import new_code_cell, new_notebook
 from playwright.sync_api import Browser, ElementHandle, JSHandle, Page, sync_playwright
 
-from lcnn_utils.cli import lab_command
-from lcnn_utils.doctor import find_browser
+from lcnn_utils.cli.commands import lab_command
+from lcnn_utils.cli.doctor import find_browser
 
 HERE = Path(__file__).parent
 NOTEBOOKS = sorted((HERE.parents[1] / "notebooks").glob("*.ipynb"))

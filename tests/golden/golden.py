@@ -15,20 +15,19 @@ from pathlib import Path
 import torch
 
 from lcnn_utils.attacks import minimal_radius, robustness_curve
-from lcnn_utils.bounds import (
+from lcnn_utils.curvature import (
     certified_radius,
     curvature_bound,
+    geometry,
     layer_terms,
     local_bound,
     normalised_bound,
     published_bound,
 )
-from lcnn_utils.curvature import geometry
-from lcnn_utils.experiments import measure, recipe, run
-from lcnn_utils.models import mlp
-from lcnn_utils.recipe import METHODS
+from lcnn_utils.experiments import measure, run
+from lcnn_utils.nn import mlp
 from lcnn_utils.saliency import MAPS, explain, stability
-from lcnn_utils.training import fit, samples
+from lcnn_utils.training import METHODS, fit, recipe, samples
 
 FILE = Path(__file__).with_name("golden.json")
 

@@ -270,7 +270,7 @@ def chosen(names: Sequence[str], folder: Path = NOTEBOOKS) -> list[Path]:
 
 def store(path: Path) -> list[str]:
     """Run a notebook in full, write it back, and return what is wrong with it; a run that fails writes nothing."""
-    from lcnn_utils.runtime import write_text
+    from lcnn_utils.lab import write_text
 
     with tempfile.TemporaryDirectory(prefix="store-") as folder:  # no datasets: their pictures are not ours to publish
         notebook, seconds = execute(path, store=Path(folder))

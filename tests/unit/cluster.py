@@ -17,8 +17,9 @@ from distributed import Client
 from safetensors.torch import load_file
 
 from lcnn_utils.experiments import run
-from lcnn_utils.plan import ordered
-from lcnn_utils.state import reached, run_name, state_path
+from lcnn_utils.experiments.plan import ordered
+from lcnn_utils.training import run_name, state_path
+from lcnn_utils.training.checkpoint import reached
 
 PATIENCE = 90.0  # seconds for anything to happen
 

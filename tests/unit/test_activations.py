@@ -12,7 +12,8 @@ from torch.autograd import forward_ad
 from torch.autograd.functional import hessian, jacobian
 from torch.func import functional_call, jacfwd, jacrev
 
-from lcnn_utils.activations import BETA_RANGE, FAST_FROM, CenteredSoftplus, centered_softplus
+from lcnn_utils.nn import CenteredSoftplus, centered_softplus
+from lcnn_utils.nn.softplus import BETA_RANGE, FAST_FROM
 
 BETAS = [1e-4, 1e-2, 0.3, 1.0, 5.0, 77.0, 1e3, 1e4]
 POINTS = [s * m for m in (0.0, 1e-8, 1e-4, 1e-3, 0.02, 0.3, 1.0, 4.0, 30.0, 1e3, 1e4) for s in (1, -1)]

@@ -10,11 +10,12 @@ from hypothesis import strategies as st
 from test_attacks import DTYPES, NORMS, cnn, length, linear, margin_loss, net, predicted
 from torch import nn
 
-from lcnn_utils.ascent import LOSSES, fgsm, pgd
-from lcnn_utils.balls import _random_steps
+from lcnn_utils.attacks import fgsm, pgd
+from lcnn_utils.attacks.balls import _random_steps
+from lcnn_utils.attacks.pgd import LOSSES
 from lcnn_utils.curvature import scalar_of
-from lcnn_utils.experiments import recipe, run
-from lcnn_utils.training import samples
+from lcnn_utils.experiments import run
+from lcnn_utils.training import recipe, samples
 
 
 @pytest.fixture(scope="module")

@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from torch import nn
 
 from lcnn_utils.attacks import minimal_radius, perturb, pgd
-from lcnn_utils.balls import _random_steps
+from lcnn_utils.attacks.balls import _random_steps
 from lcnn_utils.curvature import evaluating, scalar_of
-from lcnn_utils.models import mlp
+from lcnn_utils.nn import mlp
 
 NORMS = ("l2", "linf")
 DTYPES = (torch.float32, torch.float64)

@@ -11,10 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from lcnn_utils import bounds, models, walk
-from lcnn_utils.activations import CenteredSoftplus
-from lcnn_utils.curvature import geometry, gradient_and_hvp
-from lcnn_utils.lipschitz import conv_norm
+from lcnn_utils import nn as models
+from lcnn_utils.curvature import bound_graph as walk
+from lcnn_utils.curvature import bounds, geometry, gradient_and_hvp
+from lcnn_utils.nn import CenteredSoftplus, conv_norm
 from lcnn_utils.studies import bounds as studies
 
 SLACK = 1 + 1e-9

@@ -2,8 +2,8 @@
 
 import pytest
 
-from lcnn_utils import bounds
 from lcnn_utils.attacks import pgd
+from lcnn_utils.curvature import bounds
 from lcnn_utils.studies.bounds import certificate_recipe
 from lcnn_utils.training import fit, samples
 

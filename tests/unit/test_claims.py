@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lcnn_utils import claims, published
-from lcnn_utils.claims import BEYOND, CLAIMS, MISSING, Claim
+from lcnn_utils.experiments import claims, published
+from lcnn_utils.experiments.claims import BEYOND, CLAIMS, MISSING, Claim
 
 ALL = (*CLAIMS, *BEYOND)
 IMAGES = 300

@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from lcnn_utils import cli, doctor
+from lcnn_utils.cli import commands as cli
+from lcnn_utils.cli import doctor
 
 
 def lcnn(*args: str) -> subprocess.CompletedProcess[str]:

@@ -8,12 +8,12 @@ import pandas as pd
 import pytest
 import torch
 
-from lcnn_utils import cli, experiments
-from lcnn_utils.cli_runs import parsed, summary
-from lcnn_utils.experiments import recipe, results, run
-from lcnn_utils.objectives import OBJECTIVES
-from lcnn_utils.recipe import METHODS, Recipe
-from lcnn_utils.state import read, run_name
+from lcnn_utils.cli import commands as cli
+from lcnn_utils.cli.runs import parsed, summary
+from lcnn_utils.experiments import results, run
+from lcnn_utils.experiments import runs as experiments
+from lcnn_utils.training import METHODS, OBJECTIVES, Recipe, recipe, run_name
+from lcnn_utils.training.checkpoint import read
 
 TINY = ("--dataset", "moons", "--set", "epochs=1", "width=4")
 

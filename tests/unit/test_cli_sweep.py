@@ -11,16 +11,16 @@ from dataclasses import asdict, replace
 import pytest
 from safetensors.torch import load_file
 
-from lcnn_utils import cli, cli_sweep, experiments, timing
-from lcnn_utils.cli_sweep import Sweep
-from lcnn_utils.experiments import recipe, run
-from lcnn_utils.objectives import OBJECTIVES
-from lcnn_utils.plan import recorded
-from lcnn_utils.progress import duration
-from lcnn_utils.recipe import METHODS
-from lcnn_utils.state import reached, state_path
-from lcnn_utils.timing import Expectation
-from lcnn_utils.training import fit
+from lcnn_utils.cli import commands as cli
+from lcnn_utils.cli import sweep as cli_sweep
+from lcnn_utils.cli.sweep import Sweep
+from lcnn_utils.experiments import run, timing
+from lcnn_utils.experiments import runs as experiments
+from lcnn_utils.experiments.plan import recorded
+from lcnn_utils.experiments.progress import duration
+from lcnn_utils.experiments.timing import Expectation
+from lcnn_utils.training import METHODS, OBJECTIVES, fit, recipe, state_path
+from lcnn_utils.training.checkpoint import reached
 
 SMALL = ("--datasets", "moons", "--set", "epochs=2", "width=4")
 

@@ -15,7 +15,7 @@ import yaml
 
 from cluster import PATIENCE, listening, wait_until
 from lcnn_utils.experiments import results
-from lcnn_utils.runtime import PROJECT
+from lcnn_utils.lab import PROJECT
 
 PAGE = PROJECT / "cluster" / "README.md"
 BIN = Path(sys.executable).parent

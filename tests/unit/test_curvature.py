@@ -10,8 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from lcnn_utils.activations import CenteredSoftplus
-from lcnn_utils.curvature import METHODS, SCALARS, evaluating, geometry, gradient_and_hvp, scalar_of, top_direction
+from lcnn_utils.curvature import SCALARS, evaluating, geometry, gradient_and_hvp, scalar_of, top_direction
+from lcnn_utils.curvature.hessian import METHODS
+from lcnn_utils.nn import CenteredSoftplus
 
 
 def mlp(seed: int, sizes=(20, 32, 32, 5), beta=5.0) -> nn.Module:

@@ -10,9 +10,8 @@ from hypothesis import strategies as st
 from test_attacks import NORMS, cnn, linear, margin_loss, net, predicted
 from torch import nn
 
-from lcnn_utils.ascent import pgd
+from lcnn_utils.attacks import PAPER_EPS, curve_of, first_success, pgd, robustness_curve, wilson
 from lcnn_utils.curvature import evaluating
-from lcnn_utils.curves import PAPER_EPS, curve_of, first_success, robustness_curve, wilson
 from lcnn_utils.data import Images, load
 
 GRIDS = {"l2": (0.05, 0.1, 0.2, 0.3), "linf": (0.02, 0.05, 0.08, 0.12)}

@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch.func import grad, hessian, jvp, vjp
 
-from lcnn_utils import activations
 from lcnn_utils import exercises as check
+from lcnn_utils.nn import softplus as activations
 
 LOG2 = math.log(2)
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from lcnn_utils.balls import _project
+from lcnn_utils.attacks.balls import _project
 from lcnn_utils.curvature import scalar_of
 from lcnn_utils.exercises import attacks as check
 

@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from torch.nn.grad import conv2d_input
 
 from lcnn_utils.exercises import lipschitz as check
-from lcnn_utils.lipschitz import LipschitzBatchNorm2d
-from lcnn_utils.spectral import _power
+from lcnn_utils.nn import LipschitzBatchNorm2d
+from lcnn_utils.nn.spectral_norm import _power
 
 
 def by_autograd(conv, x):

@@ -7,12 +7,11 @@ import numpy as np
 import pytest
 import torch
 
-from lcnn_utils.activations import CenteredSoftplus
 from lcnn_utils.exercises import methods as check
-from lcnn_utils.lipschitz import LipschitzBatchNorm2d
-from lcnn_utils.objectives import layer_penalty, squared_gradient
-from lcnn_utils.recipe import Recipe
-from lcnn_utils.studies.methods import lowest_gamma
+from lcnn_utils.nn import CenteredSoftplus, LipschitzBatchNorm2d
+from lcnn_utils.studies.schedules import lowest_gamma
+from lcnn_utils.training import Recipe
+from lcnn_utils.training.objectives import layer_penalty, squared_gradient
 
 
 def gradients(losses, x):

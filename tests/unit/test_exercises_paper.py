@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from lcnn_utils import models
+from lcnn_utils import nn as models
 from lcnn_utils.curvature import geometry
 from lcnn_utils.exercises import paper as check
 

@@ -12,9 +12,8 @@ import torch
 
 from lcnn_utils.exercises import methods, scaling
 from lcnn_utils.exercises import scaling as check
-from lcnn_utils.recipe import Recipe
-from lcnn_utils.state import run_name
 from lcnn_utils.studies import scaling as studies
+from lcnn_utils.training import Recipe, run_name
 
 
 def text(one, **options):

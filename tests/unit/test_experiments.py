@@ -1,6 +1,7 @@
 """Experiments that remember: recipes of each scale, runs trained once and then read, and the shipped checkpoints."""
 
 import datetime
+import importlib
 import importlib.util
 import json
 import math
@@ -20,15 +21,28 @@ from helpers import files_of_at_most
 from torch import nn
 
 import lcnn_utils
-from lcnn_utils import data, download, experiments, training
-from lcnn_utils.experiments import SCALES, load_weights, measure, recipe, results, run, ship
-from lcnn_utils.lipschitz import conv_norm
-from lcnn_utils.objectives import OBJECTIVES
-from lcnn_utils.recipe import METHODS, Recipe
-from lcnn_utils.runtime import PROJECT
-from lcnn_utils.state import read, run_name, state_path, write
+from lcnn_utils import data, download
+from lcnn_utils.experiments import load_weights, measure, results, run, ship
+from lcnn_utils.experiments import runs as experiments
+from lcnn_utils.lab import PROJECT
+from lcnn_utils.nn import conv_norm
 from lcnn_utils.studies.lipschitz import conv_layers
-from lcnn_utils.training import accuracy, build, fit, samples
+from lcnn_utils.training import (
+    METHODS,
+    OBJECTIVES,
+    SCALES,
+    Recipe,
+    accuracy,
+    build,
+    fit,
+    recipe,
+    run_name,
+    samples,
+    state_path,
+)
+from lcnn_utils.training.checkpoint import read, write
+
+training = importlib.import_module("lcnn_utils.training.fit")
 
 TINY = recipe("moons", "lcnn", epochs=2, width=4)
 OTHER = recipe("moons", "standard", epochs=1, width=4)

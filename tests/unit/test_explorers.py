@@ -16,8 +16,8 @@ from PIL import Image
 from torch import nn
 
 from lcnn_utils import data, explorers, studies
-from lcnn_utils.activations import CenteredSoftplus
-from lcnn_utils.style import METHOD
+from lcnn_utils.figures.style import METHOD
+from lcnn_utils.nn import CenteredSoftplus
 
 RESOLUTION = 16
 

@@ -11,10 +11,11 @@ import torch
 from test_explorers import ends, numbers, parts, pixels
 from torch import nn
 
-from lcnn_utils import bounds, explorers, models
-from lcnn_utils.activations import CenteredSoftplus
-from lcnn_utils.curvature import geometry
+from lcnn_utils import explorers
+from lcnn_utils import nn as models
+from lcnn_utils.curvature import bounds, geometry
 from lcnn_utils.explorers import bounds as module
+from lcnn_utils.nn import CenteredSoftplus
 from lcnn_utils.studies import bounds as studies
 from lcnn_utils.training import accuracy
 

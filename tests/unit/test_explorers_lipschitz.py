@@ -9,7 +9,7 @@ from test_explorers import ends, parts, pixels
 
 from lcnn_utils import explorers
 from lcnn_utils.explorers import lipschitz
-from lcnn_utils.style import METHOD
+from lcnn_utils.figures.style import METHOD
 
 GAMMAS = [10 ** (k / 4) for k in range(6)]
 LAYERS = ["stem", "block 1 conv 1", "block 1 shortcut"]

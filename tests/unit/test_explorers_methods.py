@@ -11,10 +11,9 @@ from test_explorers import parts, pixels
 from test_figures_methods import history, layer_frame
 
 from lcnn_utils import explorers
-from lcnn_utils.experiments import recipe
 from lcnn_utils.explorers import methods
-from lcnn_utils.style import METHOD
-from lcnn_utils.training import fit
+from lcnn_utils.figures.style import METHOD
+from lcnn_utils.training import fit, recipe
 
 LAMBDAS = (0.0, 1e-3, 1e-2, 3e-1)
 

@@ -6,7 +6,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from lcnn_utils import claims, explorers
+from lcnn_utils import explorers
+from lcnn_utils.experiments import claims
 from lcnn_utils.explorers import paper
 
 

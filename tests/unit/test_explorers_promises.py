@@ -7,12 +7,13 @@ import pytest
 import torch
 from test_explorers import ends, numbers, parts, pixels
 
-from lcnn_utils import data, explorers, models
+from lcnn_utils import data, explorers
+from lcnn_utils import nn as models
 from lcnn_utils.attacks import pgd
 from lcnn_utils.explorers import attacks, saliency
+from lcnn_utils.figures.style import METHOD
 from lcnn_utils.saliency import MAPS, compare, explain
 from lcnn_utils.studies.scene import Scene
-from lcnn_utils.style import METHOD
 
 CLASSES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine of a long name")
 

@@ -12,10 +12,10 @@ import pytest
 from helpers import small_disk
 
 from cluster import PATIENCE, by_hand, calm, epochs_of, everything, pid_at_work, some, wait_until
-from lcnn_utils import clusters, experiments
-from lcnn_utils.state import run_name, state_path
-from lcnn_utils.sweeping import sweep
-from lcnn_utils.workers import TOPIC
+from lcnn_utils.experiments import clusters, sweep
+from lcnn_utils.experiments import runs as experiments
+from lcnn_utils.experiments.workers import TOPIC
+from lcnn_utils.training import run_name, state_path
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="kills processes as POSIX does")
 NO_MORE = {"progress": False}

@@ -14,9 +14,10 @@ from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from PIL import Image
 
-from lcnn_utils import figures, studies, style
-from lcnn_utils.latex import tabular
-from lcnn_utils.runtime import PROJECT
+from lcnn_utils import figures, studies
+from lcnn_utils.figures import style
+from lcnn_utils.figures.latex import tabular
+from lcnn_utils.lab import PROJECT, use_style
 
 X = torch.linspace(-3, 3, 31)
 
@@ -28,7 +29,7 @@ def clean(monkeypatch, tmp_path):
     backend, threads = matplotlib.get_backend(), torch.get_num_threads()
     plt.switch_backend("agg")
     with matplotlib.rc_context():
-        style.use_style()
+        use_style()
         yield
     plt.close("all")
     plt.switch_backend(backend)
@@ -79,7 +80,7 @@ def test_no_two_methods_look_alike():
 
 def test_the_style_is_applied():
     matplotlib.rcdefaults()
-    style.use_style()
+    use_style()
     assert plt.rcParams["svg.hashsalt"] == "lcnn"
     assert plt.rcParams["figure.constrained_layout.use"]
 

@@ -13,8 +13,9 @@ from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from matplotlib.transforms import Affine2D
 
-from lcnn_utils import style
 from lcnn_utils.figures import bounds as figures
+from lcnn_utils.figures import style
+from lcnn_utils.lab import use_style
 
 COLOURS = {"Standard": ("#0173b2", "o"), "LCNN": ("#de8f05", "s")}
 PALETTE = {*style.CYCLE, *style.CLASS_COLOURS, "#000000", *(colour for colour, _ in COLOURS.values())}
@@ -29,7 +30,7 @@ def clean(monkeypatch, tmp_path):
     plt.switch_backend("agg")
     with matplotlib.rc_context(), warnings.catch_warnings():
         warnings.simplefilter("error")
-        style.use_style()
+        use_style()
         yield
     plt.close("all")
     plt.switch_backend(backend)

@@ -9,8 +9,9 @@ import torch
 from matplotlib.figure import Figure
 from test_explorers_lipschitz import frame as gamma_frame
 
-from lcnn_utils import style
 from lcnn_utils.figures import lipschitz as figures
+from lcnn_utils.figures import style
+from lcnn_utils.lab import use_style
 
 
 @pytest.fixture(autouse=True)
@@ -19,7 +20,7 @@ def clean(monkeypatch):
     backend = matplotlib.get_backend()
     plt.switch_backend("agg")
     with matplotlib.rc_context():
-        style.use_style()
+        use_style()
         yield
     plt.close("all")
     plt.switch_backend(backend)

@@ -11,10 +11,10 @@ from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from lcnn_utils import style
-from lcnn_utils.claims import CLAIMS
+from lcnn_utils.experiments.claims import CLAIMS
 from lcnn_utils.figures import paper as figures
-from lcnn_utils.style import MARKERS, METHOD, PALETTE
+from lcnn_utils.figures.style import MARKERS, METHOD, PALETTE
+from lcnn_utils.lab import use_style
 
 LABELS = [METHOD[m][0] for m in ("standard", "lcnn", "gradreg", "lcnn_gradreg")]
 
@@ -25,7 +25,7 @@ def clean(monkeypatch):
     backend = matplotlib.get_backend()
     plt.switch_backend("agg")
     with matplotlib.rc_context(), warnings.catch_warnings():
-        style.use_style()
+        use_style()
         warnings.simplefilter("error")
         yield
     plt.close("all")

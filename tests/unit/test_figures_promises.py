@@ -12,10 +12,10 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Circle, Rectangle
 from test_figures_methods import look
 
-from lcnn_utils import style
 from lcnn_utils.figures import attacks, saliency
+from lcnn_utils.figures.style import CYCLE, METHOD
+from lcnn_utils.lab import use_style
 from lcnn_utils.saliency import MAPS
-from lcnn_utils.style import CYCLE, METHOD
 
 
 @pytest.fixture(autouse=True)
@@ -24,7 +24,7 @@ def clean(monkeypatch):
     backend, before = matplotlib.get_backend(), matplotlib.rcParams.copy()
     plt.switch_backend("agg")
     with matplotlib.rc_context(), warnings.catch_warnings():
-        style.use_style()
+        use_style()
         used = matplotlib.rcParams.copy()
         warnings.simplefilter("error")
         yield

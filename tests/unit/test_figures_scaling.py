@@ -10,8 +10,8 @@ import pytest
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 
-from lcnn_utils import style
 from lcnn_utils.figures import scaling as figures
+from lcnn_utils.lab import use_style
 from lcnn_utils.studies.scaling import speedups
 
 
@@ -21,7 +21,7 @@ def clean(monkeypatch):
     backend = matplotlib.get_backend()
     plt.switch_backend("agg")
     with matplotlib.rc_context(), warnings.catch_warnings():
-        style.use_style()
+        use_style()
         warnings.simplefilter("error")
         yield
     plt.close("all")

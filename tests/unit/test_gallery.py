@@ -13,11 +13,12 @@ import matplotlib.pyplot as plt
 import pytest
 import torch
 
-from lcnn_utils import gallery, studies, style
+from lcnn_utils import gallery, studies
+from lcnn_utils.figures import style
 from lcnn_utils.gallery import captions, fingerprint, page, records, steps
-from lcnn_utils.objectives import Recipe
-from lcnn_utils.runtime import PROJECT
+from lcnn_utils.lab import PROJECT
 from lcnn_utils.studies import bounds as bound_studies
+from lcnn_utils.training import Recipe
 
 KINDS = ({".png", ".svg", ".json"}, {".csv", ".md", ".tex", ".json"})
 

@@ -6,8 +6,8 @@ import subprocess
 import pandas as pd
 import pytest
 
-from lcnn_utils.latex import LOWERED, RAISED, SYMBOLS, TEXT, cell, tabular
-from lcnn_utils.runtime import PROJECT
+from lcnn_utils.figures.latex import LOWERED, RAISED, SYMBOLS, TEXT, cell, tabular
+from lcnn_utils.lab import PROJECT
 
 
 def compiles(tabulars: list[str], folder) -> None:

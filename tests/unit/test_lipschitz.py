@@ -15,8 +15,8 @@ from scipy.sparse.linalg import LinearOperator, svds
 from torch import nn
 from torch.nn.utils import parametrizations
 
-from lcnn_utils.lipschitz import LipschitzBatchNorm2d, conv_norm
-from lcnn_utils.spectral import _geometry, _gradients
+from lcnn_utils.nn import LipschitzBatchNorm2d, conv_norm
+from lcnn_utils.nn.spectral_norm import _geometry, _gradients
 
 # kernel, stride, padding, dilation, groups, (H, W): every feature at least once, alone and mixed
 GEOMETRIES = [
@@ -355,7 +355,7 @@ def test_fast_training_is_the_written_out_one(log10_gamma, affine, shape, scale,
         return y.detach(), *torch.autograd.grad(y, [x, *layer.parameters()], g), *layer.buffers()
 
     found = run(layer, x, g)
-    with unittest.mock.patch("lcnn_utils.lipschitz.eager_cpu", return_value=False):
+    with unittest.mock.patch("lcnn_utils.nn.batchnorm.eager_cpu", return_value=False):
         truth = run(other, x.double(), g.double())
     by_channel = lambda t: t.detach().double().transpose(0, 1).flatten(1)
     rtol = 1e-9 if dtype == torch.float64 else 1e-4 * (1 + offset)

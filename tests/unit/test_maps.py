@@ -14,10 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from lcnn_utils.activations import CenteredSoftplus, centered_softplus
 from lcnn_utils.curvature import SCALARS
-from lcnn_utils.maps import MAPS, explain
-from lcnn_utils.models import mlp, resnet
+from lcnn_utils.nn import CenteredSoftplus, centered_softplus, mlp, resnet
+from lcnn_utils.saliency import MAPS, explain
 
 KINDS = {"lcnn": dict(lcnn=True), "standard": {}, "relu": dict(activation=nn.ReLU)}
 EXACT = [method for method in MAPS if method != "smoothgrad"]  # without noise

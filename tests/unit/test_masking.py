@@ -13,11 +13,12 @@ from test_attacks import DTYPES, NORMS, Scale, cnn, length, linear, margin_loss,
 from test_curves import means_of_digits
 from torch import nn
 
-from lcnn_utils.ascent import pgd
-from lcnn_utils.balls import _random_steps
+from lcnn_utils.attacks import autoattack, masking_checks, pgd
+from lcnn_utils.attacks.balls import _random_steps
+from lcnn_utils.attacks.masking import random_search, zero_gradients
 from lcnn_utils.data import Images, load
-from lcnn_utils.experiments import recipe, run
-from lcnn_utils.masking import autoattack, masking_checks, random_search, zero_gradients
+from lcnn_utils.experiments import run
+from lcnn_utils.training import recipe
 
 EPS = {"l2": 0.5, "linf": 0.1}
 FGSM, LONGER, SEARCH = "one step (FGSM)", "5 × the steps", "search without gradients"

@@ -21,12 +21,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_tables import WEIGHTS, Evil, add, curve, run_of
 
-from lcnn_utils import cli, experiments, merge, rows, strict, tables
-from lcnn_utils.experiments import recipe, results, run
-from lcnn_utils.inspection import _size, inspected
-from lcnn_utils.recipe import METHODS, MODELS, Recipe
-from lcnn_utils.state import DAMAGE, load_state, locked, parse, reached, run_name, state_path, write
-from lcnn_utils.training import build, make_optimizer
+from lcnn_utils.cli import commands as cli
+from lcnn_utils.experiments import merge, results, rows, run, tables
+from lcnn_utils.experiments import runs as experiments
+from lcnn_utils.training import METHODS, MODELS, Recipe, build, make_optimizer, recipe, run_name, state_path, strict
+from lcnn_utils.training.checkpoint import DAMAGE, load_state, locked, parse, reached, write
+from lcnn_utils.training.inspection import _size, inspected
 
 ONE, TWO, THREE = (recipe("moons", method, epochs=2, width=4) for method in ("lcnn", "standard", "relu"))
 

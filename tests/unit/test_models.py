@@ -13,10 +13,20 @@ from torch.nn.utils import parametrizations
 from torch.utils.checkpoint import checkpoint
 from torchvision.models.feature_extraction import create_feature_extractor
 
-from lcnn_utils.activations import CenteredSoftplus
-from lcnn_utils.bounds import curvature_bound
-from lcnn_utils.lipschitz import LipschitzBatchNorm2d, conv_norm, refresh_norms
-from lcnn_utils.models import AveragedBlock, OrdinaryBlock, mlp, relu_reading, resnet, set_beta, to_low_curvature, vgg11
+from lcnn_utils.curvature import curvature_bound
+from lcnn_utils.nn import (
+    CenteredSoftplus,
+    LipschitzBatchNorm2d,
+    conv_norm,
+    mlp,
+    refresh_norms,
+    relu_reading,
+    resnet,
+    set_beta,
+    to_low_curvature,
+    vgg11,
+)
+from lcnn_utils.nn.resnet import AveragedBlock, OrdinaryBlock
 
 NETS = {
     "resnet10": lambda lcnn: resnet(10, num_classes=5, width=4, in_channels=1, image_size=8, lcnn=lcnn),

@@ -12,14 +12,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from lcnn_utils import objectives
-from lcnn_utils.activations import CenteredSoftplus
 from lcnn_utils.attacks import perturb
-from lcnn_utils.lipschitz import LipschitzBatchNorm2d
-from lcnn_utils.objectives import OBJECTIVES, gradient_change, lcnn, squared_gradient, standard
-from lcnn_utils.recipe import Recipe
-from lcnn_utils.spectral import norms_once_a_step
-from lcnn_utils.training import build
+from lcnn_utils.nn import CenteredSoftplus, LipschitzBatchNorm2d, norms_once_a_step
+from lcnn_utils.training import OBJECTIVES, Recipe, build, objectives
+from lcnn_utils.training.objectives import gradient_change, lcnn, squared_gradient, standard
 
 BETAS, GAMMAS = (0.5, 3.0, 40.0), (0.25, 8.0)  # one γ below 1, where log γ < 0
 

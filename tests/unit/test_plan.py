@@ -12,15 +12,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, safe_open
 
-from lcnn_utils import data, experiments, plan, timing
-from lcnn_utils.experiments import recipe, run
-from lcnn_utils.objectives import OBJECTIVES
-from lcnn_utils.plan import Part, epochs_done, missing, one_by_one, ordered, pieces, recorded
-from lcnn_utils.recipe import Recipe
-from lcnn_utils.runtime import made_on
-from lcnn_utils.state import reached, run_name, state_path
-from lcnn_utils.timing import Expectation, kind, known, probe, timed_runs
-from lcnn_utils.training import fit
+from lcnn_utils import data
+from lcnn_utils.experiments import plan, run, timing
+from lcnn_utils.experiments import runs as experiments
+from lcnn_utils.experiments.plan import Part, epochs_done, missing, one_by_one, ordered, pieces, recorded
+from lcnn_utils.experiments.timing import Expectation, kind, known, probe, timed_runs
+from lcnn_utils.lab import made_on
+from lcnn_utils.training import OBJECTIVES, Recipe, fit, recipe, run_name, state_path
+from lcnn_utils.training.checkpoint import reached
 
 CPU = torch.device("cpu")
 TINY = recipe("moons", "lcnn", epochs=3, width=4)

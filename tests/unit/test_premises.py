@@ -9,12 +9,21 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from lcnn_utils import bounds, curvature, walk
-from lcnn_utils.activations import CenteredSoftplus
-from lcnn_utils.attacks import fgsm, first_success, minimal_radius, pgd, robustness_curve
-from lcnn_utils.bounds import certified_radius, curvature_bound, layer_terms, local_bound, normalised_bound
-from lcnn_utils.curvature import geometry, top_direction
-from lcnn_utils.masking import masking_checks, random_search, zero_gradients
+from lcnn_utils.attacks import fgsm, first_success, masking_checks, minimal_radius, pgd, robustness_curve
+from lcnn_utils.attacks.masking import random_search, zero_gradients
+from lcnn_utils.curvature import bound_graph as walk
+from lcnn_utils.curvature import (
+    bounds,
+    certified_radius,
+    curvature_bound,
+    geometry,
+    layer_terms,
+    local_bound,
+    normalised_bound,
+    top_direction,
+)
+from lcnn_utils.curvature import hessian as curvature
+from lcnn_utils.nn import CenteredSoftplus
 from lcnn_utils.saliency import explain, stability, worst_step
 
 CALLS = {

@@ -7,9 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lcnn_utils.experiments import recipe
-from lcnn_utils.progress import Progress, duration
-from lcnn_utils.state import run_name
+from lcnn_utils.experiments.progress import Progress, duration
+from lcnn_utils.training import recipe, run_name
 
 ONE = recipe("moons", "lcnn", epochs=10, width=4)
 TWO, OTHER = replace(ONE, seed=1), replace(ONE, method="standard")

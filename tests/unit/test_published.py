@@ -9,9 +9,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from lcnn_utils import published, tables
-from lcnn_utils.recipe import DATASETS, MODELS
-from lcnn_utils.style import METHOD
+from lcnn_utils.experiments import published, tables
+from lcnn_utils.figures.style import METHOD
+from lcnn_utils.training import DATASETS, MODELS
 
 LABELS = [METHOD[m][0] for m in ("standard", "lcnn", "gradreg", "lcnn_gradreg", "cure", "softplus_wd", "adversarial")]
 

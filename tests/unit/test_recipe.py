@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+import importlib
 import json
 import math
 
@@ -12,12 +13,25 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from lcnn_utils import models, objectives, recipe
-from lcnn_utils.activations import CenteredSoftplus
-from lcnn_utils.lipschitz import LipschitzBatchNorm2d
-from lcnn_utils.recipe import DATASETS, DERIVATIVES, INPUTS, METHODS, MODELS, ONLY, SCHEDULES, Recipe
-from lcnn_utils.state import run_name, state_path
-from lcnn_utils.training import build, fit, samples
+from lcnn_utils import nn as models
+from lcnn_utils.nn import CenteredSoftplus, LipschitzBatchNorm2d
+from lcnn_utils.training import (
+    DATASETS,
+    INPUTS,
+    METHODS,
+    MODELS,
+    ONLY,
+    Recipe,
+    build,
+    fit,
+    objectives,
+    run_name,
+    samples,
+    state_path,
+)
+from lcnn_utils.training.recipe import DERIVATIVES, SCHEDULES
+
+recipe = importlib.import_module("lcnn_utils.training.recipe")
 
 OTHER = dict(
     dataset="svhn", method="lcnn", model="vgg11", width=17, seed=1, epochs=31, batch_size=127, lr=0.2, momentum=0.8,

@@ -4,11 +4,11 @@ import pytest
 import torch
 from torch import nn
 
-from lcnn_utils.attacks import first_success, margin_loss, minimal_radius
+from lcnn_utils.attacks import autoattack, first_success, margin_loss, minimal_radius
 from lcnn_utils.curvature import evaluating
 from lcnn_utils.data import load
-from lcnn_utils.experiments import recipe, run
-from lcnn_utils.masking import autoattack
+from lcnn_utils.experiments import run
+from lcnn_utils.training import recipe
 
 pytestmark = pytest.mark.slow
 METHODS = ("standard", "lcnn", "adversarial")

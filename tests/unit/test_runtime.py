@@ -11,8 +11,8 @@ import pytest
 import torch
 from helpers import files_of_at_most, small_disk
 
-from lcnn_utils import runtime
-from lcnn_utils.runtime import PROJECT, atomic_path, nearest, write_text
+from lcnn_utils import lab as runtime
+from lcnn_utils.lab import PROJECT, atomic_path, nearest, write_text
 
 
 @pytest.fixture(autouse=True)

@@ -2,6 +2,7 @@
 
 import copy
 import functools
+import importlib
 import math
 
 import numpy as np
@@ -10,13 +11,12 @@ import pytest
 import torch
 from torch import nn
 
-from lcnn_utils import saliency
-from lcnn_utils.activations import CenteredSoftplus
 from lcnn_utils.curvature import evaluating, geometry
 from lcnn_utils.data import Images
-from lcnn_utils.lipschitz import LipschitzBatchNorm2d, conv_norm
-from lcnn_utils.models import mlp, resnet
+from lcnn_utils.nn import CenteredSoftplus, LipschitzBatchNorm2d, conv_norm, mlp, resnet
 from lcnn_utils.saliency import LENGTHS, MEASURES, compare, curved_ways, explain, randomized, stability, worst_step
+
+saliency = importlib.import_module("lcnn_utils.saliency.stability")
 
 COLUMNS = ["image", "weights", "noise", "eps", "method", *MEASURES]
 

@@ -13,10 +13,16 @@ from torch import nn
 from torch.autograd.graph import get_gradient_edge
 from torch.nn.utils import parametrize
 
-from lcnn_utils.lipschitz import LipschitzBatchNorm2d, conv_norm
-from lcnn_utils.recipe import Recipe
-from lcnn_utils.spectral import SpectralNorm, norms_once_a_step, refresh_norms, sigma_error, spectral_normalize
-from lcnn_utils.training import build
+from lcnn_utils.nn import (
+    LipschitzBatchNorm2d,
+    SpectralNorm,
+    conv_norm,
+    norms_once_a_step,
+    refresh_norms,
+    sigma_error,
+    spectral_normalize,
+)
+from lcnn_utils.training import Recipe, build
 
 
 def make(kernel, stride, padding, dilation, groups, size, channels=(4, 8), seed=0, dtype=torch.float64):

@@ -8,11 +8,21 @@ import torch
 from safetensors.torch import load_file
 from torch._dynamo.testing import CompileCounter
 
-from lcnn_utils import speed
-from lcnn_utils.objectives import OBJECTIVES
-from lcnn_utils.recipe import METHODS, Recipe
-from lcnn_utils.spectral import norms_once_a_step
-from lcnn_utils.speed import (
+from lcnn_utils.nn import norms_once_a_step
+from lcnn_utils.training import (
+    METHODS,
+    OBJECTIVES,
+    Recipe,
+    accuracy,
+    build,
+    fit,
+    make_optimizer,
+    samples,
+    speed,
+    state_path,
+    training_step,
+)
+from lcnn_utils.training.speed import (
     as_written,
     autocast,
     compiled,
@@ -22,8 +32,6 @@ from lcnn_utils.speed import (
     worth_compiling,
     worth_recording,
 )
-from lcnn_utils.state import state_path
-from lcnn_utils.training import accuracy, build, fit, make_optimizer, samples, training_step
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
 TINY = Recipe("moons", "lcnn", "mlp", width=4)

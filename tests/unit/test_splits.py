@@ -7,9 +7,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lcnn_utils import data, splits
-from lcnn_utils.recipe import DATASETS, METHODS, Recipe
-from lcnn_utils.splits import epochs, held_out, images, measured_split, samples, steps_an_epoch
+from lcnn_utils import data
+from lcnn_utils.training import DATASETS, METHODS, Recipe, measured_split, samples, splits, steps_an_epoch
+from lcnn_utils.training.splits import epochs, held_out, images
 
 MOONS = Recipe("moons", "lcnn", "mlp", width=4, held_out=0.2)
 DIGITS = Recipe("digits", "lcnn", width=2, held_out=0.2)

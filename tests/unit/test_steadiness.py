@@ -14,10 +14,8 @@ from hypothesis.extra.numpy import arrays
 from scipy.stats import spearmanr
 from torch import nn
 
-from lcnn_utils import steadiness
-from lcnn_utils.activations import CenteredSoftplus
-from lcnn_utils.maps import explain
-from lcnn_utils.steadiness import MEASURES, captum_scores, compare, summary
+from lcnn_utils.nn import CenteredSoftplus
+from lcnn_utils.saliency import MEASURES, captum_scores, compare, explain, steadiness, summary
 
 maps_of = lambda values, rows=3, width=12: arrays(np.float64, (rows, width), elements=values)
 few_values = st.integers(-2, 2).map(float)  # many ties

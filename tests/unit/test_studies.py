@@ -13,11 +13,10 @@ from hypothesis import strategies as st
 from torch import nn
 
 from lcnn_utils import exercises, studies
-from lcnn_utils.activations import CenteredSoftplus
 from lcnn_utils.curvature import geometry
-from lcnn_utils.objectives import Recipe
-from lcnn_utils.style import METHOD
-from lcnn_utils.training import fit, samples, state_path
+from lcnn_utils.figures.style import METHOD
+from lcnn_utils.nn import CenteredSoftplus
+from lcnn_utils.training import Recipe, fit, samples, state_path
 
 pytestmark = pytest.mark.usefixtures("store")
 X = torch.linspace(-4, 4, 41)

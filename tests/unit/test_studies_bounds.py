@@ -10,10 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from lcnn_utils import bounds, models
-from lcnn_utils.activations import CenteredSoftplus
+from lcnn_utils import nn as models
 from lcnn_utils.attacks import minimal_radius
-from lcnn_utils.lipschitz import LipschitzBatchNorm2d
+from lcnn_utils.curvature import bounds
+from lcnn_utils.nn import CenteredSoftplus, LipschitzBatchNorm2d
 from lcnn_utils.studies import bounds as studies
 from lcnn_utils.studies import moons_grid
 

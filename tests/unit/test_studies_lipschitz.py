@@ -7,14 +7,12 @@ import pytest
 import torch
 from torch import nn
 
-from lcnn_utils import models
-from lcnn_utils.activations import CenteredSoftplus
+from lcnn_utils import nn as models
 from lcnn_utils.curvature import geometry
-from lcnn_utils.lipschitz import LipschitzBatchNorm2d, conv_norm, refresh_norms, spectral_normalize
-from lcnn_utils.objectives import Recipe
+from lcnn_utils.nn import CenteredSoftplus, LipschitzBatchNorm2d, conv_norm, refresh_norms, spectral_normalize
 from lcnn_utils.studies import lipschitz as studies
 from lcnn_utils.studies import residual
-from lcnn_utils.training import accuracy, fit, samples
+from lcnn_utils.training import Recipe, accuracy, fit, samples
 
 RECIPE = Recipe("digits", "lcnn", "resnet10", width=2, epochs=1, batch_size=256)
 

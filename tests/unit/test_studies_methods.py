@@ -1,5 +1,6 @@
 """What notebook 05 measures: against closed forms, against a simulated optimiser, and by hand on small nets."""
 
+import importlib
 import inspect
 import math
 from itertools import pairwise
@@ -13,17 +14,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from lcnn_utils import experiments, published, timing, training
-from lcnn_utils.activations import CenteredSoftplus
-from lcnn_utils.experiments import recipe, run
-from lcnn_utils.objectives import OBJECTIVES
-from lcnn_utils.recipe import METHODS
-from lcnn_utils.spectral import SpectralNorm
-from lcnn_utils.state import run_name
+from lcnn_utils.experiments import published, run, timing
+from lcnn_utils.experiments import runs as experiments
+from lcnn_utils.figures.style import METHOD
+from lcnn_utils.nn import CenteredSoftplus, SpectralNorm
 from lcnn_utils.studies import cost, schedules
 from lcnn_utils.studies import methods as studies
-from lcnn_utils.style import METHOD
-from lcnn_utils.training import build, fit, learning_rate, samples
+from lcnn_utils.training import METHODS, OBJECTIVES, build, fit, learning_rate, recipe, run_name, samples
+
+training = importlib.import_module("lcnn_utils.training.fit")
 
 TINY = recipe("moons", "lcnn", epochs=2, width=4)
 SHIPPED = {path.stem for path in experiments.SHIPPED.glob("digits-*.json")}

@@ -5,13 +5,12 @@ import pandas as pd
 import pytest
 import torch
 
-from lcnn_utils import data, published
-from lcnn_utils.experiments import recipe, run
-from lcnn_utils.scales import SCALES
+from lcnn_utils import data
+from lcnn_utils.experiments import published, run
+from lcnn_utils.figures.style import METHOD
 from lcnn_utils.studies import paper, per_image
 from lcnn_utils.studies.scene import Scene, shipped
-from lcnn_utils.style import METHOD
-from lcnn_utils.training import accuracy, samples
+from lcnn_utils.training import SCALES, accuracy, recipe, samples
 
 
 @pytest.fixture

@@ -9,17 +9,18 @@ import pytest
 import torch
 from torch import nn
 
-from lcnn_utils import data, download, models, published
+from lcnn_utils import data, download
+from lcnn_utils import nn as models
 from lcnn_utils.attacks import pgd, wilson
+from lcnn_utils.attacks.masking import Scaled
 from lcnn_utils.curvature import geometry
-from lcnn_utils.experiments import SHIPPED, recipe
-from lcnn_utils.masking import Scaled
+from lcnn_utils.experiments import SHIPPED, published
+from lcnn_utils.figures.style import METHOD
 from lcnn_utils.saliency import MAPS, compare, explain, randomized, stability
-from lcnn_utils.state import run_name
 from lcnn_utils.studies import attacks, saliency
 from lcnn_utils.studies import scene as scenes
 from lcnn_utils.studies.methods import plus_minus
-from lcnn_utils.style import METHOD
+from lcnn_utils.training import recipe, run_name
 
 CPU = torch.device("cpu")
 needs_digits = pytest.mark.skipif(

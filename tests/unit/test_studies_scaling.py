@@ -12,14 +12,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lcnn_utils import clusters, experiments
-from lcnn_utils.plan import Outcome
-from lcnn_utils.recipe import METHODS, Recipe
-from lcnn_utils.splits import steps_an_epoch
-from lcnn_utils.state import run_name
+from lcnn_utils.experiments import clusters, sweep
+from lcnn_utils.experiments import runs as experiments
+from lcnn_utils.experiments.plan import Outcome
 from lcnn_utils.studies import scaling
 from lcnn_utils.studies.scaling import makespan, speedups
-from lcnn_utils.sweeping import sweep
+from lcnn_utils.training import METHODS, Recipe, run_name, steps_an_epoch
 
 LENGTHS = st.lists(st.floats(0, 1e4), min_size=1, max_size=40)
 SLACK = 1 + 1e-9

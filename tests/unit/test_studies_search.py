@@ -1,5 +1,6 @@
 """The search for λ: on held-out images only, and the rule that chooses."""
 
+import importlib
 import math
 from dataclasses import replace
 
@@ -9,9 +10,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lcnn_utils import experiments, published, training
-from lcnn_utils.experiments import recipe, run
+from lcnn_utils.experiments import published, run
+from lcnn_utils.experiments import runs as experiments
 from lcnn_utils.studies.search import HELD_OUT, LAMBDAS, chosen, search_frame, search_recipes
+from lcnn_utils.training import recipe
+
+training = importlib.import_module("lcnn_utils.training.fit")
 
 TINY = dict(model="mlp", width=4, epochs=1)
 

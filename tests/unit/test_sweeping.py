@@ -12,10 +12,10 @@ import torch
 from distributed import Client
 
 from cluster import by_hand, calm, epochs_of, everything, listening, some, wait_until
-from lcnn_utils import clusters, dispatch, experiments, sweeping, workers
-from lcnn_utils.experiments import sweep
-from lcnn_utils.state import run_name, state_path
-from lcnn_utils.workers import TOPIC, identity
+from lcnn_utils.experiments import clusters, dispatch, sweep, sweeping, workers
+from lcnn_utils.experiments import runs as experiments
+from lcnn_utils.experiments.workers import TOPIC, identity
+from lcnn_utils.training import run_name, state_path
 
 
 @pytest.fixture(scope="module")

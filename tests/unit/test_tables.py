@@ -15,9 +15,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lcnn_utils import experiments, published, rows, strict, tables
-from lcnn_utils.recipe import METHODS
-from lcnn_utils.runtime import PROJECT
+from lcnn_utils.experiments import published, rows, tables
+from lcnn_utils.experiments import runs as experiments
+from lcnn_utils.lab import PROJECT
+from lcnn_utils.training import METHODS, strict
 
 WEIGHTS = "00112233445566ff"
 FACTS = {"command": "python evaluate ε", "date": "2026-01-02", "n": 3}

@@ -15,14 +15,17 @@ from sklearn.datasets import load_digits, make_moons
 from torch import nn
 from torch.nn.utils import parametrize
 
-from lcnn_utils import activations, experiments, lipschitz, spectral, studies
-from lcnn_utils.activations import CenteredSoftplus
+from lcnn_utils import studies
 from lcnn_utils.curvature import geometry
-from lcnn_utils.lipschitz import LipschitzBatchNorm2d, conv_norm
-from lcnn_utils.objectives import OBJECTIVES
-from lcnn_utils.recipe import METHODS, SCHEDULES, Recipe
-from lcnn_utils.spectral import sigma_error
+from lcnn_utils.experiments import runs as experiments
+from lcnn_utils.nn import CenteredSoftplus, LipschitzBatchNorm2d, conv_norm, sigma_error
+from lcnn_utils.nn import batchnorm as lipschitz
+from lcnn_utils.nn import softplus as activations
+from lcnn_utils.nn import spectral_norm as spectral
 from lcnn_utils.training import (
+    METHODS,
+    OBJECTIVES,
+    Recipe,
     accuracy,
     build,
     fit,
@@ -32,6 +35,7 @@ from lcnn_utils.training import (
     state_path,
     training_step,
 )
+from lcnn_utils.training.recipe import SCHEDULES
 
 pytestmark = pytest.mark.usefixtures("store")
 MOONS = Recipe("moons", "lcnn", "mlp", width=6, epochs=4)

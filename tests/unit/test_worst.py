@@ -10,10 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from lcnn_utils.activations import CenteredSoftplus
 from lcnn_utils.curvature import SCALARS, evaluating, geometry, scalar_of
-from lcnn_utils.models import resnet
-from lcnn_utils.worst import curved_ways, worst_step
+from lcnn_utils.nn import CenteredSoftplus, resnet
+from lcnn_utils.saliency import curved_ways, worst_step
 
 DTYPES = (torch.float32, torch.float64)
 

@@ -1,0 +1,3 @@
+"""The command ``lcnn``."""
+
+from .commands import main as main

@@ -1,0 +1,244 @@
+"""Upper bounds of ‖∇²f‖₂ and C_f, layer by layer, for nets whose only curved layers are elementwise activations.
+
+With u_i the input of activation i, A_i = ∂u_i/∂x, d_i = ∂f/∂u_i and φ_i″ ≤ β_i φ_i′, φ_i″ ≤ β_i/4:
+
+    ∇²f(x) = Σ_i A_iᵀ diag(∂f/∂z_i ∘ φ_i″(u_i)) A_i                                          (chain rule)
+    (A)  ‖∇²f(x)‖ ≤ Σ_i β_i ‖d_i‖_∞ ‖A_i‖₂²                                                  ``local_bound``
+    (B)  ‖∇²f(x)‖ ≤ Σ_i (β_i/4) Lip(x→u_i)² max over k and x of |∂f/∂z_ik|                 ``curvature_bound``
+    (C)  C_f(x) ≤ Σ_i β_i κ_i(x) Lip(x→u_i),   κ_i = ‖d_i‖_∞ ‖A_i‖₂ / ‖∇f(x)‖₂               ``normalised_bound``
+
+In a chain Lip(x→u_i) ≤ Π_{j≤i} ‖W_j‖ and |∂f/∂z_ik| ≤ max_k ‖W_{i+1} e_k‖ Π_{j>i+1} ‖W_j‖ ‖w‖: W_{i+1} meets one unit
+at a time (its norm would do too, but is larger). A sum of branches adds slopes and curvatures. The form published for
+C_f (the authors' poster) is (C) with every κ_i ≤ 1, and can fail where gradients cancel: ``published_bound``.
+References: S. Srinivas et al., NeurIPS 2022; S. Singla, S. Feizi, ICML 2020 (certificates from curvature).
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+import torch
+from torch import Tensor, nn
+
+from ..lab import double, nearest
+from .bound_graph import Place, Walk, walk_through
+from .hessian import _check_finite, _prepare, measuring, scalar_of
+
+SCALARS = ("margin", "logit")
+LARGEST = 2**26  # entries of one sample's Jacobian
+
+
+def _terms(walk: Walk, out: Place, scalar: str) -> dict[int, Tensor]:
+    """Term of (B) of each activation's row: (K,) for logits, (K, K) for margins, entry (y, j) that of z_y − z_j."""
+    place, weight = out.linear or (out, double(torch.eye(out.value.shape[1], device=out.value.device)))
+    largest, norm = (
+        weight.norm(p, dim=1)
+        if nearest(scalar, SCALARS, "scalar") == "logit"
+        else torch.stack([(weight - row).norm(p, dim=1) for row in weight])
+        for p in (torch.inf, 2)
+    )
+    terms = {}
+    for row, reach in place.reach.items():
+        curvature = walk.rows[row]["beta"] / 4 * walk.rows[row]["before"] ** 2
+        terms[row] = curvature * reach.norm * (largest if reach.diagonal else norm)
+    return terms
+
+
+def _worst(terms: dict[int, Tensor]) -> tuple[float, dict[int, float]]:
+    """The largest sum over scalars, and the terms that make it up."""
+    if not terms:
+        return 0.0, {}
+    at = torch.stack(list(terms.values())).sum(0).argmax()
+    parts = {row: term.flatten()[at].item() for row, term in terms.items()}
+    return sum(parts.values()), parts
+
+
+def curvature_bound(
+    model: nn.Module, input_shape: Sequence[int], *, certified: bool = True, scalar: str = "margin"
+) -> float:
+    """(B): K ≥ ‖∇²f(x)‖₂ at every x and for every f, the margin of any two logits (default) or any single logit.
+
+    Args:
+        model: a net of the layers named in the error below, as built by ``models`` or ``to_low_curvature``; eval mode.
+        input_shape: of one input, (C, H, W) or (d,): the norms of convolutions depend on it.
+        certified: upper bounds of the convolutions' norms, or quicker estimates from below (power iteration).
+
+    Raises:
+        ValueError: a layer or function that can't be bounded (named), a wrong shape, an unknown scalar.
+    """
+    walk, out = walk_through(model, input_shape, certified)
+    return _worst(_terms(walk, out, scalar))[0]
+
+
+def published_bound(
+    model: nn.Module, input_shape: Sequence[int], *, certified: bool = True, widths: bool = False
+) -> float:
+    """Σ_i β_i Lip(x→u_i), published as a bound of C_f(x) at every x (in this form on the authors' poster).
+
+    It holds at x if every κ_i(x) ≤ 1 (``normalised_bound``), which is sufficient, not necessary. Nothing makes a net
+    obey that: s₀(x) + s₀(−x) has slope 0 and curvature β/2 at 0.
+
+    Args:
+        model, input_shape, certified: as in :func:`curvature_bound`, with its errors.
+        widths: multiply term i by the number of its units. (The paper carries a factor n_i, its place unknown to us.)
+    """
+    walk, _ = walk_through(model, input_shape, certified)
+    curved = [row for row in walk.rows if not math.isnan(row["beta"])]
+    return sum(row["beta"] * row["before"] * (row["size"] if widths else 1) for row in curved)
+
+
+def _local(
+    model: nn.Module, x: Tensor, y: Tensor, scalar: str, norms: bool = False, certified: bool = True
+) -> tuple[list[dict[str, Any]], Tensor, Tensor, Tensor, Tensor]:
+    """Rows of the walk, β (L,), ‖d_i‖_∞ (N, L), ‖A_i‖₂ (N, L), ‖∇f‖₂ (N,): a row and a column for each activation."""
+    nearest(scalar, SCALARS, "scalar")
+    with measuring(model):
+        x, y = _prepare(model, x, y, precise=True)
+    walk, _ = walk_through(model, x.shape[1:], certified, norms)
+    curved = [row for row in walk.rows if not math.isnan(row["beta"])]
+    if not curved:
+        raise ValueError("the model has no curved activation: its margins are linear, and every bound is 0")
+    d, widest = x[0].numel(), max(row["size"] for row in curved)
+    if d * widest > LARGEST:
+        raise ValueError(
+            f"Jacobians of {widest} units by {d} inputs are too large: use curvature_bound, or a smaller net"
+        )
+
+    def inputs_of_activations(x: Tensor) -> tuple[tuple[Tensor, ...], Tensor]:
+        found: list[Tensor] = []
+        modules = {row["module"] for row in curved}
+        hooks = [m.register_forward_pre_hook(lambda _, args: found.append(args[0])) for m in modules]
+        try:
+            logits = model(x)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        return tuple(found), logits
+
+    with measuring(model):
+        point = x.detach().requires_grad_()
+        units, logits = inputs_of_activations(point)
+        total = scalar_of(logits, y, scalar).sum()
+        gradient, *deltas = torch.autograd.grad(total, [point, *units], materialize_grads=True)
+        parts = []
+        for part in x.detach().split(max(1, 2**22 // (d * widest))):
+            basis = torch.eye(d, dtype=x.dtype, device=x.device).view(d, *x.shape[1:])
+            repeated, basis = part.repeat_interleave(d, 0), basis.repeat(len(part), *[1] * (x.dim() - 1))
+            repeated.requires_grad_()
+            outputs, _ = inputs_of_activations(repeated)
+            weights = [torch.zeros_like(u, requires_grad=True) for u in outputs]  # A v is the gradient of wᵀA v in w
+            (pulled,) = torch.autograd.grad(outputs, repeated, weights, create_graph=True)
+            columns = torch.autograd.grad(pulled, weights, basis)
+            jacobians = [double(c.detach().reshape(len(part), d, -1)) for c in columns]  # A_iᵀ
+            grams = [a @ a.mT if a.shape[1] < a.shape[2] else a.mT @ a for a in jacobians]
+            parts.append([torch.linalg.eigvalsh(gram)[:, -1].clamp(min=0).sqrt() for gram in grams])
+    _check_finite(gradient.flatten(1).norm(dim=1) + sum(delta.flatten(1).norm(dim=1) for delta in deltas))
+    return (
+        curved,
+        x.new_tensor([row["beta"] for row in curved]),
+        torch.stack([delta.detach().flatten(1).abs().amax(1) for delta in deltas], 1),
+        torch.stack([torch.cat(layer) for layer in zip(*parts, strict=True)], 1).to(x),
+        gradient.flatten(1).norm(dim=1),
+    )
+
+
+def local_bound(model: nn.Module, x: Tensor, y: Tensor, *, scalar: str = "margin") -> Tensor:
+    """(A) at each sample: x (N, …), labels y (N,) → (N,), with the true Jacobians, so for nets of moderate size.
+
+    Raises ValueError as :func:`curvature_bound`, and for Jacobians that are too large.
+    """
+    _, betas, deltas, norms, _ = _local(model, x, y, scalar)
+    return (deltas * norms**2) @ betas
+
+
+def _kappa(deltas: Tensor, norms: Tensor, gradient: Tensor) -> Tensor:
+    """κ (N, L). Where 0/0, a layer has no part in the gradient, and none in the bound: 0."""
+    parts = deltas * norms
+    return torch.where(parts > 0, parts / gradient[:, None], parts)
+
+
+@dataclass(frozen=True)
+class NormalisedBound:
+    """(C): ``bound`` (N,) of C_f, and what it is made of: ``kappa`` (N, L), ``beta`` and ``lipschitz`` (L,)."""
+
+    bound: Tensor
+    kappa: Tensor
+    beta: Tensor
+    lipschitz: Tensor
+
+
+def normalised_bound(
+    model: nn.Module, x: Tensor, y: Tensor, *, scalar: str = "margin", certified: bool = True
+) -> NormalisedBound:
+    """(C) at each sample: C_f(x) ≤ Σ_i β_i κ_i(x) Lip(x→u_i), infinite where the gradient vanishes but κ doesn't.
+
+    Arguments and errors as in :func:`local_bound` and :func:`curvature_bound`.
+    """
+    curved, beta, deltas, norms, gradient = _local(model, x, y, scalar, norms=True, certified=certified)
+    lipschitz = beta.new_tensor([row["before"] for row in curved])
+    kappa = _kappa(deltas, norms, gradient)
+    return NormalisedBound(kappa @ (beta * lipschitz), kappa, beta, lipschitz)
+
+
+def layer_terms(
+    model: nn.Module,
+    x: Tensor | None = None,
+    y: Tensor | None = None,
+    *,
+    input_shape: Sequence[int] | None = None,
+    scalar: str = "margin",
+    certified: bool = True,
+) -> pd.DataFrame:
+    """What each layer contributes, one row a layer; give ``x`` and ``y`` for (A), or ``input_shape`` for (B).
+
+    Columns for (B): layer, kind, slope (the layer's own; a BatchNorm's is what it does to the linear layer before it),
+    beta (NaN if not curved), before and lipschitz (Lip from x to its input and output), contribution (to the worst f);
+    the contributions add up to :func:`curvature_bound`. For (A), a row an activation and sample: layer, sample, beta,
+    jacobian_norm ‖A_i‖, delta ‖d_i‖_∞, kappa, contribution; they add up to :func:`local_bound`. Errors as there.
+    """
+    if x is not None:
+        if y is None:
+            raise ValueError("labels y are needed with x: they say which logit or margin is bounded")
+        curved, betas, deltas, norms, gradient = _local(model, x, y, scalar)
+        names = [row["layer"] for row in curved]
+        columns = dict(jacobian_norm=norms, delta=deltas, kappa=_kappa(deltas, norms, gradient))
+        columns |= dict(contribution=deltas * norms**2 * betas, beta=betas.expand_as(norms))
+        values = {name: value.mT.flatten().cpu().numpy() for name, value in columns.items()}
+        index = pd.MultiIndex.from_product([names, range(len(x))], names=["layer", "sample"]).to_frame(index=False)
+        return index.assign(**values)
+    if input_shape is None:
+        raise ValueError("give input_shape, (C, H, W) or (d,), or samples x with labels y")
+    walk, out = walk_through(model, input_shape, certified)
+    terms = _worst(_terms(walk, out, scalar))[1]
+    frame = pd.DataFrame(walk.rows).drop(columns=["module", "size"])
+    frame["contribution"] = [terms.get(i, 0.0) for i in range(len(frame))]
+    return frame
+
+
+def certified_radius(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+    """L2 radius around each x (N, …) within which no input is given another class than y (N,); 0 where x is not y.
+
+    For every other class j the margin m = logit_y − logit_j has ‖∇²m‖ ≤ K_j by (B), so m > 0 at every step shorter than
+    r_j = (−‖∇m‖ + √(‖∇m‖² + 2 K_j m))/K_j = 2m/(‖∇m‖ + √(‖∇m‖² + 2 K_j m)); the radius is the smallest r_j.
+    Computed in float64 on the CPU, rounded down; it holds for the net in exact arithmetic (at its very edge, float32's
+    rounding may decide). Unit: that of x; the pixel range [0, 1] is not used.
+    Reference: S. Singla, S. Feizi, ICML 2020. Errors as :func:`curvature_bound`.
+    """
+    with measuring(model):
+        x, y = _prepare(model, x, y, precise=True)
+        model, point, own = copy.deepcopy(model).cpu().double(), x.cpu().double().requires_grad_(), y.cpu()
+        logits = model(point)
+        gradient = lambda z: torch.autograd.grad(z.sum(), point, retain_graph=True)[0].flatten(1)
+        mine = gradient(logits.gather(1, own[:, None]))
+        slope = torch.stack([(mine - gradient(z)).norm(dim=1) for z in logits.unbind(1)], 1)
+    terms = _terms(*walk_through(model, x.shape[1:], certified=True), "margin")
+    curvature = sum(terms.values(), torch.zeros_like(logits[0]).expand(logits.shape[1], -1))[own]  # (N, K)
+    margin = logits.detach().gather(1, own[:, None]) - logits.detach()
+    radius = 2 * margin / (slope + (slope**2 + 2 * curvature * margin.clamp(min=0)).sqrt())
+    radius = torch.where(margin > 0, radius, 0).scatter(1, own[:, None], torch.inf).amin(1)
+    return (radius.detach() * (1 - max(1e-9, 2 * torch.finfo(x.dtype).eps))).to(x)

@@ -1,0 +1,234 @@
+"""Experiments that remember: runs that are trained once and then read. The recipes of each scale are in ``scales``.
+
+A run has a name that ends in a hash of its recipe. Two folders are searched for it: ``data/checkpoints`` of the
+project (shipped, weights in float16) and ``runs`` of the store (``LCNN_STORE``, else ``data/``), where new ones go.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import json
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from torch import nn
+
+from ..curvature import geometry
+from ..lab import PROJECT, pick_device, store_root, write_text
+from ..nn import refresh_norms
+from ..training import (
+    Recipe,
+    accuracy,
+    build,
+    fit,
+    measured_split,
+    run_name,
+    samples,
+    state_path,
+    strict,
+)
+from ..training.checkpoint import DAMAGE, Damaged, finished, read, write
+
+SHIPPED = PROJECT / "data" / "checkpoints"
+GEOMETRY = 1000  # images whose curvature is measured, at most
+
+
+@dataclass(frozen=True, eq=False)
+class Run:
+    """What came of a recipe.
+
+    Attributes:
+        model: in eval mode, on the device asked for; None where only the numbers were asked for.
+        metrics: ``accuracy`` on the ``images`` of the test split, or of the part that the recipe holds out; over the
+            first ``measured`` of them the means of ``grad_norm``, ``hessian_norm``, ``curvature`` (of the true label's
+            loss) and ``margin_curvature``, the median of both curvatures, and ``parameters``.
+        history: one row an epoch, as ``training.fit`` returns it.
+        provenance: versions, device, threads, date, and the ``seconds`` that training took.
+    """
+
+    model: nn.Module | None
+    metrics: dict[str, float]
+    recipe: Recipe
+    history: pd.DataFrame
+    provenance: dict[str, Any]
+
+
+def measure(model: nn.Module, recipe: Recipe) -> dict[str, float]:
+    """The metrics of a run (see :class:`Run`), on the model's device."""
+    x, y = samples(recipe, measured_split(recipe), next(model.parameters()).device)
+    near, labels = x[:GEOMETRY], y[:GEOMETRY]
+    g, margin = (geometry(model, near, labels, scalar=scalar) for scalar in ("loss", "margin"))
+    values = {"grad_norm": g.grad_norm.mean(), "hessian_norm": g.hessian_norm.mean(), "curvature": g.curvature.mean()}
+    values |= {"margin_curvature": margin.curvature.mean(), "curvature_median": g.curvature.median()}
+    values |= {"margin_curvature_median": margin.curvature.median()}
+    counts = {"images": len(y), "measured": len(labels), "parameters": sum(p.numel() for p in model.parameters())}
+    return {"accuracy": accuracy(model, x, y)} | {name: value.item() for name, value in values.items()} | counts
+
+
+def places() -> tuple[Path, Path]:
+    """Where runs are looked for, in this order: those shipped, those of the store."""
+    return SHIPPED, store_root() / "runs"
+
+
+def run(
+    recipe: Recipe,
+    *,
+    device: str | torch.device | None = None,
+    progress: bool = True,
+    weights: bool = True,
+    watch: Callable[[pd.DataFrame], None] | None = None,
+) -> Run:
+    """The run of a recipe: read if it is shipped or in the store, else trained, measured and stored.
+
+    Args:
+        weights: False asks for the numbers only, which are shipped for more runs than weights are.
+        watch: of ``training.fit``. What it raises ends the training, of which the state is kept and nothing recorded.
+
+    Raises:
+        RuntimeError: what is on disk is damaged or belongs to another recipe; the dataset is needed, absent, and could
+            not be downloaded; or as ``training.fit``.
+        OSError: the store cannot be written.
+    """
+    device = pick_device(device)
+    for folder in places():
+        path = folder / f"{run_name(recipe)}.json"
+        if not path.exists():
+            continue
+        numbers = _run(_record(path, recipe), recipe)
+        if not weights:
+            return numbers
+        if folder == SHIPPED and path.with_suffix(".safetensors").exists():
+            model = load_weights(path.with_suffix(".safetensors"), recipe).to(device)
+            return dataclasses.replace(numbers, model=model)
+        if folder != SHIPPED and finished(state_path(recipe), recipe.epochs):
+            return dataclasses.replace(numbers, model=fit(recipe, device=device, progress=progress)[0])
+    model, history = fit(recipe, device=device, progress=progress, watch=watch)
+    metrics, about = measure(model, recipe), _provenance(recipe, history)
+    _write_record(store_root() / "runs", recipe, metrics, history, about)
+    return Run(model if weights else None, metrics, recipe, history, about)
+
+
+def read_record(text: bytes, recipe: Recipe) -> Run:
+    """The run that a record tells of, without its weights.
+
+    Raises:
+        one of ``state.DAMAGE``: it is no record, or another recipe's.
+    """
+    found, record = strict.record(text)
+    if found != recipe:
+        raise ValueError("it is the record of another recipe")
+    return _run(record, recipe)
+
+
+def ship(
+    recipe: Recipe,
+    *,
+    weights: bool = True,
+    folder: Path | None = None,
+    device: str | torch.device | None = None,
+    progress: bool = True,
+) -> Run:
+    """Run a recipe and put it among the shipped ones: weights rounded to float16, metrics measured from those.
+
+    Args:
+        weights: False ships the numbers only, as the run has them.
+        folder: default ``data/checkpoints``.
+    """
+    folder, made = folder or SHIPPED, run(recipe, device=device, progress=progress, weights=weights)
+    metrics, path = made.metrics, folder / f"{run_name(recipe)}.safetensors"
+    if made.model is not None:
+        state = made.model.state_dict()
+        half = {k: v.half() if v.is_floating_point() else v for k, v in state.items()}
+        if not all(bool(value.isfinite().all()) for value in half.values()):
+            raise RuntimeError(
+                f"a weight of {path.stem} is too large for float16: ship its numbers only (weights=False)"
+            )
+        write(path, {k: v.cpu().contiguous() for k, v in half.items()}, {"recipe": _as_json(recipe)})
+        metrics = measure(load_weights(path, recipe).to(next(made.model.parameters()).device), recipe)
+        if abs(metrics["accuracy"] - made.metrics["accuracy"]) > 0.01:
+            path.unlink()
+            raise RuntimeError(
+                f"in float16 the accuracy of {path.stem} is {metrics['accuracy']:.1%}, not "
+                f"{made.metrics['accuracy']:.1%}: ship its numbers only (weights=False)"
+            )
+    _write_record(folder, recipe, metrics, made.history, made.provenance)
+    return dataclasses.replace(made, metrics=metrics)
+
+
+def load_weights(path: Path, recipe: Recipe) -> nn.Module:
+    """The model of a shipped checkpoint, in float32 and eval mode, its norms refreshed.
+
+    Raises:
+        RuntimeError: the file is damaged, or holds another recipe's weights.
+    """
+    model = build(recipe)
+    try:
+        tensors, metadata = read(path)
+        if Recipe(**json.loads(metadata["recipe"])) != recipe:
+            raise ValueError("it is the checkpoint of another recipe")
+        model.load_state_dict({k: v.float() for k, v in tensors.items()})
+    except DAMAGE as error:
+        raise _damaged(path, error) from None
+    refresh_norms(model)
+    return model.eval()
+
+
+def results(folders: tuple[Path, ...] | None = None) -> pd.DataFrame:
+    """Every run that is shipped or in the store, a row each: the recipe's fields, metrics, seconds, device, date."""
+    rows, seen = [], set()
+    for folder in folders or places():
+        for path in sorted(folder.glob("[!.]*.json")):  # a hidden one is being written
+            try:
+                record = _record(path)
+            except RuntimeError as error:
+                warnings.warn(f"left out: {error}", RuntimeWarning, stacklevel=2)
+                continue
+            if path.stem not in seen:
+                about = {name: record["provenance"][name] for name in ("seconds", "device", "date")}
+                rows.append(dataclasses.asdict(Recipe(**record["recipe"])) | record["metrics"] | about)
+            seen.add(path.stem)
+    return pd.DataFrame(rows)
+
+
+def _run(record: dict[str, Any], recipe: Recipe) -> Run:
+    history = pd.DataFrame(record["history"])
+    history.attrs["seconds"] = record["provenance"]["seconds"]
+    return Run(None, record["metrics"], recipe, history, record["provenance"])
+
+
+def _as_json(recipe: Recipe) -> str:
+    return json.dumps(dataclasses.asdict(recipe))
+
+
+def _provenance(recipe: Recipe, history: pd.DataFrame) -> dict[str, Any]:
+    """Where the run was trained (the last of several sittings, all their devices), seconds, seed and date."""
+    sittings = history.attrs["made_on"]
+    devices = " and ".join(dict.fromkeys(sitting["device"] for sitting in sittings))
+    facts = {"device": devices, "seconds": history.attrs["seconds"], "seed": recipe.seed}
+    return sittings[-1] | facts | {"date": datetime.date.today().isoformat()}
+
+
+def _write_record(folder: Path, recipe: Recipe, metrics: dict, history: pd.DataFrame, about: dict) -> None:
+    record: dict[str, Any] = {"recipe": dataclasses.asdict(recipe), "metrics": metrics, "provenance": about}
+    record["history"] = history.to_dict("records")
+    write_text(folder / f"{run_name(recipe)}.json", json.dumps(record) + "\n", "set LCNN_STORE to a folder of yours")
+
+
+def _record(path: Path, recipe: Recipe | None = None) -> dict[str, Any]:
+    try:
+        found, record = strict.record(strict.content(path))
+        if found != recipe if recipe is not None else run_name(found) != path.stem:
+            raise ValueError("it is the record of another recipe")
+        return record
+    except DAMAGE as error:
+        raise _damaged(path, error) from None
+
+
+def _damaged(path: Path, error: Exception) -> Damaged:
+    return Damaged(path, error, "restore it with git" if path.parent == SHIPPED else "delete it, and it is made anew")

@@ -1,0 +1,30 @@
+"""Layers and networks: centered softplus, spectral norms, γ-Lipschitz BatchNorm, ResNets, conversion."""
+
+from .batchnorm import LipschitzBatchNorm2d, conv_norm
+from .convert import replace_layers, to_low_curvature
+from .resnet import BLOCKS, AveragedBlock, OrdinaryBlock, mlp, relu_reading, resnet, set_beta, vgg11
+from .softplus import CenteredSoftplus, beta_of, centered_softplus
+from .spectral_norm import SpectralNorm, norms_once_a_step, refresh_norms, sigma_error, spectral_normalize
+
+__all__ = [
+    "BLOCKS",
+    "AveragedBlock",
+    "CenteredSoftplus",
+    "LipschitzBatchNorm2d",
+    "OrdinaryBlock",
+    "SpectralNorm",
+    "beta_of",
+    "centered_softplus",
+    "conv_norm",
+    "mlp",
+    "norms_once_a_step",
+    "refresh_norms",
+    "relu_reading",
+    "replace_layers",
+    "resnet",
+    "set_beta",
+    "sigma_error",
+    "spectral_normalize",
+    "to_low_curvature",
+    "vgg11",
+]

@@ -1,0 +1,224 @@
+"""The networks under study, each as a Standard net and as its low-curvature version (LCNN).
+
+Standard means the authors' baseline: their residual block, BatchNorm without scale and shift, softplus with β = 1000
+(nearly a ReLU, but with a Hessian). LCNN: β trainable from 5, convolutions of norm 1, γ-Lipschitz BatchNorm.
+``activation`` puts another one in place; ``ordinary`` gives everybody else's net: blocks that add, BatchNorm with scale
+and shift, a free classifier. All nets are plain nn.Sequential trees and take images in [0, 1]; where pixels need
+standardising, put ``torchvision.transforms.Normalize`` in front: ``nn.Sequential(Normalize(mean, std), net)``.
+"""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from .batchnorm import LipschitzBatchNorm2d
+from .convert import replace_layers, to_low_curvature
+from .softplus import CenteredSoftplus
+from .spectral_norm import spectral_normalize
+
+__all__ = ["BLOCKS", "AveragedBlock", "mlp", "relu_reading", "resnet", "set_beta", "to_low_curvature", "vgg11"]
+
+BLOCKS = {10: (1, 1, 1, 1), 18: (2, 2, 2, 2), 34: (3, 4, 6, 3)}
+
+
+Activation = Callable[[], nn.Module]
+
+
+@dataclass(frozen=True)
+class _Parts:
+    """The layers that differ between the kinds of net."""
+
+    lcnn: bool
+    beta: float | None
+    gamma: float
+    make: Activation | None = None
+    ordinary: bool = False
+
+    def __post_init__(self) -> None:
+        if self.lcnn and self.ordinary:
+            raise ValueError("an LCNN needs the averaged blocks and norms: use ordinary=True with lcnn=False")
+
+    def activation(self) -> nn.Module:
+        if self.make is not None:
+            return self.make()
+        beta = self.beta if self.beta is not None else (5.0 if self.lcnn else 1000.0)
+        return CenteredSoftplus(beta, trainable=self.lcnn)
+
+    def conv(self, c_in: int, c_out: int, kernel: int, stride: int, size: int) -> list[nn.Module]:
+        """Convolution of a ``size`` x ``size`` image and its normalisation."""
+        conv = nn.Conv2d(c_in, c_out, kernel, stride, kernel // 2, bias=False)
+        if not self.lcnn:
+            return [conv, nn.BatchNorm2d(c_out, affine=self.ordinary)]
+        return [spectral_normalize(conv, (c_in, size, size)), LipschitzBatchNorm2d(c_out, self.gamma)]
+
+    def head(self, features: int, num_classes: int) -> list[nn.Module]:
+        """Global average, then a classifier: of norm 1, in the Standard net too (as the authors have it)."""
+        linear = nn.Linear(features, num_classes)
+        return [nn.AdaptiveAvgPool2d(1), nn.Flatten(), linear if self.ordinary else spectral_normalize(linear)]
+
+
+class AveragedBlock(nn.Module):
+    """The authors' residual block: x ↦ φ(½(F(x/√2) + S(x/√2))), with F two convolutions and S the shortcut.
+
+    Doubling the input as (x, x)/√2 keeps its norm and averaging the branches divides it by √2, so the block's slope is
+    at most max(slope F, slope S)/√2, where a plain sum would add the slopes.
+    """
+
+    def __init__(self, c_in: int, c_out: int, stride: int, size: int, parts: _Parts) -> None:
+        super().__init__()
+        self.branch = nn.Sequential(
+            *parts.conv(c_in, c_out, 3, stride, size),
+            parts.activation(),
+            *parts.conv(c_out, c_out, 3, 1, math.ceil(size / stride)),
+        )
+        same = stride == 1 and c_in == c_out
+        self.shortcut = nn.Identity() if same else nn.Sequential(*parts.conv(c_in, c_out, 1, stride, size))
+        self.activation = parts.activation()
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x / math.sqrt(2)
+        mean = self.branch(x) + self.shortcut(x)
+        mean /= 2  # in place
+        return self.activation(mean)
+
+
+class OrdinaryBlock(AveragedBlock):
+    """The usual residual block: x ↦ φ(F(x) + S(x)) (K. He et al., CVPR 2016)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.activation(self.branch(x) + self.shortcut(x))
+
+
+def resnet(
+    depth: int = 18,
+    *,
+    num_classes: int,
+    width: int = 64,
+    in_channels: int = 3,
+    image_size: int = 32,
+    lcnn: bool = False,
+    beta: float | None = None,
+    gamma: float = 10.0,
+    activation: Activation | None = None,
+    ordinary: bool = False,
+) -> nn.Sequential:
+    """ResNet for small images with the authors' averaged blocks: (N, C, H, W) in [0, 1] → logits (N, num_classes).
+
+    Args:
+        depth: 10, 18 or 34.
+        width: channels of the first stage; doubled at each of the three that follow.
+        image_size: side of the images, on which the norms of convolutions depend.
+        lcnn: low-curvature layers, or the Standard net.
+        beta: starting β; default 5 (LCNN, trainable) or 1000 (Standard, fixed).
+        gamma: starting γ of each BatchNorm (LCNN).
+        activation: makes each activation, such as ``nn.ReLU``; default as said for ``beta``.
+        ordinary: blocks that add, BatchNorm with scale and shift, a classifier of any norm (not for an LCNN).
+
+    Raises:
+        ValueError: unknown depth, a number that is not positive, an LCNN with ordinary layers.
+    """
+    if depth not in BLOCKS:
+        raise ValueError(f"resnet depth must be one of {', '.join(map(str, BLOCKS))}, got {depth}")
+    _check_positive(num_classes=num_classes, width=width, in_channels=in_channels, image_size=image_size)
+    parts, size, channels = _Parts(lcnn, beta, gamma, activation, ordinary), image_size, width
+    layers = [*parts.conv(in_channels, width, 3, 1, size), parts.activation()]
+    block_kind = OrdinaryBlock if ordinary else AveragedBlock
+    for stage, blocks in enumerate(BLOCKS[depth]):
+        for block in range(blocks):
+            stride = 2 if stage > 0 and block == 0 else 1
+            layers.append(block_kind(channels, width * 2**stage, stride, size, parts))
+            channels, size = width * 2**stage, math.ceil(size / stride)
+    return nn.Sequential(*layers, *parts.head(channels, num_classes))
+
+
+def vgg11(
+    *,
+    num_classes: int,
+    width: int = 64,
+    in_channels: int = 3,
+    image_size: int = 32,
+    lcnn: bool = False,
+    beta: float | None = None,
+    gamma: float = 10.0,
+    activation: Activation | None = None,
+    ordinary: bool = False,
+) -> nn.Sequential:
+    """VGG-11 with average pooling (a maximum has kinks) and one β a layer; arguments and errors as :func:`resnet`."""
+    _check_positive(num_classes=num_classes, width=width, in_channels=in_channels, image_size=image_size)
+    parts, size, channels = _Parts(lcnn, beta, gamma, activation, ordinary), image_size, in_channels
+    layers: list[nn.Module] = []
+    for factors in ((1,), (2,), (4, 4), (8, 8), (8, 8)):
+        for factor in factors:
+            layers += [*parts.conv(channels, width * factor, 3, 1, size), parts.activation()]
+            channels = width * factor
+        if size > 1:
+            layers.append(nn.AvgPool2d(2))
+            size //= 2
+    return nn.Sequential(*layers, *parts.head(channels, num_classes))
+
+
+def mlp(
+    sizes: Sequence[int],
+    *,
+    lcnn: bool = False,
+    beta: float | None = None,
+    gamma: float = 10.0,
+    activation: Activation | None = None,
+) -> nn.Sequential:
+    """Multilayer perceptron (N, sizes[0]) → logits (N, sizes[-1]); images are flattened first.
+
+    A hidden layer of the LCNN is built as one of a CNN: a linear map of norm 1, γ-BatchNorm, a trainable β. Its
+    read-out is free: it mostly sets the scale of the logits, which the curvature of a margin or a logit doesn't see
+    (that of the loss does).
+
+    Raises:
+        ValueError: fewer than two sizes, or one that is not positive.
+    """
+    if len(sizes) < 2:
+        raise ValueError(f"mlp needs the sizes of its input and output at least, got {list(sizes)}")
+    _check_positive(**{f"sizes[{i}]": size for i, size in enumerate(sizes)})
+    parts = _Parts(lcnn, beta, gamma, activation)
+    layers: list[nn.Module] = [nn.Flatten()]
+    for inputs, outputs in itertools.pairwise(sizes[:-1]):
+        linear = nn.Linear(inputs, outputs)
+        layers += [spectral_normalize(linear), LipschitzBatchNorm2d(outputs, gamma)] if lcnn else [linear]
+        layers.append(parts.activation())
+    return nn.Sequential(*layers, nn.Linear(sizes[-2], sizes[-1]))
+
+
+def _check_positive(**numbers: int) -> None:
+    for name, number in numbers.items():
+        if not isinstance(number, int) or number < 1:
+            raise ValueError(f"{name} must be a whole number of at least 1, got {number!r}")
+
+
+def set_beta(model: nn.Module, beta: float) -> nn.Module:
+    """Give every centered softplus of ``model`` the sharpness ``beta`` (in place); returns the model.
+
+    Raises:
+        ValueError: β is not finite and positive, or there is no centered softplus.
+    """
+    layers = [module for module in model.modules() if isinstance(module, CenteredSoftplus)]
+    if not layers:
+        raise ValueError("this model has no CenteredSoftplus: convert it with to_low_curvature first")
+    for layer in layers:
+        layer.beta = beta
+    return model
+
+
+def relu_reading(model: nn.Module) -> nn.Module:
+    """A copy with the same weights whose activations are ReLUs (the limit β → ∞)."""
+    return replace_layers(
+        copy.deepcopy(model),
+        lambda module: (
+            None
+            if not isinstance(module, CenteredSoftplus)
+            else (nn.ReLU() if module.cap is None else nn.Hardtanh(0.0, module.cap))
+        ),
+    )
