@@ -33,6 +33,7 @@ from lcnn_utils.cli.doctor import find_browser
 
 HERE = Path(__file__).parent
 NOTEBOOKS = sorted((HERE.parents[1] / "notebooks").glob("*.ipynb"))
+IN_THE_BROWSER = [path for path in NOTEBOOKS if path.stem[:2] in ("01", "07")]  # all of them run in tests/notebooks
 SHOTS = HERE / "shots"
 HELPERS = (HERE / "lab.js").read_text(encoding="utf-8")
 PRESSES = 16  # to measure the latency of a slider; even, so that it ends where it began
@@ -401,7 +402,7 @@ def test_a_cell_that_fails_is_seen(server, chromium):
 
 
 # ------------------------------------------------------------------------------------------------- the notebooks
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", IN_THE_BROWSER, ids=lambda path: path.stem)
 def test_notebook_in_the_browser(path, server, chromium, record_property):
     began = time.perf_counter()
     with opened(server, chromium, path.name) as book:

@@ -71,13 +71,10 @@ def control(widget, image=image):
 def draw(change):
     image.value = b"\\x89PNG " + repr(change.new).encode()
 """
-FINE = (
-    HEAD
-    + """
+SLIDER = """
 slider = control(widgets.FloatLogSlider(value=1, min=-2, max=3, base=10, description="β"))
-slider.observe(draw, "value")
 """
-)
+FINE = HEAD + SLIDER + "slider.observe(draw, 'value')\n"
 
 
 @pytest.fixture
@@ -116,42 +113,53 @@ def redraw(beta):
 """
 
 
-@pytest.mark.parametrize(
-    ("cell", "said"),
-    [
-        (
-            "slider.observe(lambda change: redraw(change.new), 'value')",
-            r"FloatLogSlider β → 1000\.0: ZeroDivisionError",
-        ),
-        ("interactive = widgets.interactive(redraw, beta=slider)", r"β → 1000\.0: ZeroDivisionError: only at the end"),
-        (
-            "out = widgets.Output()\ndef caught(change):\n    with out:\n        redraw(change.new)\n"
-            "    out.outputs = ()\n"
-            "slider.observe(caught, 'value')",
-            r"β → 1000\.0: ZeroDivisionError: only at the end",
-        ),
-        (
-            "control(widgets.Button(description='go')).on_click(lambda button: redraw(1000))",
-            r"Button go, clicked: ZeroDivisionError",
-        ),
-        (
-            "import warnings\nslider.observe(lambda change: change.new > 999 and warnings.warn('overflow'), 'value')",
-            r"β → 1000\.0: on stderr: .*overflow",
-        ),
-        (
-            "other = control(widgets.IntSlider(min=0, max=3, value=0, description='depth'))\n"
-            "other.observe(draw, 'value')\n"
-            "other.observe(lambda change: other.value == 3 and slider.value > 99 and redraw(1000), 'value')",
-            r"all to an end, IntSlider depth → 3: ZeroDivisionError",
-        ),
-        ("control(widgets.Text()).observe(draw, 'value')", r"knows no ends of a Text"),
-        ("slider.observe(lambda change: setattr(image, 'value', b'GIF'), 'value')", r"the image holds no PNG"),
-    ],
-    ids=["observe", "interact", "output", "click", "warning", "corner", "unknown", "picture"],
-)
-def test_the_runner_sees_a_callback_that_breaks_only_at_the_end(throwaway, cell, said):
-    record, _ = throwaway(FINE, BREAKS_AT_THE_END + cell)
-    assert any(re.search(said, text) for text in record["raised"]), record["raised"]
+BROKEN = {  # what goes wrong: (code of a cell, what the record must say)
+    "observe": (
+        "slider.observe(lambda change: redraw(change.new), 'value')",
+        r"FloatLogSlider β → 1000\.0: ZeroDivisionError",
+    ),
+    "interact": (
+        "interactive = widgets.interactive(redraw, beta=slider)",
+        r"β → 1000\.0: ZeroDivisionError: only at the end",
+    ),
+    "output": (
+        "out = widgets.Output()\ndef caught(change):\n    with out:\n        redraw(change.new)\n    out.outputs = ()\n"
+        "slider.observe(caught, 'value')",
+        r"β → 1000\.0: ZeroDivisionError: only at the end",
+    ),
+    "click": (
+        "control(widgets.Button(description='go')).on_click(lambda button: redraw(1000))",
+        r"Button go, clicked: ZeroDivisionError",
+    ),
+    "warning": (
+        "import warnings\nslider.observe(lambda change: change.new > 999 and warnings.warn('overflow'), 'value')",
+        r"β → 1000\.0: on stderr: .*overflow",
+    ),
+    "corner": (
+        "other, beta = control(widgets.IntSlider(min=0, max=3, value=0, description='depth'), image), slider\n"
+        "other.observe(draw, 'value')\n"
+        "other.observe(lambda change: other.value == 3 and beta.value > 99 and redraw(1000), 'value')",
+        r"all to an end, IntSlider depth → 3: ZeroDivisionError",
+    ),
+    "unknown": ("control(widgets.Text()).observe(draw, 'value')", r"knows no ends of a Text"),
+    "picture": ("slider.observe(lambda change: setattr(image, 'value', b'GIF'), 'value')", r"the image holds no PNG"),
+}
+
+
+def test_the_runner_sees_a_callback_that_breaks_only_at_the_end(throwaway):
+    """Every kind of fault, in one notebook, each with a slider (named after it) and an image of its own."""
+    own = 'image = widgets.Image(value=b"\\x89PNG start")\n'
+    cells = []
+    for name, (code, _) in BROKEN.items():
+        slider = SLIDER.replace("))", "), image)").replace("β", name)
+        breaks = BREAKS_AT_THE_END.replace("def redraw(beta)", "def redraw(beta, image=image)")
+        cells.append(
+            own + slider + breaks + code.replace("def caught(change):", "def caught(change, out=out, redraw=redraw):")
+        )
+    record, _ = throwaway(HEAD, *cells)
+    for name, (_, said) in BROKEN.items():
+        wanted = said.replace("β", name)
+        assert any(re.search(wanted, text) for text in record["raised"]), (wanted, record["raised"])
 
 
 def test_the_runner_sees_a_control_that_redraws_nothing(throwaway):
