@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from lcnn_utils.curvature import SCALARS, evaluating, geometry, gradient_and_hvp, scalar_of, top_direction
+from lcnn_utils.curvature import SCALARS, evaluating, geometry, gradient_and_hvp, scalar_of
 from lcnn_utils.curvature.hessian import METHODS
 from lcnn_utils.nn import CenteredSoftplus
 
@@ -151,7 +151,8 @@ def test_hessian_vector_product_is_the_hessian_times_the_vector():
 
 def test_top_direction_is_the_eigenvector():
     model, x, y = case("mlp", 5, 4)
-    direction, norm = top_direction(model, x, y, tol=1e-6)
+    g = geometry(model, x, y, tol=1e-6)
+    direction, norm = g.direction, g.hessian_norm
     _, product = gradient_and_hvp(model.eval(), x, y)
     torch.testing.assert_close(direction.norm(dim=1), torch.ones(4).double())
     torch.testing.assert_close(product(direction).norm(dim=1), norm, rtol=1e-4, atol=0)
@@ -255,7 +256,8 @@ def test_points_that_are_not_finite_and_huge_hessians_are_refused():
 def test_top_direction_where_the_hessian_is_zero():
     flat = nn.Linear(20, 3).double()
     for method in ("power", "lanczos", "exact"):
-        direction, norm = top_direction(flat, torch.rand(2, 20).double(), scalar="logit", method=method)
+        g = geometry(flat, torch.rand(2, 20).double(), scalar="logit", method=method)
+        direction, norm = g.direction, g.hessian_norm
         assert direction.isfinite().all(), method
         assert (norm == 0).all()
 
