@@ -82,22 +82,21 @@ KINDS: dict[type[nn.Module], Callable[[Any, Sequence[int], bool], Slopes]] = {
 def _slopes(module: nn.Module, name: str, shape: Sequence[int], certified: bool) -> Slopes:
     """The slopes of a layer at inputs of ``shape``; ValueError: there is no bound for it, or it only looks known."""
     kind = next((kind for kind in KINDS if isinstance(module, kind)), None)
+    sound = kind is not None and not (module._forward_hooks or module._forward_pre_hooks)
+    sound = sound and getattr(module.forward, "__func__", None) is kind.forward
+    sound = sound and getattr(module, "running_var", 0) is not None and not getattr(module, "divisor_override", None)
+    if isinstance(module, nn.Softplus):  # below threshold 20, it jumps visibly at threshold/β
+        sound = sound and module.beta > 0 and module.threshold >= 20
+    if kind is None or not sound:
+        raise ValueError(
+            f"no bound is known for {name} = {module}: replace kinks (ReLU, max-pooling) by to_low_curvature; known "
+            f"are {', '.join(kind.__name__ for kind in KINDS)}, without hooks or a forward of their own, BatchNorm "
+            "with running statistics, Softplus with beta > 0 and threshold >= 20"
+        )
     values = [v for v in (*module.parameters(), *module.buffers()) if v.is_floating_point()]
-    problem = ""
-    if kind is None:
-        known = ", ".join(kind.__name__ for kind in KINDS)
-        problem = f"replace kinks (ReLU, max-pooling) by to_low_curvature; known are {known}, sums and cat"
-    elif module._forward_hooks or module._forward_pre_hooks or module.forward.__func__ is not kind.forward:
-        problem = "it has hooks or a forward of its own"
-    elif isinstance(module, nn.Softplus) and not (module.beta > 0 and module.threshold >= 20):
-        problem = "beta > 0 and threshold >= 20 are needed"  # below, it jumps visibly at threshold/β
-    elif getattr(module, "running_var", values) is None or getattr(module, "divisor_override", None):
-        problem = "running statistics are needed, and a mean without divisor_override"
-    elif not all(bool(v.isfinite().all()) for v in values):
-        problem = "it holds NaN or infinity: training diverged, or the checkpoint is broken"
-    if kind is not None and not problem:
-        return KINDS[kind](module, shape, certified)
-    raise ValueError(f"no bound is known for {name} = {module}: {problem}")
+    if not all(bool(v.isfinite().all()) for v in values):
+        raise ValueError(f"{name} = {module} holds NaN or infinity: training diverged, or the checkpoint is broken")
+    return KINDS[kind](module, shape, certified)
 
 
 @dataclass

@@ -85,7 +85,7 @@ def published_bound(
 
 
 def _local(model: nn.Module, x: Tensor, y: Tensor, scalar: str, certified: bool = True) -> tuple[Any, ...]:
-    """Rows of the walk, β (L,), ‖d_i‖_∞ (N, L), ‖A_i‖₂ (N, L), ‖∇f‖₂ (N,): a row and a column for each activation."""
+    """Rows of the walk, β (L,), ‖d_i‖_∞ (N, L), ‖A_i‖₂ (N, L), κ (N, L): a row and a column for each activation."""
     nearest(scalar, SCALARS, "scalar")
 
     def inputs_of_activations(x: Tensor) -> tuple[list[Tensor], Tensor]:
@@ -123,7 +123,10 @@ def _local(model: nn.Module, x: Tensor, y: Tensor, scalar: str, certified: bool 
             parts.append(torch.stack([torch.linalg.eigvalsh(gram)[:, -1].clamp(min=0).sqrt() for gram in grams], 1))
     largest = torch.stack([delta.flatten(1).abs().amax(1) for delta in deltas], 1)
     betas = x.new_tensor([row["beta"] for row in curved])
-    return curved, betas, largest, torch.cat(parts).to(x), gradient.flatten(1).norm(dim=1)
+    norms = torch.cat(parts).to(x)
+    kappa = largest * norms  # where it is 0 (even 0/0), a layer has no part in the gradient
+    kappa = torch.where(kappa > 0, kappa / gradient.flatten(1).norm(dim=1, keepdim=True), kappa)
+    return curved, betas, largest, norms, kappa
 
 
 def local_bound(model: nn.Module, x: Tensor, y: Tensor, *, scalar: str = "margin") -> Tensor:
@@ -145,12 +148,6 @@ class NormalisedBound:
     lipschitz: Tensor
 
 
-def _kappa(deltas: Tensor, norms: Tensor, gradient: Tensor) -> Tensor:
-    """κ (N, L). Where 0/0, a layer has no part in the gradient, and none in the bound: 0."""
-    parts = deltas * norms
-    return torch.where(parts > 0, parts / gradient[:, None], parts)
-
-
 def normalised_bound(
     model: nn.Module, x: Tensor, y: Tensor, *, scalar: str = "margin", certified: bool = True
 ) -> NormalisedBound:
@@ -158,9 +155,8 @@ def normalised_bound(
 
     Arguments and errors as in :func:`local_bound` and :func:`curvature_bound`.
     """
-    curved, beta, deltas, norms, gradient = _local(model, x, y, scalar, certified)
+    curved, beta, _, _, kappa = _local(model, x, y, scalar, certified)
     lipschitz = beta.new_tensor([row["before"] for row in curved])
-    kappa = _kappa(deltas, norms, gradient)
     return NormalisedBound(kappa @ (beta * lipschitz), kappa, beta, lipschitz)
 
 
@@ -187,8 +183,8 @@ def layer_terms(
         return frame.assign(contribution=[terms.get(i, 0.0) for i in range(len(frame))])
     if x is None or y is None:
         raise ValueError("give input_shape, (C, H, W) or (d,), or samples x and labels y, whose margins are bounded")
-    curved, betas, deltas, norms, gradient = _local(model, x, y, scalar)
-    columns = dict(jacobian_norm=norms, delta=deltas, kappa=_kappa(deltas, norms, gradient))
+    curved, betas, deltas, norms, kappa = _local(model, x, y, scalar)
+    columns = dict(jacobian_norm=norms, delta=deltas, kappa=kappa)
     columns |= dict(contribution=deltas * norms**2 * betas, beta=betas.expand_as(norms))
     index = pd.MultiIndex.from_product([[row["layer"] for row in curved], range(len(x))], names=["layer", "sample"])
     values = {name: value.mT.flatten().cpu().numpy() for name, value in columns.items()}

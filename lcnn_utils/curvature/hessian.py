@@ -10,6 +10,7 @@ C. Lanczos (1950), B. Parlett, *The Symmetric Eigenvalue Problem*, ch. 11 and 13
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -51,20 +52,53 @@ def gradient_and_hvp(model: nn.Module, x: Tensor, y: Tensor, scalar: str = "loss
 
     The model must be in eval mode for as long as the products are used. ∇²f is symmetric, so the product is the
     transposed one (reverse over reverse) on a graph that is kept, which is cheaper than forward over reverse.
-    RuntimeError: a part of the network has no second derivative (an autograd function must have a differentiable
-    backward: torch can't tell where one detaches what it saves).
+    RuntimeError: a part of the network has no second derivative.
     """
     model = getattr(model, "_orig_mod", model)  # of torch.compile, whose code has no second derivatives
+    f, gradient, product = _differentiate(model, x, y, scalar)
+    if _has_own_functions(f):
+        _check_product(model, x[:2], y[:2], scalar)
+    return gradient, product
+
+
+def _differentiate(model: nn.Module, x: Tensor, y: Tensor, scalar: str) -> tuple[Tensor, Tensor, Product]:
+    """Σf, its gradient at x, and v ↦ ∇²f·v."""
     with torch.enable_grad():
         at = x.detach().requires_grad_()
-        (gradient,) = torch.autograd.grad(scalar_of(model(at), y, scalar).sum(), at, create_graph=True)
+        f = scalar_of(model(at), y, scalar).sum()
+        (gradient,) = torch.autograd.grad(f, at, create_graph=True)
 
     def product(v: Tensor) -> Tensor:
         if not gradient.requires_grad:  # it is the same everywhere
             return torch.zeros_like(x)
         return torch.autograd.grad(gradient, at, v, retain_graph=True, materialize_grads=True)[0]
 
-    return gradient.detach(), product
+    return f, gradient.detach(), product
+
+
+def _has_own_functions(f: Tensor) -> bool:
+    """Whether a ``torch.autograd.Function`` that is neither torch's nor ours had a part in f."""
+    nodes, seen = [f.grad_fn], {None}
+    while nodes:
+        if (node := nodes.pop()) not in seen:
+            module = getattr(getattr(type(node), "_forward_cls", None), "__module__", "torch")
+            if module.partition(".")[0] not in ("torch", "lcnn_utils"):
+                return True
+            seen.add(node)
+            nodes += [before for before, _ in node.next_functions]
+    return False
+
+
+def _check_product(model: nn.Module, x: Tensor, y: Tensor, scalar: str) -> None:
+    """Compare a product with a difference of gradients, in float64: where an autograd function leaves out a part of the
+    second derivative (``once_differentiable``, something detached), torch passes over it in silence."""
+    model, x, y = copy.deepcopy(model).cpu().double(), x.cpu().double(), y.cpu()
+    v, step = _random_unit(x, None).view_as(x), 1e-6
+    _, gradient, product = _differentiate(model, x, y, scalar)
+    there, back = (_differentiate(model, x + sign * step * v, y, scalar)[1] for sign in (1, -1))
+    change = (there - back) / (2 * step)
+    if bool((_length(product(v) - change) > 0.1 * _length(change) + 1e-6 * _length(gradient)).any()):
+        raise RuntimeError("the backward of an autograd function of its own can't be differentiated")
 
 
 def _length(v: Tensor, norm: str = "l2") -> Tensor:
@@ -80,7 +114,7 @@ def _random_unit(x: Tensor, generator: torch.Generator | None) -> Tensor:
     """A random unit vector for each sample, (N, d)."""
     generator = generator or torch.Generator().manual_seed(0)
     v = torch.randn(x.shape, generator=generator, dtype=x.dtype, device=generator.device).to(x.device).flatten(1)
-    return v / _length(v)[:, None]
+    return v * (1 / _length(v))[:, None]
 
 
 # The three methods: products H·v of vectors (N, d), a unit start v, tolerance, most products →
@@ -132,7 +166,7 @@ def _power(hvp: Product, v: Tensor, tol: float, max_iter: int) -> tuple[Tensor, 
     error = torch.full_like(norm, torch.inf)
     k, agreed = 1, 0
     while k < max_iter and agreed <= CONFIRM:
-        previous, v = v, torch.where(norm[:, None] > 0, w / (norm + tiny)[:, None], v)  # H v = 0: keep v
+        previous, v = v, torch.where(norm[:, None] > 0, w * (1 / (norm + tiny))[:, None], v)  # H v = 0: keep v
         w = hvp(v)
         k += 1
         error = _length(w - previous * norm[:, None]) / (2 * norm + tiny)
@@ -205,7 +239,7 @@ def geometry(
                 raise
             except RuntimeError as error:
                 raise ValueError(f"the network cannot be differentiated twice here: {error}") from error
-            direction = (v / _length(v)[:, None]).view_as(xs)
+            direction = (v * (1 / _length(v))[:, None]).view_as(xs)
             parts.append((_length(gradient), norm, direction, torch.full_like(ys, products), residual))
     grad_norm, hessian_norm, direction, iterations, residual = (torch.cat(part) for part in zip(*parts, strict=True))
     if not bool((grad_norm + hessian_norm).isfinite().all()):
