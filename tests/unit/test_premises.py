@@ -195,7 +195,7 @@ def test_convolutions_on_a_gpu_are_measured_in_float32_not_tf32(before, monkeypa
 
 # --------------------------------------------------------------------------------------------- derivatives of layers
 class Squared(torch.autograd.Function):
-        @staticmethod
+    @staticmethod
     def forward(ctx, x):
         ctx.save_for_backward(x)
         return x**2
