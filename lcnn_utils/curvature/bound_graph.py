@@ -82,8 +82,8 @@ KINDS: dict[type[nn.Module], Callable[[Any, Sequence[int], bool], Slopes]] = {
 def _slopes(module: nn.Module, name: str, shape: Sequence[int], certified: bool) -> Slopes:
     """The slopes of a layer at inputs of ``shape``; ValueError: there is no bound for it, or it only looks known."""
     kind = next((kind for kind in KINDS if isinstance(module, kind)), None)
-    sound = kind is not None and not (module._forward_hooks or module._forward_pre_hooks)
-    sound = sound and getattr(module.forward, "__func__", None) is kind.forward
+    forward, hooked = getattr(module.forward, "__func__", None), module._forward_hooks or module._forward_pre_hooks
+    sound = kind is not None and forward is kind.forward and not hooked
     sound = sound and getattr(module, "running_var", 0) is not None and not getattr(module, "divisor_override", None)
     if isinstance(module, nn.Softplus):  # below threshold 20, it jumps visibly at threshold/β
         sound = sound and module.beta > 0 and module.threshold >= 20

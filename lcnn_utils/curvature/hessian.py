@@ -14,6 +14,7 @@ import copy
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -78,10 +79,11 @@ def _differentiate(model: nn.Module, x: Tensor, y: Tensor, scalar: str) -> tuple
 
 def _has_own_functions(f: Tensor) -> bool:
     """Whether a ``torch.autograd.Function`` that is neither torch's nor ours had a part in f."""
-    nodes, seen = [f.grad_fn], {None}
+    nodes, seen = [f.grad_fn], set[Any]()
     while nodes:
-        if (node := nodes.pop()) not in seen:
-            module = getattr(getattr(type(node), "_forward_cls", None), "__module__", "torch")
+        node = nodes.pop()
+        if node is not None and node not in seen:
+            module = getattr(getattr(node, "_forward_cls", None), "__module__", "torch")
             if module.partition(".")[0] not in ("torch", "lcnn_utils"):
                 return True
             seen.add(node)

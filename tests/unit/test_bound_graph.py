@@ -5,11 +5,10 @@ import threading
 
 import pytest
 import torch
-import torchvision
 from torch import nn
 
 from lcnn_utils.curvature import bound_graph, curvature_bound, geometry, layer_terms, local_bound
-from lcnn_utils.nn import CenteredSoftplus, mlp, to_low_curvature
+from lcnn_utils.nn import CenteredSoftplus, mlp
 
 SLACK = 1 + 1e-9
 
@@ -92,16 +91,6 @@ def test_sums_multiples_concatenations_and_a_shared_activation():
     assert list(frame.layer) == ["s"] * 2
 
 
-@pytest.mark.filterwarnings("ignore:to_low_curvature left something")
-def test_a_converted_torchvision_resnet():
-    net = torchvision.models.resnet18(num_classes=4)
-    net.maxpool = nn.AvgPool2d(2)
-    converted = to_low_curvature(net.eval(), torch.rand(1, 3, 16, 16)).eval()
-    frame = layer_terms(converted, input_shape=(3, 16, 16), certified=False)
-    assert (frame.kind == "CenteredSoftplus").sum() == 17
-    assert (frame.contribution[frame.kind == "CenteredSoftplus"] > 0).all()
-
-
 def test_a_walk_leaves_no_trace():
     net = Forward(lambda s, x: s.l1(x) * torch.tensor([1.0, 2.0]), (3, 2)).train()
     before = set(vars(net))
@@ -111,7 +100,6 @@ def test_a_walk_leaves_no_trace():
     assert net.l1.training
 
 
-# ------------------------------------------------------------------------------------------------------ refusals
 class Scaled(nn.Linear):
     def forward(self, x):
         return 10 * super().forward(x)
@@ -146,7 +134,6 @@ THREE = ((3, 4), (3, 4), (4, 2))
     ("net", "message"),
     [
         (plain(nn.ReLU()), r"no bound is known for 1 = ReLU\(\).*to_low"),
-        (plain(nn.Sequential(nn.Tanh())), r"no bound is known for 1.0 = Tanh"),
         (nn.Sequential(nn.BatchNorm1d(3, track_running_stats=False), plain()), "no bound is known for 0 = BatchNorm1d"),
         (nn.Sequential(nn.Linear(3, 1)), "K >= 2"),
         (nn.Sequential(nn.Linear(2, 2)), r"does not take inputs of shape \(3,\)"),
@@ -154,20 +141,16 @@ THREE = ((3, 4), (3, 4), (4, 2))
         (hooked(net := plain(), net), "does something else than its trace"),
         (nn.Sequential(Scaled(3, 4), CenteredSoftplus(2.0), nn.Linear(4, 2)), "a forward of their own"),
         (Forward(added_in_place, *THREE), "does something else than its trace"),
-        (plain(nn.Softplus(-3.0)), "beta > 0 and threshold >= 20"),
         (plain(nn.Softplus(1.0, threshold=0.5)), "beta > 0 and threshold >= 20"),
         (broken(), "2 = Linear.* holds NaN or infinity"),
         (Forward(lambda s, x: s.l1(x).view(-1, 2), *THREE), "logits of shape"),
-        (Forward(lambda s, x: s.l1(x).reshape(1, -1), *THREE), "logits of shape"),
         (Forward(lambda s, x: (s.l1(x), x), *THREE), "got .*tuple"),
         (Forward(lambda s, x: s.l1(x) if x.sum() > 0 else -s.l1(x), *THREE), "depends on its data"),
         (Forward(lambda s, x: torch.stack([s.l1(x), s.l2(x)]).sum(0), *THREE), "no bound is known for stack"),
-        (Forward(lambda s, x: torch.relu(s.l1(x)), *THREE), "no bound is known for relu"),
         (Forward(lambda s, x: s.l1(x).relu(), *THREE), "no bound is known for relu"),
         (Forward(lambda s, x: s.l1(x) * s.l2(x), *THREE), "no bound is known for mul"),
         (Forward(lambda s, x: torch.add(s.l1(x), s.l2(x), alpha=3), *THREE), "no bound is known for add"),
         (Forward(lambda s, x: 1 / s.l1(x), *THREE), "no bound is known for truediv"),
-        (Forward(lambda s, x: s.l3(s.s(s.l1(x) + s.l2(x)[:, :1])), *THREE), "no bound is known for getitem"),
         (Forward(lambda s, x: s.l1(x) + s.l2(x), (3, 4), (3, 1)), "no bound is known for add"),  # it broadcasts
         (Forward(lambda s, x: s.l1(x) * torch.ones(4), (3, 1)), "no bound is known for mul"),
     ],
@@ -186,12 +169,8 @@ def test_bad_shapes_and_large_pools_are_named():
 
 def test_nets_may_be_walked_and_used_in_several_threads_at_once():
     """As in JupyterLab, where a widget's callback runs beside the cells: torch.fx swaps nn.Module.__call__ for all."""
-    net, other, x, call = (
-        mlp((2, 8, 8, 2), lcnn=True).eval(),
-        mlp((2, 8, 2)).eval(),
-        torch.rand(3, 2),
-        nn.Module.__call__,
-    )
+    net, other = mlp((2, 8, 8, 2), lcnn=True).eval(), mlp((2, 8, 2)).eval()
+    x, call = torch.rand(3, 2), nn.Module.__call__
     expected, bound, faults, ended = net(x), curvature_bound(net, (2,)), list[Exception](), threading.Event()
 
     def repeat(work):
