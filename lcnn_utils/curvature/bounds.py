@@ -196,9 +196,8 @@ def certified_radius(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
 
     For every other class j the margin m = logit_y − logit_j has ‖∇²m‖ ≤ K_j by (B), so m > 0 at every step shorter than
     r_j = (−‖∇m‖ + √(‖∇m‖² + 2 K_j m))/K_j = 2m/(‖∇m‖ + √(‖∇m‖² + 2 K_j m)); the radius is the smallest r_j.
-    Computed in float64 on the CPU, rounded down; it holds for the net in exact arithmetic (at its very edge, float32's
-    rounding may decide). Unit: that of x; the pixel range [0, 1] is not used.
-    Reference: S. Singla, S. Feizi, ICML 2020. Errors as :func:`curvature_bound`.
+    Computed in float64 on the CPU, rounded down, for the net in exact arithmetic. Unit: that of x; the pixel range is
+    not used. Reference: S. Singla, S. Feizi, ICML 2020. Errors as :func:`curvature_bound`.
     """
     with measuring(model):
         x, y = _prepare(model, x, y, precise=True)

@@ -37,7 +37,7 @@ class Geometry:
         direction: (N, …) like x, the unit eigenvector of that norm: along it the gradient changes fastest.
         iterations: Hessian-vector products used.
         residual: estimated relative error of ``hessian_norm`` (0 for the exact method); infinite where the gradient is
-            too short for its dtype, as that of the loss of a sample with a margin above 70 in float32.
+            too short for its dtype: the loss of a sample with a margin above 70 in float32.
     """
 
     grad_norm: Tensor
@@ -121,8 +121,6 @@ def _random_unit(x: Tensor, generator: torch.Generator | None) -> Tensor:
 
 # The three methods: products H·v of vectors (N, d), a unit start v, tolerance, most products →
 # (norm (N,), eigenvector (N, d), products used, estimated relative error (N,)).
-
-
 def _lanczos(hvp: Product, v: Tensor, tol: float, max_iter: int) -> tuple[Tensor, Tensor, int, Tensor]:
     """Lanczos with full reorthogonalisation: the matrix in the basis v, Hv, H²v, … is tridiagonal.
 
@@ -219,9 +217,8 @@ def geometry(
         batch_size: samples measured at once (memory); it does not change what is measured.
 
     Raises:
-        ValueError: bad images, labels, scalar, method, tolerance or ε; half precision; a network that gives no finite
-            logits, cuts the graph, is random, changes x in place, has no second derivative, or whose samples change
-            each other's logits.
+        ValueError: bad images, labels or options; half precision; a network that has no second derivative, gives no
+            finite logits, cuts the graph, is random, or whose samples change each other's logits.
     """
     if batch_size < 1 or not 0 <= eps < torch.inf:
         raise ValueError(f"batch_size must be at least 1 and eps finite and 0 or more: got {batch_size} and {eps}")
