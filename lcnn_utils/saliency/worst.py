@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from ..attacks.balls import Box, _direction, _length, _moved, _project, _scaled
 from ..attacks.pgd import _check, _check_eps
 from ..curvature import geometry, measuring, scalar_of
-from ..curvature.hessian import _prepare
+from ..curvature.premises import _prepare
 
 
 def worst_step(
