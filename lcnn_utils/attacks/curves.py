@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from ..curvature import measuring
-from ..curvature.hessian import _prepare
+from ..curvature.premises import _prepare
 from ..data import Images, floats
 from .pgd import _attack, margin_loss
 

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from ..curvature import evaluating, measuring, scalar_of
-from ..curvature.hessian import _prepare
+from ..curvature.premises import _prepare
 from ..data import Images, floats
 from ..lab import nearest
 from .balls import Box, _moved, _project, _random_steps

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from ..curvature import measuring, scalar_of
-from ..curvature.hessian import _prepare
+from ..curvature.premises import _prepare
 from ..lab import nearest
 from .balls import NORMS, Box, _direction, _moved, _project, _random_steps, _scaled
 

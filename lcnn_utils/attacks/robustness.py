@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from ..curvature import measuring
-from ..curvature.hessian import _prepare
+from ..curvature.premises import _prepare
 from .balls import Box, _length, _moved, _project, _random_steps, _scaled
 from .pgd import _ascend, _check, _check_eps, margin_loss
 

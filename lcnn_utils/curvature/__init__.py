@@ -2,7 +2,8 @@
 
 from .bound_graph import channel_slopes
 from .bounds import certified_radius, curvature_bound, layer_terms, local_bound, normalised_bound, published_bound
-from .hessian import SCALARS, evaluating, geometry, gradient_and_hvp, measuring, scalar_of, top_direction
+from .hessian import geometry, gradient_and_hvp
+from .premises import SCALARS, evaluating, measuring, scalar_of
 
 __all__ = [
     "SCALARS",
@@ -18,5 +19,4 @@ __all__ = [
     "normalised_bound",
     "published_bound",
     "scalar_of",
-    "top_direction",
 ]

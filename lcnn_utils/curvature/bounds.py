@@ -16,7 +16,6 @@ References: S. Srinivas et al., NeurIPS 2022; S. Singla, S. Feizi, ICML 2020 (ce
 from __future__ import annotations
 
 import copy
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -27,7 +26,7 @@ from torch import Tensor, nn
 
 from ..lab import double, nearest
 from .bound_graph import Place, Walk, walk_through
-from .hessian import _check_finite, _prepare, measuring, scalar_of
+from .premises import _prepare, measuring, scalar_of
 
 SCALARS = ("margin", "logit")
 LARGEST = 2**26  # entries of one sample's Jacobian
@@ -36,16 +35,13 @@ LARGEST = 2**26  # entries of one sample's Jacobian
 def _terms(walk: Walk, out: Place, scalar: str) -> dict[int, Tensor]:
     """Term of (B) of each activation's row: (K,) for logits, (K, K) for margins, entry (y, j) that of z_y − z_j."""
     place, weight = out.linear or (out, double(torch.eye(out.value.shape[1], device=out.value.device)))
-    largest, norm = (
-        weight.norm(p, dim=1)
-        if nearest(scalar, SCALARS, "scalar") == "logit"
-        else torch.stack([(weight - row).norm(p, dim=1) for row in weight])
-        for p in (torch.inf, 2)
-    )
-    terms = {}
+    norm = lambda p: weight.norm(p, dim=1)
+    if nearest(scalar, SCALARS, "scalar") == "margin":
+        norm = lambda p: torch.stack([(weight - row).norm(p, dim=1) for row in weight])
+    largest, norm2, terms = norm(torch.inf), norm(2), {}
     for row, reach in place.reach.items():
         curvature = walk.rows[row]["beta"] / 4 * walk.rows[row]["before"] ** 2
-        terms[row] = curvature * reach.norm * (largest if reach.diagonal else norm)
+        terms[row] = curvature * reach.norm * (largest if reach.diagonal else norm2)
     return terms
 
 
@@ -64,7 +60,7 @@ def curvature_bound(
     """(B): K ≥ ‖∇²f(x)‖₂ at every x and for every f, the margin of any two logits (default) or any single logit.
 
     Args:
-        model: a net of the layers named in the error below, as built by ``models`` or ``to_low_curvature``; eval mode.
+        model: a net of known layers (``bound_graph.KINDS``), as built by ``nn`` or ``to_low_curvature``; eval mode.
         input_shape: of one input, (C, H, W) or (d,): the norms of convolutions depend on it.
         certified: upper bounds of the convolutions' norms, or quicker estimates from below (power iteration).
 
@@ -81,70 +77,56 @@ def published_bound(
     """Σ_i β_i Lip(x→u_i), published as a bound of C_f(x) at every x (in this form on the authors' poster).
 
     It holds at x if every κ_i(x) ≤ 1 (``normalised_bound``), which is sufficient, not necessary. Nothing makes a net
-    obey that: s₀(x) + s₀(−x) has slope 0 and curvature β/2 at 0.
-
-    Args:
-        model, input_shape, certified: as in :func:`curvature_bound`, with its errors.
-        widths: multiply term i by the number of its units. (The paper carries a factor n_i, its place unknown to us.)
+    obey that: s₀(x) + s₀(−x) has slope 0 and curvature β/2 at 0. ``widths``: multiply term i by the number of its units
+    (the paper carries a factor n_i, its place unknown to us). Other arguments and errors: :func:`curvature_bound`.
     """
-    walk, _ = walk_through(model, input_shape, certified)
-    curved = [row for row in walk.rows if not math.isnan(row["beta"])]
+    curved = walk_through(model, input_shape, certified)[0].curved
     return sum(row["beta"] * row["before"] * (row["size"] if widths else 1) for row in curved)
 
 
-def _local(
-    model: nn.Module, x: Tensor, y: Tensor, scalar: str, norms: bool = False, certified: bool = True
-) -> tuple[list[dict[str, Any]], Tensor, Tensor, Tensor, Tensor]:
-    """Rows of the walk, β (L,), ‖d_i‖_∞ (N, L), ‖A_i‖₂ (N, L), ‖∇f‖₂ (N,): a row and a column for each activation."""
+def _local(model: nn.Module, x: Tensor, y: Tensor, scalar: str, certified: bool = True) -> tuple[Any, ...]:
+    """Rows of the walk, β (L,), ‖d_i‖_∞ (N, L), ‖A_i‖₂ (N, L), κ (N, L): a row and a column for each activation."""
     nearest(scalar, SCALARS, "scalar")
-    with measuring(model):
-        x, y = _prepare(model, x, y, precise=True)
-    walk, _ = walk_through(model, x.shape[1:], certified, norms)
-    curved = [row for row in walk.rows if not math.isnan(row["beta"])]
-    if not curved:
-        raise ValueError("the model has no curved activation: its margins are linear, and every bound is 0")
-    d, widest = x[0].numel(), max(row["size"] for row in curved)
-    if d * widest > LARGEST:
-        raise ValueError(
-            f"Jacobians of {widest} units by {d} inputs are too large: use curvature_bound, or a smaller net"
-        )
 
-    def inputs_of_activations(x: Tensor) -> tuple[tuple[Tensor, ...], Tensor]:
+    def inputs_of_activations(x: Tensor) -> tuple[list[Tensor], Tensor]:
         found: list[Tensor] = []
-        modules = {row["module"] for row in curved}
-        hooks = [m.register_forward_pre_hook(lambda _, args: found.append(args[0])) for m in modules]
+        note = lambda module, args: found.append(args[0])
+        hooks = [module.register_forward_pre_hook(note) for module in {row["module"] for row in curved}]
         try:
-            logits = model(x)
+            return found, model(x)
         finally:
             for hook in hooks:
                 hook.remove()
-        return tuple(found), logits
 
     with measuring(model):
-        point = x.detach().requires_grad_()
+        x, y = _prepare(model, x, y, precise=True)
+        curved = walk_through(model, x.shape[1:], certified)[0].curved
+        if not curved:
+            raise ValueError("the model has no curved activation: its margins are linear, and every bound is 0")
+        d, widest = x[0].numel(), max(row["size"] for row in curved)
+        if d * widest > LARGEST:
+            raise ValueError(f"{widest} by {d} is too large for a Jacobian: use curvature_bound, or a smaller net")
+        point = x.clone().requires_grad_()
         units, logits = inputs_of_activations(point)
         total = scalar_of(logits, y, scalar).sum()
         gradient, *deltas = torch.autograd.grad(total, [point, *units], materialize_grads=True)
         parts = []
-        for part in x.detach().split(max(1, 2**22 // (d * widest))):
+        for part in x.split(max(1, 2**22 // (d * widest))):
             basis = torch.eye(d, dtype=x.dtype, device=x.device).view(d, *x.shape[1:])
             repeated, basis = part.repeat_interleave(d, 0), basis.repeat(len(part), *[1] * (x.dim() - 1))
-            repeated.requires_grad_()
-            outputs, _ = inputs_of_activations(repeated)
-            weights = [torch.zeros_like(u, requires_grad=True) for u in outputs]  # A v is the gradient of wᵀA v in w
-            (pulled,) = torch.autograd.grad(outputs, repeated, weights, create_graph=True)
+            units, _ = inputs_of_activations(repeated.requires_grad_())
+            weights = [torch.zeros_like(u, requires_grad=True) for u in units]  # A v is the gradient of wᵀA v in w
+            (pulled,) = torch.autograd.grad(units, repeated, weights, create_graph=True)
             columns = torch.autograd.grad(pulled, weights, basis)
             jacobians = [double(c.detach().reshape(len(part), d, -1)) for c in columns]  # A_iᵀ
-            grams = [a @ a.mT if a.shape[1] < a.shape[2] else a.mT @ a for a in jacobians]
-            parts.append([torch.linalg.eigvalsh(gram)[:, -1].clamp(min=0).sqrt() for gram in grams])
-    _check_finite(gradient.flatten(1).norm(dim=1) + sum(delta.flatten(1).norm(dim=1) for delta in deltas))
-    return (
-        curved,
-        x.new_tensor([row["beta"] for row in curved]),
-        torch.stack([delta.detach().flatten(1).abs().amax(1) for delta in deltas], 1),
-        torch.stack([torch.cat(layer) for layer in zip(*parts, strict=True)], 1).to(x),
-        gradient.flatten(1).norm(dim=1),
-    )
+            grams = [a @ a.mT if d < a.shape[2] else a.mT @ a for a in jacobians]
+            parts.append(torch.stack([torch.linalg.eigvalsh(gram)[:, -1].clamp(min=0).sqrt() for gram in grams], 1))
+    largest = torch.stack([delta.flatten(1).abs().amax(1) for delta in deltas], 1)
+    betas = x.new_tensor([row["beta"] for row in curved])
+    norms = torch.cat(parts).to(x)
+    kappa = largest * norms  # where it is 0 (even 0/0), a layer has no part in the gradient
+    kappa = torch.where(kappa > 0, kappa / gradient.flatten(1).norm(dim=1, keepdim=True), kappa)
+    return curved, betas, largest, norms, kappa
 
 
 def local_bound(model: nn.Module, x: Tensor, y: Tensor, *, scalar: str = "margin") -> Tensor:
@@ -154,12 +136,6 @@ def local_bound(model: nn.Module, x: Tensor, y: Tensor, *, scalar: str = "margin
     """
     _, betas, deltas, norms, _ = _local(model, x, y, scalar)
     return (deltas * norms**2) @ betas
-
-
-def _kappa(deltas: Tensor, norms: Tensor, gradient: Tensor) -> Tensor:
-    """κ (N, L). Where 0/0, a layer has no part in the gradient, and none in the bound: 0."""
-    parts = deltas * norms
-    return torch.where(parts > 0, parts / gradient[:, None], parts)
 
 
 @dataclass(frozen=True)
@@ -179,9 +155,8 @@ def normalised_bound(
 
     Arguments and errors as in :func:`local_bound` and :func:`curvature_bound`.
     """
-    curved, beta, deltas, norms, gradient = _local(model, x, y, scalar, norms=True, certified=certified)
+    curved, beta, _, _, kappa = _local(model, x, y, scalar, certified)
     lipschitz = beta.new_tensor([row["before"] for row in curved])
-    kappa = _kappa(deltas, norms, gradient)
     return NormalisedBound(kappa @ (beta * lipschitz), kappa, beta, lipschitz)
 
 
@@ -201,23 +176,19 @@ def layer_terms(
     the contributions add up to :func:`curvature_bound`. For (A), a row an activation and sample: layer, sample, beta,
     jacobian_norm ‖A_i‖, delta ‖d_i‖_∞, kappa, contribution; they add up to :func:`local_bound`. Errors as there.
     """
-    if x is not None:
-        if y is None:
-            raise ValueError("labels y are needed with x: they say which logit or margin is bounded")
-        curved, betas, deltas, norms, gradient = _local(model, x, y, scalar)
-        names = [row["layer"] for row in curved]
-        columns = dict(jacobian_norm=norms, delta=deltas, kappa=_kappa(deltas, norms, gradient))
-        columns |= dict(contribution=deltas * norms**2 * betas, beta=betas.expand_as(norms))
-        values = {name: value.mT.flatten().cpu().numpy() for name, value in columns.items()}
-        index = pd.MultiIndex.from_product([names, range(len(x))], names=["layer", "sample"]).to_frame(index=False)
-        return index.assign(**values)
-    if input_shape is None:
-        raise ValueError("give input_shape, (C, H, W) or (d,), or samples x with labels y")
-    walk, out = walk_through(model, input_shape, certified)
-    terms = _worst(_terms(walk, out, scalar))[1]
-    frame = pd.DataFrame(walk.rows).drop(columns=["module", "size"])
-    frame["contribution"] = [terms.get(i, 0.0) for i in range(len(frame))]
-    return frame
+    if x is None and input_shape is not None:
+        walk, out = walk_through(model, input_shape, certified)
+        terms = _worst(_terms(walk, out, scalar))[1]
+        frame = pd.DataFrame(walk.rows).drop(columns=["module", "size"])
+        return frame.assign(contribution=[terms.get(i, 0.0) for i in range(len(frame))])
+    if x is None or y is None:
+        raise ValueError("give input_shape, (C, H, W) or (d,), or samples x and labels y, whose margins are bounded")
+    curved, betas, deltas, norms, kappa = _local(model, x, y, scalar)
+    columns = dict(jacobian_norm=norms, delta=deltas, kappa=kappa)
+    columns |= dict(contribution=deltas * norms**2 * betas, beta=betas.expand_as(norms))
+    index = pd.MultiIndex.from_product([[row["layer"] for row in curved], range(len(x))], names=["layer", "sample"])
+    values = {name: value.mT.flatten().cpu().numpy() for name, value in columns.items()}
+    return pd.DataFrame(values, index).reset_index()
 
 
 def certified_radius(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
@@ -225,9 +196,8 @@ def certified_radius(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
 
     For every other class j the margin m = logit_y − logit_j has ‖∇²m‖ ≤ K_j by (B), so m > 0 at every step shorter than
     r_j = (−‖∇m‖ + √(‖∇m‖² + 2 K_j m))/K_j = 2m/(‖∇m‖ + √(‖∇m‖² + 2 K_j m)); the radius is the smallest r_j.
-    Computed in float64 on the CPU, rounded down; it holds for the net in exact arithmetic (at its very edge, float32's
-    rounding may decide). Unit: that of x; the pixel range [0, 1] is not used.
-    Reference: S. Singla, S. Feizi, ICML 2020. Errors as :func:`curvature_bound`.
+    Computed in float64 on the CPU, rounded down, for the net in exact arithmetic. Unit: that of x; the pixel range is
+    not used. Reference: S. Singla, S. Feizi, ICML 2020. Errors as :func:`curvature_bound`.
     """
     with measuring(model):
         x, y = _prepare(model, x, y, precise=True)

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from ..curvature import measuring, scalar_of
-from ..curvature.hessian import _prepare
+from ..curvature.premises import _prepare
 from ..lab import nearest
 from ..nn import CenteredSoftplus
 

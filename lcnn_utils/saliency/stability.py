@@ -22,7 +22,7 @@ from torch.nn.utils import parametrize
 
 from ..attacks.balls import Box, _direction, _folded, _moved, _scaled
 from ..curvature import measuring
-from ..curvature.hessian import _prepare
+from ..curvature.premises import _prepare
 from ..data import Images, floats
 from ..lab import nearest
 from ..nn import refresh_norms

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from ..attacks.balls import Box, _direction, _length, _moved, _project, _scaled
 from ..attacks.pgd import _check, _check_eps
-from ..curvature import measuring, scalar_of, top_direction
-from ..curvature.hessian import _prepare
+from ..curvature import geometry, measuring, scalar_of
+from ..curvature.premises import _prepare
 
 
 def worst_step(
@@ -54,8 +54,7 @@ def curved_ways(
 ) -> tuple[Tensor, Tensor]:
     """± the top eigenvector of each sample's Hessian, like x: the worst steps in the limit ε → 0, where the gradient
     changes by ε‖∇²f‖. Arguments and errors as in :func:`curvature.geometry`."""
-    pieces = zip(x.split(batch_size), y.split(batch_size), strict=True)
-    v = torch.cat([top_direction(model, xs, ys, scalar=scalar, tol=0.1)[0] for xs, ys in pieces])
+    v = geometry(model, x, y, scalar=scalar, tol=0.1, batch_size=batch_size).direction
     return v, -v
 
 

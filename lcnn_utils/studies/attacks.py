@@ -14,7 +14,7 @@ from ..attacks.curves import PAPER_EPS as PAPER_EPS
 from ..attacks.masking import Scaled
 from ..attacks.pgd import _attack
 from ..curvature import evaluating, measuring, scalar_of
-from ..curvature.hessian import _prepare
+from ..curvature.premises import _prepare
 from ..experiments import published, run
 from ..figures.style import METHOD
 from ..training import Recipe, samples
