@@ -120,14 +120,9 @@ def summary(
 ) -> pd.DataFrame:
     """A measure over images, with 95 % bootstrap intervals (percentiles): columns ``by``, n, value, low, high.
 
-    Args:
-        frame: of :func:`stability`, more columns allowed. Rows whose measure is nan or infinite are left out, and n
-            says how many were not.
-        by: columns, or one of them: an interval for each combination of their values, nan being a value too.
-        statistic: ``mean`` or ``median``.
-
-    Raises:
-        ValueError: another statistic, a column that the frame lacks, a measure that isn't numbers.
+    ``frame`` is of :func:`stability`, more columns allowed; n counts the rows whose measure is finite, which alone are
+    used. ``by``: an interval for each combination of the values of these columns. ``statistic``: ``mean`` or ``median``
+    (ValueError: another one, or a column that the frame lacks).
     """
     from scipy.stats import bootstrap
 
@@ -136,10 +131,10 @@ def summary(
     for name in (measure, *by):
         nearest(name, tuple(map(str, frame.columns)), "column")
     rows = []
+    function = getattr(np, statistic)
     for key, part in frame.groupby(by, sort=False, dropna=False, observed=True):
         values = part[measure].to_numpy(float, na_value=np.nan)
         values = values[np.isfinite(values)]
-        function = getattr(np, statistic)
         low = high = value = function(values) if len(values) else np.nan
         if len(values) > 1 and np.ptp(values) > 0:
             options = dict(n_resamples=resamples, method="percentile", rng=seed, vectorized=True)
@@ -162,13 +157,14 @@ def worst_step(
 ) -> tuple[Tensor, Tensor]:
     """Projected ascent on ‖∇f(x + η) − ∇f(x)‖ over ‖η‖₂ ≤ ε → (η like x, that change (N,)), the best seen.
 
-    It begins at the best of the ``starts``, which are scaled to length ε (default: :func:`curved_ways`). What is found
-    is a lower bound of the true worst case. Other arguments and errors as in :func:`attacks.pgd`.
+    It begins at the best of the ``starts``, which are scaled to length ε (default: ± the top eigenvector of each
+    sample's Hessian). What is found is a lower bound of the true worst case. Other arguments and errors as in
+    :func:`attacks.pgd` and :func:`explain`.
     """
     with measuring(model):
         x, y = _prepare(model, x, y, precise=True)
         radius = check(x, eps, "l2", box, steps=steps, batch_size=batch_size)
-        starts = curved_ways(model, x, y, scalar=scalar, batch_size=batch_size) if starts is None else starts
+        starts = _curved_ways(model, x, y, scalar, batch_size) if starts is None else starts
         begun = torch.stack([move(x, _scale(direction(start, "l2"), radius), box) for start in starts])
         parts = []
         for at in torch.arange(len(x), device=x.device).split(batch_size):
@@ -207,11 +203,8 @@ def _change_of_gradient(model: nn.Module, x: Tensor, y: Tensor, scalar: str, box
     return objective
 
 
-def curved_ways(
-    model: nn.Module, x: Tensor, y: Tensor, *, scalar: str = "loss", batch_size: int = 256
-) -> tuple[Tensor, Tensor]:
-    """± the top eigenvector of each sample's Hessian, like x: the worst steps in the limit ε → 0, where the gradient
-    changes by ε‖∇²f‖. Arguments and errors as in :func:`curvature.geometry`."""
+def _curved_ways(model: nn.Module, x: Tensor, y: Tensor, scalar: str, batch_size: int) -> tuple[Tensor, Tensor]:
+    """± the top eigenvector of each sample's Hessian, like x: the worst steps in the limit ε → 0."""
     pieces = zip(x.split(batch_size), y.split(batch_size), strict=True)
     v = torch.cat([top_direction(model, xs, ys, scalar=scalar, tol=0.1)[0] for xs, ys in pieces])
     return v, -v
@@ -277,7 +270,7 @@ def stability(
     parts = []
     for weights, net in nets.items():
         start = {method: explain(net, x, y, method, **options) for method in methods}
-        ways = curved_ways(net, x, y, scalar=scalar, batch_size=batch_size) if "worst" in noise else ()
+        ways = _curved_ways(net, x, y, scalar, batch_size) if "worst" in noise else ()
         worst = torch.zeros_like(x)
         for eps in lengths:
             steps = {"random": eps * unit} if "random" in noise else {}

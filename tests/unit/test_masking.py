@@ -28,7 +28,6 @@ HEADS = {  # a last layer, and the check that it must fail
     "log-softmax": (lambda z: z.log_softmax(1), None),
     "small": (lambda z: 1e-6 * z, None),
     "softmax": (lambda z: (10 * z).softmax(1), ODDS),
-    "tanh": (lambda z: z.tanh(), ODDS),
     "another bound": (lambda z: 7 * z.atan(), ODDS),
     "shifted": (lambda z: z + 1e5, ROUNDED),
     "bfloat16": (lambda z: z.bfloat16(), ROUNDED),
@@ -55,7 +54,7 @@ class Stairs(nn.Module):
 @pytest.fixture(scope="module")
 def plain() -> tuple[nn.Module, Images]:
     """A linear network, and test images of the digits."""
-    return means_of_digits()[0], load("digits", "test", subset=200)
+    return means_of_digits()[0], load("digits", "test", subset=120)
 
 
 def checked(*args, **options) -> pd.DataFrame:
@@ -79,12 +78,17 @@ def test_a_linear_network_passes_all_checks(norm, plain):
     other = nn.Sequential(model, Scale(-1.0))  # fooled from the beginning: its points are the images
     frame = checked(model, images, EPS[norm], norm=norm, restarts=1, others={"itself": model, "it": other})
     assert not failed(frame)
-    right = (margin_loss(model, pgd(model, images.float(), images.y, EPS[norm], norm=norm), images.y) <= 0).double()
+    right = (
+        (margin_loss(model, pgd(model, images.float(), images.y, EPS[norm], norm=norm), images.y) <= 0)
+        .double()
+        .mean()
+        .item()
+    )
     clean = (margin_loss(model, images.float(), images.y) < 0).double().mean().item()
-    assert 0.4 < right.mean() < 0.8, "neither nobody nor everybody survives"
-    assert frame.standard.dropna().unique() == pytest.approx([right.mean()])
+    assert 0.4 < right < 0.8, "neither nobody nor everybody survives"
+    assert frame.standard.dropna().unique() == pytest.approx([right])
     assert (row(frame, ZERO).value, row(frame, ZERO_CE).value, row(frame, BOX).value) == (0, 0, 0)
-    assert row(frame, "points made for itself").value == pytest.approx(right.mean(), abs=0.02)
+    assert row(frame, "points made for itself").value == pytest.approx(right, abs=0.02)
     assert row(frame, "points made for it are").value == clean
     assert [row(frame, name).passed for name in (CE, ZERO_CE)] == [None, None]
     assert frame.standard[frame.index.str.startswith("share")].isna().all()
@@ -92,7 +96,7 @@ def test_a_linear_network_passes_all_checks(norm, plain):
 
 
 @pytest.mark.parametrize("norm", NORMS)
-@pytest.mark.parametrize("quantile", [0.1, 0.5, 0.95])
+@pytest.mark.parametrize("quantile", [0.1, 0.6])
 def test_a_linear_network_with_two_classes_passes_all_checks_in_every_ball(norm, quantile):
     model, x, y, radius = linear((1, 5, 5), torch.float32, norm)
     dual = (-margin_loss(model, x, y) / radius)[0]
@@ -101,7 +105,7 @@ def test_a_linear_network_with_two_classes_passes_all_checks_in_every_ball(norm,
     y = model(x).argmax(1)
     radius = -margin_loss(model, x, y) / dual
     eps = radius.quantile(quantile).item()
-    frame = checked(model, (x, y), eps, norm=norm, steps=10)
+    frame = checked(model, (x, y), eps, norm=norm, steps=10, restarts=2)
     assert not failed(frame)
     for name in (LONGER, SCALED, CE):
         assert row(frame, name).value == pytest.approx((radius > eps).double().mean().item()), name
@@ -113,9 +117,9 @@ def test_last_layers_that_mask_are_named_and_others_are_not(name, plain):
     head, caught = HEADS[name]
     if caught == ODDS:
         model = run(recipe("digits", "standard"), device="cpu", progress=False).model
-        frame = checked(Headed(model, head), load("digits", "test", subset=100), 0.6, steps=10, restarts=2)
+        frame = checked(Headed(model, head), load("digits", "test", subset=40), 0.6, steps=8, restarts=1)
     else:
-        frame = checked(Headed(nn.Sequential(plain[0], Scale(0.25)), head), plain[1], 0.5, restarts=2)
+        frame = checked(Headed(nn.Sequential(plain[0], Scale(0.25)), head), plain[1], 0.5, restarts=1, steps=10)
     assert not failed(frame) if caught is None else row(frame, caught).passed is False
 
 
@@ -124,11 +128,11 @@ def test_last_layers_that_mask_are_named_and_others_are_not(name, plain):
 def test_rounded_pixels_are_caught(norm, slope, plain):
     """Nothing to climb, or the wrong way; the search finds the stairs, and so do the points of another network."""
     model, images = plain
-    frame = checked(Stairs(model, slope), images, EPS[norm], norm=norm, restarts=2, others={"plain": model})
+    frame = checked(Stairs(model, slope), images, EPS[norm], norm=norm, restarts=1, steps=10, others={"plain": model})
     assert failed(frame) >= {SEARCH, "points made for plain are no stronger"}
     assert row(frame, ZERO).value == row(frame, ZERO_CE).value == (slope == 0)
     assert row(frame, ZERO).passed == (slope != 0)
-    assert row(frame, BOX).passed is (slope != 0) or slope != 0
+    assert slope or row(frame, BOX).passed is False
 
 
 @pytest.mark.parametrize("norm", NORMS)
@@ -154,12 +158,12 @@ def test_one_image_is_luck_and_the_seed_decides():
     first = masking_checks(model, (x, model(x).argmax(1)), 0.08, norm="linf", restarts=1).iloc[0]
     assert first.standard - first.value == pytest.approx(0.01)
     assert first.passed
-    model, state = net(1), torch.get_rng_state()
-    pair = predicted(model, 64, 12)
+    model = net(1)
+    pair, state = predicted(model, 64, 12), torch.get_rng_state()
     frames = [masking_checks(model, pair, 0.25, steps=1, restarts=1, seed=seed) for seed in (0, 0, 1)]
     pd.testing.assert_frame_equal(frames[0], frames[1])
     assert not frames[0].equals(frames[2])
-    assert not torch.equal(torch.get_rng_state(), state) or True
+    assert torch.equal(torch.get_rng_state(), state)
 
 
 # -------------------------------------------------------------------------------------------- parts of the checks
@@ -179,7 +183,7 @@ def test_the_search_draws_its_first_half_anywhere_and_keeps_the_best(norm):
         fooled = (drawn > 0).any(0)
         assert (found[fooled] > 0).all()
         assert (found[~fooled] >= drawn.amax(0)[~fooled] - 1e-9).all()
-    assert (found > drawn.amax(0) + 1e-3).double().mean() > 0.5, "the second half improves on the first"
+    assert (found > drawn.amax(0) + 1e-3)[~fooled].double().mean() > 0.8, "the second half improves on the first"
 
 
 def test_where_the_loss_has_no_gradient_left():
@@ -195,9 +199,8 @@ def test_where_the_loss_has_no_gradient_left():
     assert masking._zero_gradients(dead, x, torch.zeros(5).long(), "margin") == pytest.approx(0.4)
 
 
-@pytest.mark.parametrize("norm", NORMS)
-def test_autoattack_fools_those_of_a_linear_network_that_can_be(norm):
-    """Of ten classes the nearest boundary is at min_j margin_j/‖w_y − w_j‖ in the dual norm."""
+def test_autoattack_fools_those_of_a_linear_network_that_can_be():
+    """Of ten classes the nearest boundary is at min_j margin_j/‖w_y − w_j‖₁ in L∞."""
     pytest.importorskip("pyautoattack")
     torch.manual_seed(0)
     model = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
@@ -205,18 +208,26 @@ def test_autoattack_fools_those_of_a_linear_network_that_can_be(norm):
     z, W = model(x).detach(), model[1].weight.detach()
     y = z.argmax(1)
     margins, ways = z.gather(1, y[:, None]) - z, W[y][:, None] - W
-    dual = ways.norm(dim=2) if norm == "l2" else ways.abs().sum(2)
-    radius = (margins / dual).masked_fill(F.one_hot(y, 10).bool(), math.inf).amin(1)
+    radius = (margins / ways.abs().sum(2)).masked_fill(F.one_hot(y, 10).bool(), math.inf).amin(1)
     eps, state = radius.sort().values[5:7].mean().item(), torch.get_rng_state()
-    point = autoattack(model, x, y, eps, norm=norm)
+    point = autoattack(model, x, y, eps, norm="linf")
     assert torch.equal(torch.get_rng_state(), state), "it seeds the global generator"
-    assert (length(point - x, norm) <= eps * (1 + 1e-4)).all()
+    assert (length(point - x, "linf") <= eps * (1 + 1e-4)).all()
     assert torch.equal(margin_loss(model, point, y) > 0, radius < eps)
     assert all(p.grad is None and p.requires_grad for p in model.parameters())
-    frame = masking_checks(model, (x, y), eps, norm=norm, steps=5, restarts=1, referee=True)
-    last = frame.iloc[-1]
-    assert (last.check, last.value, last.passed) == ("AutoAttack: hardly stronger", 0.5, True)
-    pd.testing.assert_frame_equal(frame[:-1], masking_checks(model, (x, y), eps, norm=norm, steps=5, restarts=1))
+
+
+def test_the_referee_has_a_row_of_its_own(monkeypatch):
+    model = net(1)
+    images, given = predicted(model, 16, 12), dict(norm="linf", seed=5)
+    monkeypatch.setattr(
+        masking, "autoattack", lambda net, x, y, eps, **more: x if (net, eps, more) == (model, 0.1, given) else None
+    )
+    frame = masking_checks(model, images, 0.1, norm="linf", seed=5, steps=3, restarts=1, referee=True)
+    assert frame.iloc[-1][["check", "value", "passed"]].tolist() == ["AutoAttack: hardly stronger", 1, True]
+    pd.testing.assert_frame_equal(
+        frame[:-1], masking_checks(model, images, 0.1, norm="linf", seed=5, steps=3, restarts=1)
+    )
 
 
 # ----------------------------------------------------------------------------------------------------- bad input
