@@ -160,10 +160,9 @@ def pgd(
     """
     if step_size is not None and not 0 < step_size < math.inf:
         raise ValueError(f"step_size is {step_size}: use a positive number, or None (2 * eps, falling to 0)")
-    objective = fooling(model, y, loss)
     with measuring(model):
         x, y = _prepare(model, x, y)
-        radius = check(x, eps, norm, box, steps=steps, restarts=restarts)
+        radius, objective = check(x, eps, norm, box, steps=steps, restarts=restarts), fooling(model, y, loss)
         starts: Iterable[Tensor] = random_steps(x, radius, norm, restarts - (not random_start), generator)
         starts = starts if random_start else itertools.chain([torch.zeros_like(x)], starts)
         return ascend(objective, x, radius, starts, norm=norm, steps=steps, step_size=step_size, box=box, enough=0)[0]

@@ -168,7 +168,8 @@ def worst_step(
         begun = torch.stack([move(x, _scale(direction(start, "l2"), radius), box) for start in starts])
         parts = []
         for at in torch.arange(len(x), device=x.device).split(batch_size):
-            objective, index = _change_of_gradient(model, x[at], y[at], scalar, box), torch.arange(len(at))
+            objective = _change_of_gradient(model, x[at], y[at], scalar, box)
+            index = torch.arange(len(at), device=x.device)
             with torch.no_grad():
                 best = torch.stack([objective(points[at], index)[1] for points in begun]).argmax(0)
             start = begun[best, at] - x[at]

@@ -118,7 +118,7 @@ def test_smoothgrad_is_the_mean_gradient_over_gaussian_copies(batch_size):
         )
         map_ = draw(1, samples=samples, noise=noise)
         mean = (map_ - x) * math.sqrt(samples) / noise
-        assert mean.std().item() == pytest.approx(1, abs=0.03), (samples, noise)
+        assert mean.std().item() == pytest.approx(1, abs=0.06), (samples, noise)
         assert torch.corrcoef(mean[:5]).fill_diagonal_(0).abs().max() < 0.2, "samples of a batch share their noise"
         assert torch.equal(draw(1, samples=samples, noise=noise), map_)
         assert not torch.allclose(draw(2, samples=samples, noise=noise), map_)

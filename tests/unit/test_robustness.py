@@ -70,10 +70,10 @@ def test_minimal_radius_obeys_the_box_and_says_where_nothing_is_found():
     torch.testing.assert_close(radius, x[:, 0] + 0.1, rtol=2e-3, atol=0)
 
 
-@pytest.mark.parametrize(("norm", "start"), [("l2", 1e-3), ("l2", 10.0), ("linf", 0.05)])
+@pytest.mark.parametrize(("norm", "start"), [("l2", 10.0), ("linf", 0.05)])
 def test_minimal_radius_is_a_real_step_that_pgd_confirms(norm, start):
     model = net()
-    x, y = predicted(model, 16, 12)
+    x, y = predicted(model, 8, 12)
     y[0] = (y[0] + 1) % 4
     radius, point = minimal_radius(model, x, y, norm=norm, start=start)
     assert radius[0] == 0
@@ -81,12 +81,11 @@ def test_minimal_radius_is_a_real_step_that_pgd_confirms(norm, start):
     assert (radius[1:].isfinite() & (radius[1:] > 0)).all()
     torch.testing.assert_close(radius, length(point - x, norm))
     assert ((point >= 0) & (point <= 1)).all()
-    for i in range(16):  # alone, where products round differently
+    for i in range(8):  # alone, where products round differently
         assert model(point[i : i + 1]).argmax(1) != y[i]
     shorter = pgd(model, x, y, 0.9 * radius, norm=norm, restarts=5, steps=50)
-    assert (margin_loss(model, shorter, y)[1:] > 0).sum() <= 2
+    assert (margin_loss(model, shorter, y)[1:] > 0).sum() <= 1
     assert (margin_loss(model, x + (point - x) * 0.99, y)[1:] < 0).all(), "not cut to its shortest wrong part"
-    assert torch.equal(minimal_radius(model, x, y, norm=norm, start=start)[0], radius), "the default seed"
 
 
 # -------------------------------------------------------------------------------------------- where samples fall
@@ -100,17 +99,19 @@ def test_a_sample_falls_where_pgd_on_all_samples_first_fools_it(norm, attack):
     attack = dict(norm=norm, steps=4) | attack
     expected, generator = torch.full((24,), math.inf, dtype=torch.float64), seeded()
     expected[margin_loss(model, x, y) > 0] = 0
+    seen: list[int] = []
+    handle = model.register_forward_hook(lambda module, inputs, output: seen.append(len(inputs[0])))
     for eps in GRIDS[norm]:
         fooled = margin_loss(model, pgd(model, x, y, eps, generator=generator, **attack), y) > 0
         expected[fooled & expected.isinf()] = eps
     assert (expected[:2] == 0).all()
     assert set(expected.tolist()) >= {0.0, math.inf, GRIDS[norm][-1], GRIDS[norm][-2]}, "nothing to compare"
-    seen = []
-    handle = model.register_forward_hook(lambda module, inputs, output: seen.append(len(inputs[0])))
+    all_anew = sum(seen)
+    seen.clear()
     found = first_success(model, x, y, GRIDS[norm][::-1] * 2, **attack)  # in any order, repeated
     handle.remove()
     torch.testing.assert_close(found, expected)
-    assert sum(seen) < 0.9 * 24 * 5 * 4 * attack.get("restarts", 1), "the fallen are attacked"
+    assert sum(seen) < all_anew, "the fallen are attacked"
     alone = first_success(model, x[:9], y[:9], GRIDS[norm], **attack | dict(random_start=False))
     parts = first_success(model, x, y, GRIDS[norm], batch_size=9, **attack | dict(random_start=False))
     if attack.get("restarts", 1) == 1:  # else starts are drawn

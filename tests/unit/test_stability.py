@@ -212,11 +212,9 @@ def test_rows_are_comparisons_of_the_maps_at_both_ends(seen):
     assert all(torch.equal(*pair) for pair in steps.values()), "both methods meet the same step"
     one, other = (steps[eps, "random"][0] / eps for eps in (0.02, 0.2))
     torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-9, msg="the direction stays")
-    again = stability(model, (x, y), [0.2, 0.02], ["gradient", "integrated_gradients"], steps=7)
-    pd.testing.assert_frame_equal(frame, again)
-    other = stability(model, (x, y), [0.2], noise=("random",), seed=1)
-    assert (other.relative_change.to_numpy() != frame[(frame.eps == 0.2) & (frame.noise == "random")][
-        "relative_change"].to_numpy()[:4]).all()  # fmt: skip
+    seen.clear()
+    stability(model, (x, y), [0.2], noise=("random",), seed=1)
+    assert not torch.allclose(seen[1][1] - x[right], 0.2 * one, atol=1e-2), "the seed does nothing"
 
 
 @pytest.mark.parametrize("scalar", ["loss", "logit"])
@@ -234,8 +232,10 @@ def test_short_steps_change_the_gradient_in_proportion_and_at_most_by_the_curvat
 
 
 def test_the_worst_noise_is_worse_than_random_noise_and_grows():
-    model, x, y = problem("lcnn", n=12)
-    table = stability(model, (x, y), LENGTHS).pivot(index=["image", "eps"], columns="noise", values="relative_change")
+    model, x, y = problem()
+    table = stability(model, (x, y), LENGTHS[::2]).pivot(
+        index=["image", "eps"], columns="noise", values="relative_change"
+    )
     assert (table.worst >= table.random * (1 - 1e-6)).all()
     assert (np.diff(table.worst.unstack().to_numpy(), axis=1) >= -1e-6).all()
 
@@ -261,7 +261,7 @@ def test_randomized_shuffles_weights_and_takes_statistics_from_x(kind):
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items()), "the original is touched"
     for (name, old), new in zip(model.named_parameters(), made.parameters(), strict=True):
         assert torch.equal(old.flatten().sort().values, new.flatten().sort().values), name
-        assert old.dim() == 1 or (old == new).double().mean() < 0.5, f"{name} is not shuffled"
+        assert old.dim() < 2 or (old == new).double().mean() < 0.5, f"{name} is not shuffled"
     for module in made.modules():
         if isinstance(module, nn.Conv2d | nn.BatchNorm2d | LipschitzBatchNorm2d):
             module.register_forward_pre_hook(lambda module, inputs: given.update({module: inputs[0]}))
@@ -341,14 +341,14 @@ def test_intervals_cover_the_truth():
 # ------------------------------------------------------------------------------------------- as found, and bad input
 def test_the_model_is_left_as_found():
     model, x, y = problem()
-    options = dict(eps_grid=[0.05], methods=["gradient", "smoothgrad"], control=True, perturbations=2)
+    options = dict(eps_grid=[0.05], methods=["gradient", "smoothgrad"], control=True, samples=2)
     want = stability(model, (x, y), **options)
     model.train()
     model[3].eval()
     modes = [module.training for module in model.modules()]
     before, generator = {k: v.clone() for k, v in model.state_dict().items()}, torch.get_rng_state()
     with torch.no_grad():
-        pd.testing.assert_frame_equal(stability(model, (x, y), batch_size=256, **options), want)
+        pd.testing.assert_frame_equal(stability(model, (x, y), **options), want)
     assert torch.equal(torch.get_rng_state(), generator)
     assert modes == [module.training for module in model.modules()]
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
