@@ -1,12 +1,13 @@
 """Attacks: PGD, smallest successful steps, robustness curves, checks for masked gradients."""
 
 from .masking import Headed, autoattack, masking_checks
-from .pgd import direction, fgsm, margin_loss, mirror, move, perturb, pgd, project
+from .pgd import ascend, direction, fgsm, margin_loss, mirror, move, perturb, pgd, project
 from .robustness import PAPER_EPS, curve_of, first_success, minimal_radius, robustness_curve, wilson
 
 __all__ = [
     "PAPER_EPS",
     "Headed",
+    "ascend",
     "autoattack",
     "curve_of",
     "direction",

@@ -191,8 +191,9 @@ def fgsm(
     box: Box = UNIT,
 ) -> Tensor:
     """The fast gradient sign method: :func:`pgd` with one step of length ε from x (L2: along the gradient)."""
-    step_size = float(torch.as_tensor(eps).max()) or 1.0  # projected to each sample's ε
-    return pgd(model, x, y, eps, norm=norm, loss=loss, steps=1, step_size=step_size, random_start=False, box=box)
+    largest = float(torch.as_tensor(eps).max())  # projected to each sample's ε
+    length = largest if 0 < largest < math.inf else 1.0
+    return pgd(model, x, y, eps, norm=norm, loss=loss, steps=1, step_size=length, random_start=False, box=box)
 
 
 def perturb(
