@@ -199,6 +199,7 @@ def test_where_the_loss_has_no_gradient_left():
     assert masking._zero_gradients(dead, x, torch.zeros(5).long(), "margin") == pytest.approx(0.4)
 
 
+@pytest.mark.slow
 def test_autoattack_fools_those_of_a_linear_network_that_can_be():
     """Of ten classes the nearest boundary is at min_j margin_j/‖w_y − w_j‖₁ in L∞."""
     pytest.importorskip("pyautoattack")
