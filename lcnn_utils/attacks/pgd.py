@@ -191,7 +191,7 @@ def fgsm(
     box: Box = UNIT,
 ) -> Tensor:
     """The fast gradient sign method: :func:`pgd` with one step of length ε from x (L2: along the gradient)."""
-    largest = float(torch.as_tensor(eps).max())  # projected to each sample's ε
+    largest = float(torch.as_tensor(eps, device="cpu").max())  # projected to each sample's ε
     length = largest if 0 < largest < math.inf else 1.0
     return pgd(model, x, y, eps, norm=norm, loss=loss, steps=1, step_size=length, random_start=False, box=box)
 
