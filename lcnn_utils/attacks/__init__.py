@@ -1,21 +1,26 @@
 """Attacks: PGD, smallest successful steps, robustness curves, checks for masked gradients."""
 
-from .curves import PAPER_EPS, curve_of, first_success, robustness_curve, wilson
-from .masking import autoattack, masking_checks
-from .pgd import fgsm, margin_loss, perturb, pgd
-from .robustness import minimal_radius
+from .masking import Headed, autoattack, masking_checks
+from .pgd import ascend, direction, fgsm, margin_loss, mirror, move, perturb, pgd, project
+from .robustness import PAPER_EPS, curve_of, first_success, minimal_radius, robustness_curve, wilson
 
 __all__ = [
     "PAPER_EPS",
+    "Headed",
+    "ascend",
     "autoattack",
     "curve_of",
+    "direction",
     "fgsm",
     "first_success",
     "margin_loss",
     "masking_checks",
     "minimal_radius",
+    "mirror",
+    "move",
     "perturb",
     "pgd",
+    "project",
     "robustness_curve",
     "wilson",
 ]

@@ -1,26 +1,36 @@
-"""Adversarial points: how far must a sample move before the network is wrong (the paper's Table 2)?
+"""How far must a sample move before the network is wrong, and what is left of the accuracy at each ε (paper, Table 2)?
 
 Threat model: white box. The attacker knows the network and its gradients and moves each sample by a step of length at
 most ε, in L2 or L∞, inside the box of valid pixels. Pixels lie in [0, 1] and ε is in their unit (the paper's: 0.05 to
 0.2 in L2). What an attack finds is an *upper* bound of robustness: finding nothing proves nothing.
 
-``ascent`` has the attack itself, ``curves`` what is left of the accuracy at each ε, ``masking`` the checks that such a
-number means something. Here is the attack that asks for the smallest step.
+Reference for the intervals: E. Wilson, J. Am. Stat. Assoc. 22 (1927).
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 
+import pandas as pd
 import torch
 from torch import Tensor, nn
 
 from ..curvature import measuring
+from ..curvature.hessian import _length
 from ..curvature.premises import _prepare
-from .balls import Box, _length, _moved, _project, _random_steps, _scaled
-from .pgd import _ascend, _check, _check_eps, margin_loss
+from ..data import Images, floats
+from .pgd import UNIT, Box, ascend, check, diameter, fooling, margin_loss, move, pgd, project, random_steps, scale
 
+PAPER_EPS = (0.05, 0.1, 0.15, 0.2)  # L2, table 2
 HALVINGS = 12  # of a found step, to its shortest wrong part: 2^-12 of its length
+
+
+def _is_wrong(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+    """Where the network's answer is wrong, or a tie, (N,)."""
+    with torch.no_grad():
+        logits = model(x)
+    return (logits.argmax(1) != y) | (margin_loss(logits, y) >= 0)
 
 
 def minimal_radius(
@@ -33,49 +43,37 @@ def minimal_radius(
     restarts: int = 2,
     bisections: int = 10,
     start: float = 0.05,
-    box: Box = (0.0, 1.0),
+    box: Box = UNIT,
     generator: torch.Generator | None = None,
 ) -> tuple[Tensor, Tensor]:
     """The smallest step found that makes the network wrong about each sample: (its length (N,), the point, like ``x``).
 
-    An upper bound of the distance to the decision boundary, never a certificate. ε is doubled from ``start`` until
-    PGD on the margin loss succeeds, then bisected; each step found is cut to the shortest part of it, by bisection
-    along it, that still makes the network wrong. The first PGD of each round starts on the way to the best point so
-    far (at x while there is none: exact for a linear network of two classes), the other restarts anywhere in the ball.
+    An upper bound of the distance to the decision boundary, never a certificate: 0 and x where the network is wrong
+    already (ties are), infinity and x where nothing was found.
 
-    Args:
-        steps, restarts: of each PGD.
-        bisections: of ε, once a step has been found (fewer where the bracket is within 0.1 %).
-        start: first ε tried, in units of x; it is doubled until the ball holds the whole box, or 20 times without one.
-
-    Other arguments and errors as in :func:`pgd`.
-
-    Returns:
-        0 and x where the network is wrong already; infinity and x where nothing was found; else the measured length
-        of the returned point's step, and the point, which the network does get wrong (in half precision another batch
-        size may decide otherwise, by rounding). Exact ties count as wrong, as in :func:`pgd`.
+    ε is doubled from ``start`` until PGD on the margin loss succeeds (at most to the whole box, or 20 times without
+    one), then bisected up to ``bisections`` times; each step found is cut to the shortest part that still makes the
+    network wrong. The first of the ``restarts`` begins on the way to the best point so far (at x while there is none),
+    the others anywhere in the ball. Other arguments and errors as in :func:`pgd`.
     """
     if not 0 < start < math.inf:
         raise ValueError(f"start is {start}: the first eps tried must be a positive number")
     generator = generator or torch.Generator().manual_seed(0)
     with measuring(model):
         x, y = _prepare(model, x, y)
-        _check(x, norm, box, steps=steps, restarts=restarts, bisections=bisections)
-        with torch.no_grad():
-            logits = model(x)
-        radius = torch.where((logits.argmax(1) != y) | (margin_loss(logits, y) >= 0), 0.0, torch.inf).to(x.dtype)
+        check(x, start, norm, box, steps=steps, restarts=restarts, bisections=bisections)
+        largest = diameter(x, norm, box) if box else 2**20 * start
+        start = min(start, largest)
+        radius = torch.where(_is_wrong(model, x, y), 0.0, torch.inf).to(x.dtype)
         point, low, halved = x.clone(), torch.zeros_like(radius), torch.zeros_like(y)
-        size = 2**20 * start if box is None else (box[1] - box[0]) * (math.sqrt(x[0].numel()) if norm == "l2" else 1)
-        start = min(start, size)
-        _check_eps(size, x, norm, box)
-        for _ in range(max(0, math.ceil(math.log2(size / start))) + 1 + bisections):
+        for _ in range(math.ceil(math.log2(largest / start)) + 1 + bisections):
             found = radius.isfinite()
-            todo = torch.where(found, (halved < bisections) & (radius - low > 1e-3 * radius), low < size)
+            todo = torch.where(found, (halved < bisections) & (radius - low > 1e-3 * radius), low < largest)
             eps = torch.where(found, (low + radius) / 2, (2 * low).clamp(min=start)).where(todo, 0)
-            starts = [_project(point - x, eps, norm), *_random_steps(x, eps, norm, restarts - 1, generator)]
-            ascended, now = _ascend(model, x, y, eps, starts, norm, "margin", steps, None, box)
-            won = todo & (now >= 0)
-            point[won] = _shortened(model, x[won], y[won], ascended[won], box)
+            starts = [project(point - x, eps, norm), *random_steps(x, eps, norm, restarts - 1, generator)]
+            tried, loss = ascend(fooling(model, y), x, eps, starts, norm=norm, steps=steps, box=box, enough=0)
+            won = todo & (loss >= 0)
+            point[won] = _shortened(model, x[won], y[won], tried[won], box)
             halved += todo & found
             radius[won] = _length(point[won] - x[won], norm)
             low = torch.where(todo & ~won, eps, torch.where(low < radius, low, radius / 2))  # failing proves nothing
@@ -84,15 +82,82 @@ def minimal_radius(
 
 def _shortened(model: nn.Module, x: Tensor, y: Tensor, found: Tensor, box: Box) -> Tensor:
     """The first points on the ways from x to ``found`` (all wrong) that bisection finds wrong; like x."""
-    if not len(x):
-        return found
-    right, wrong = x.new_zeros(len(x)), x.new_ones(len(x))
-    point = found
-    for _ in range(HALVINGS):
+    right, wrong, point = x.new_zeros(len(x)), x.new_ones(len(x)), found
+    for _ in range(HALVINGS if len(x) else 0):
         middle = (right + wrong) / 2
-        tried = _moved(x, _scaled(found - x, middle), box)
+        tried = move(x, scale(found - x, middle), box)
         with torch.no_grad():
             fooled = margin_loss(model(tried), y) >= 0
         right, wrong = torch.where(fooled, right, middle), torch.where(fooled, middle, wrong)
         point = torch.where(fooled.view(-1, *[1] * (x.dim() - 1)), tried, point)
     return point
+
+
+def first_success(
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    eps_grid: Iterable[float],
+    *,
+    batch_size: int = 512,
+    generator: torch.Generator | None = None,
+    **attack,
+) -> Tensor:
+    """The smallest ε of the grid at which :func:`pgd` (settings: ``**attack``) makes the network wrong: (N,).
+
+    0 where it is wrong already (a tie counts as wrong), infinity where it is right throughout. At each ε only samples
+    that survived the last one are attacked, as a point of the smaller ball lies in the larger one too. Starts depend on
+    a sample's place among x and on the seed, not on which others survive. Errors as in :func:`pgd`.
+    """
+    if batch_size < 1:
+        raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+    generator, grid, parts = generator or torch.Generator().manual_seed(0), _grid(eps_grid), []
+    with measuring(model):
+        x, y = _prepare(model, x, y)
+        for xs, ys in zip(x.split(batch_size), y.split(batch_size), strict=True):
+            fell = torch.where(_is_wrong(model, xs, ys), 0.0, torch.inf).to(torch.promote_types(xs.dtype, torch.float))
+            for eps in grid:
+                left = torch.where(fell.isinf(), eps, 0.0).to(xs)  # the fallen have ε = 0, which costs nothing
+                points = pgd(model, xs, ys, left, generator=generator, **attack)
+                with torch.no_grad():
+                    fell[fell.isinf() & (margin_loss(model(points), ys) >= 0)] = eps
+            parts.append(fell)
+    return torch.cat(parts)
+
+
+def robustness_curve(
+    model: nn.Module, images: Images | tuple[Tensor, Tensor], eps_grid: Iterable[float] = PAPER_EPS, **attack
+) -> pd.DataFrame:
+    """Accuracy that an attack leaves at each ε, 0 among them, with 95 % Wilson intervals: :func:`curve_of`, norm, loss.
+
+    ``images`` are a split as ``data.load`` gives it, on the model's device, or (x, y); ``**attack`` and errors as in
+    :func:`first_success`.
+    """
+    grid = _grid(eps_grid)
+    curve = curve_of(first_success(model, *floats(images), grid, **attack), grid)
+    return curve.assign(norm=attack.get("norm", "l2"), loss=attack.get("loss", "margin"))
+
+
+def curve_of(fell: Tensor, eps_grid: Iterable[float]) -> pd.DataFrame:
+    """The curve of samples whose first success is known, (N,): columns eps, correct, n, accuracy, low, high."""
+    rows = []
+    for eps in dict.fromkeys((0.0, *_grid(eps_grid))):
+        correct = int((fell > eps).sum())
+        rows.append((eps, correct, len(fell), correct / len(fell), *wilson(correct, len(fell))))
+    return pd.DataFrame(rows, columns=["eps", "correct", "n", "accuracy", "low", "high"])
+
+
+def wilson(successes: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
+    """Wilson's interval of a share that was ``successes`` of ``n``."""
+    from scipy.stats import binomtest  # here: it takes half a second to import
+
+    interval = binomtest(successes, n).proportion_ci(confidence, method="wilson")
+    return float(interval.low), float(interval.high)
+
+
+def _grid(eps_grid: Iterable[float]) -> list[float]:
+    """Distinct values in growing order."""
+    grid = sorted({float(e) for e in eps_grid})
+    if not grid or not all(0 <= e < math.inf for e in grid):
+        raise ValueError(f"eps_grid must hold lengths, finite and 0 or more, at least one of them; got {grid}")
+    return grid

@@ -17,7 +17,7 @@ def _norms(v: Tensor) -> Tensor:
 
 def project(f: Callable) -> bool | None:
     """f(step, eps) → the nearest step of L2 length at most ε for each sample: step (N, …), eps a number.
-    Solution: ``lcnn_utils.balls._project``.
+    Solution: ``lcnn_utils.attacks.project``.
     """
     truth = lambda step, eps: step * (eps / _norms(step).clamp(min=1e-30)).clamp(max=1)
     mistakes = {
@@ -48,7 +48,7 @@ def project(f: Callable) -> bool | None:
 def pgd_step(f: Callable) -> bool | None:
     """f(x, at, gradient, length, eps) → the next point: from ``at`` go ``length`` along the gradient's direction (of L2
     length 1), come back to the L2 ball of radius ε around x, then into [0, 1]. All tensors (N, C, H, W).
-    Solution: the loop of ``lcnn_utils.ascent._ascend``.
+    Solution: the loop of ``lcnn_utils.attacks.ascend``.
     """
 
     def within(step: Tensor, eps: float) -> Tensor:

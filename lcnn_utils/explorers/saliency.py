@@ -10,7 +10,7 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from ..attacks.balls import _direction, _folded, _moved
+from ..attacks import direction, mirror, move
 from ..figures.attacks import picture
 from ..figures.style import METHOD
 from ..saliency import MAPS, compare, explain, worst_step
@@ -36,20 +36,20 @@ def noise_explorer(scene: Scene, methods: Sequence[str] = ("gradient", "smoothgr
         shown.append([picture(a, blank, t, signed=1.0) for a, t in zip(axes[:, column], titles, strict=True)])
     view = Picture(figure, [artist for pair in shown for artist in pair])
     labels = {MAPS[method]: method for method in methods}
-    drawn = _direction(torch.randn(scene.x.shape, generator=torch.Generator().manual_seed(0)), "l2").to(scene.x)
+    drawn = direction(torch.randn(scene.x.shape, generator=torch.Generator().manual_seed(0)), "l2").to(scene.x)
 
     def step(net: str, number: int, length: float, kind: str) -> Tensor:
         x, y = scene.x[number : number + 1], scene.y[number : number + 1]
         if kind == "worst":
             return worst_step(nets[net], x, y, length, scalar="logit", steps=5)[0]
-        return _folded(x, length * drawn[number : number + 1], (0.0, 1.0))
+        return mirror(x, length * drawn[number : number + 1], (0.0, 1.0))
 
     def update(number: int, map_: str, noise: str, length: float) -> str:
         x, y = scene.x[number : number + 1], scene.y[number : number + 1]
         kind = "worst" if noise.startswith("worst") else "random"
         told = []
         for column, net in enumerate(nets, 1):
-            moved = _moved(x, step(net, number, length, kind), (0.0, 1.0))
+            moved = move(x, step(net, number, length, kind), (0.0, 1.0))
             if column == 1:
                 _show(shown[0], (x[0], moved[0]))
             before, after = (explain(nets[net], at, y, labels[map_])[0] for at in (x, moved))

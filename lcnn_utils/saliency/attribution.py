@@ -180,18 +180,11 @@ def _deeplift(f: _Scalar, x: Tensor, y: Tensor, baseline: float) -> Tensor:
 
     if f.scalar != "logit":
         raise ValueError(f"DeepLift explains logits here: scalar={f.scalar!r} has a layer that it knows no rule for")
-    rules = deep_lift.SUPPORTED_NON_LINEAR
-    had = {module: set(vars(module)) for module in f.modules()}
-    known, rules[CenteredSoftplus] = rules.get(CenteredSoftplus), deep_lift.nonlinear
+    deep_lift.SUPPORTED_NON_LINEAR.setdefault(CenteredSoftplus, deep_lift.nonlinear)
     try:
-        maps = DeepLift(f).attribute(x, baselines=baseline, additional_forward_args=y)
+        maps = DeepLift(copy.deepcopy(f)).attribute(x, baselines=baseline, additional_forward_args=y)
     except (AssertionError, RuntimeError) as error:  # a module that is used twice, for one
         raise ValueError(f"DeepLift cannot handle this network: {str(error).splitlines()[0]}") from None
-    finally:
-        for module, before in had.items():  # what it notes on modules and leaves there when it fails
-            for name in set(vars(module)) - before:
-                delattr(module, name)
-        rules.pop(CenteredSoftplus) if known is None else rules.update({CenteredSoftplus: known})
     with torch.no_grad():
         change = f(x, y) - f(torch.full_like(x, baseline), y)
     gap = (maps.flatten(1).sum(1) - change).abs()

@@ -1,37 +1,214 @@
-"""How steady are a network's explanations when the input hardly moves (the paper's figure on gradient robustness)?
+"""How stable are a network's explanations when the input hardly moves (the paper's figure on gradient robustness)?
 
-``maps`` makes the explanations; here two of them are compared: at x and at x + η, with η random or the worst that
-ascent finds, at the lengths of the paper's figure. For the gradient of a scalar f and a short step the relative change
-is at most about ‖η‖·C_f(x), with C_f the normalised curvature; a random η among d dimensions meets far less of it.
+Maps at x and at x + η are compared, with η random or the worst that ascent finds, at the lengths of the paper's figure.
+For the gradient of a scalar f and a short step the relative change is at most about ‖η‖·C_f(x), with C_f the normalised
+curvature; a random η among d dimensions meets far less of it.
 
 References: S. Srinivas et al., NeurIPS 2022; J. Adebayo et al., NeurIPS 2018 (networks with random weights as a
-control); A. Ghorbani et al., AAAI 2019 (top-k overlap, worst-case noise); C.-K. Yeh et al., NeurIPS 2019 (sensitivity
-and infidelity).
+control); A. Ghorbani et al., AAAI 2019 (top-k overlap, worst-case noise); C.-K. Yeh et al., NeurIPS 2019 (infidelity).
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 import pandas as pd
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from ..attacks.balls import Box, _direction, _folded, _moved, _scaled
-from ..curvature import measuring
+from ..attacks import direction, mirror, move
+from ..attacks.pgd import UNIT, Box, ascend, check, scale
+from ..curvature import evaluating, geometry, measuring, scalar_of
+from ..curvature.hessian import _length
 from ..curvature.premises import _prepare
 from ..data import Images, floats
 from ..lab import nearest
 from ..nn import refresh_norms
 from .attribution import explain
-from .steadiness import captum_scores, compare
-from .worst import curved_ways, worst_step
 
 LENGTHS = (1e-3, 2.5e-3, 5e-3, 1e-2, 2.5e-2, 5e-2, 1e-1)  # ‖η‖₂ of the paper's figure
 NOISE = ("random", "worst")
+MEASURES = ("relative_change", "cosine", "spearman", "top_overlap", "ssim")
+TOP = 0.1  # share of pixels whose overlap is measured
+WINDOW = 7  # of SSIM, in pixels
+BY_INPUT = ("input_x_gradient", "integrated_gradients", "deeplift", "occlusion")  # they weigh pixels by their value
+
+
+def compare(before: Tensor, after: Tensor) -> dict[str, np.ndarray]:
+    """How alike two maps of each sample are, both (N, …): :data:`MEASURES` → (N,), computed in float64.
+
+    ``relative_change``: ‖after − before‖/‖before‖, the paper's; infinite where ``before`` is 0, nan where both are.
+    ``cosine``: of the signed maps. ``spearman``: rank correlation of the signed values, nan where a map is constant.
+    ``top_overlap``: of the tenth of the pixels that are largest in size (summed over channels), less those that tie
+    with the first beyond it, the share that both maps have, of the larger set. Chance gives 0.1, a constant map nan.
+    ``ssim``: mean structural similarity (Z. Wang et al., IEEE TIP 2004) of the 7 × 7 windows, both maps divided by the
+    largest size in ``before`` and raised by 1, as it takes positive images; nan for what is no image of that size.
+    Where a map is 0 everywhere all but the first are nan, where one holds NaN or infinity all are.
+
+    ValueError: the shapes differ, or are not (N, …) with at least one entry a map.
+    """
+    if before.shape != after.shape or before.dim() < 2 or 0 in before.shape[1:]:
+        raise ValueError(f"maps of shapes {tuple(before.shape)} and {tuple(after.shape)} can't be compared")
+    from scipy.stats import rankdata  # here: it takes a while to import
+
+    a, b = (m.detach().cpu().double().flatten(1) for m in (before, after))  # in this order: Apple's GPU has no float64
+    a, b = (m.masked_fill(~(a + b).isfinite().all(1, keepdim=True), torch.nan) for m in (a, b))
+    ranks = [torch.from_numpy(rankdata(m, axis=1) - (m.shape[1] + 1) / 2) for m in (a, b)]  # less their mean
+    sizes = [m.abs().unflatten(1, (before.shape[1] if before.dim() == 4 else 1, -1)).sum(1) for m in (a, b)]
+    k = min(max(1, round(TOP * sizes[0].shape[1])), sizes[0].shape[1] - 1)
+    first, second = (s > s.topk(k + 1).values[:, -1:] for s in sizes)
+    shared = (first & second).sum(1).double()
+    scale = a.abs().amax(1, keepdim=True)
+    a, b = (m / torch.where(scale > 0, scale, 1) for m in (a, b))
+    values = {
+        "relative_change": (b - a).norm(dim=1) / a.norm(dim=1),
+        "cosine": F.cosine_similarity(a, b, eps=0),
+        "spearman": F.cosine_similarity(ranks[0], ranks[1], eps=0),
+        "top_overlap": torch.minimum(shared / first.sum(1), shared / second.sum(1)),
+        "ssim": _ssim(a.view(before.shape), b.view(before.shape)),
+    }
+    return {name: value.numpy() for name, value in values.items()}
+
+
+def _ssim(before: Tensor, after: Tensor) -> Tensor:
+    if before.dim() != 4 or min(before.shape[-2:]) < WINDOW:
+        return before.new_full((len(before),), torch.nan)
+    from skimage.metrics import structural_similarity as ssim
+
+    options = dict(win_size=WINDOW, data_range=2.0, channel_axis=0)
+    pairs = zip(before.numpy(), after.numpy(), strict=True)
+    return before.new_tensor([ssim(p + 1, q + 1, **options) if p.any() and q.any() else np.nan for p, q in pairs])
+
+
+def _infidelity(model, x, y, method, eps, n, maps, box, **options) -> np.ndarray:
+    """Captum's infidelity of maps (like x, by this method) under ``n`` random steps of length ε, (N,).
+
+    It asks whether the map, times the step, foretells the change of the scalar: here the share of the mean squared
+    change that it leaves unexplained when scaled as well as can be; 0 is a perfect map, 1 one that says nothing.
+    """
+    from captum.metrics import infidelity, infidelity_perturb_func_decorator
+
+    base = options.get("baseline") or None if method in BY_INPUT else None
+
+    def perturbed(inputs: Tensor | tuple[Tensor, ...], *_: object) -> Tensor:
+        at = inputs[0] if isinstance(inputs, tuple) else inputs
+        drawn = torch.randn(at.shape, generator=generator, dtype=at.dtype).to(at.device)
+        return move(at, mirror(at, eps * direction(drawn, "l2"), box), box)
+
+    wrapped = infidelity_perturb_func_decorator(multiply_by_inputs=method in BY_INPUT)(perturbed)
+    parts = []
+    with evaluating(model):
+        for map_ in (maps.expand_as(x), torch.zeros_like(x)):  # the second gives the mean squared change itself
+            generator = torch.Generator().manual_seed(options["seed"] + 2)
+            parts.append(infidelity(lambda at: scalar_of(model(at), y, options["scalar"]), wrapped, x, map_,
+                                    baselines=base, n_perturb_samples=n, max_examples_per_batch=len(x),
+                                    normalize=True))  # fmt: skip
+    return (parts[0] / parts[1]).clamp(0, 1).cpu().numpy()
+
+
+def summary(
+    frame: pd.DataFrame,
+    measure: str = "relative_change",
+    by: str | Sequence[str] = ("method", "weights", "noise", "eps"),
+    *,
+    statistic: str = "mean",
+    resamples: int = 1000,
+    seed: int = 0,
+) -> pd.DataFrame:
+    """A measure over images, with 95 % bootstrap intervals (percentiles): columns ``by``, n, value, low, high.
+
+    ``frame`` is of :func:`stability`, more columns allowed; n counts the rows whose measure is finite, which alone are
+    used. ``by``: an interval for each combination of the values of these columns. ``statistic``: ``mean`` or ``median``
+    (ValueError: another one, or a column that the frame lacks).
+    """
+    from scipy.stats import bootstrap
+
+    nearest(statistic, ("mean", "median"), "statistic")
+    by = [by] if isinstance(by, str) else list(by)
+    for name in (measure, *by):
+        nearest(name, tuple(map(str, frame.columns)), "column")
+    rows = []
+    function = getattr(np, statistic)
+    for key, part in frame.groupby(by, sort=False, dropna=False, observed=True):
+        values = part[measure].to_numpy(float, na_value=np.nan)
+        values = values[np.isfinite(values)]
+        low = high = value = function(values) if len(values) else np.nan
+        if len(values) > 1 and np.ptp(values) > 0:
+            options = dict(n_resamples=resamples, method="percentile", rng=seed, vectorized=True)
+            low, high = bootstrap((values,), function, **options).confidence_interval
+        rows.append((*key, len(values), value, low, high))  # type: ignore[misc]
+    return pd.DataFrame(rows, columns=[*by, "n", "value", "low", "high"])
+
+
+def worst_step(
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor | None,
+    eps: float,
+    *,
+    scalar: str = "loss",
+    steps: int = 10,
+    box: Box = UNIT,
+    starts: Iterable[Tensor] | None = None,
+    batch_size: int = 256,
+) -> tuple[Tensor, Tensor]:
+    """Projected ascent on ‖∇f(x + η) − ∇f(x)‖ over ‖η‖₂ ≤ ε → (η like x, that change (N,)), the best seen.
+
+    It begins at the best of the ``starts``, which are scaled to length ε (default: ± the top eigenvector of each
+    sample's Hessian). What is found is a lower bound of the true worst case. Other arguments and errors as in
+    :func:`attacks.pgd` and :func:`explain`.
+    """
+    with measuring(model):
+        x, y = _prepare(model, x, y, precise=True)
+        radius = check(x, eps, "l2", box, steps=steps, batch_size=batch_size)
+        starts = _curved_ways(model, x, y, scalar, batch_size) if starts is None else starts
+        begun = torch.stack([move(x, scale(direction(start, "l2"), radius), box) for start in starts])
+        parts = []
+        for at in torch.arange(len(x), device=x.device).split(batch_size):
+            objective = _change_of_gradient(model, x[at], y[at], scalar, box)
+            index = torch.arange(len(at), device=x.device)
+            with torch.no_grad():
+                best = torch.stack([objective(points[at], index)[1] for points in begun]).argmax(0)
+            start = begun[best, at] - x[at]
+            parts.append(ascend(objective, x[at], radius[at], [start], norm="l2", steps=steps, box=None, first=1.0))
+    points, change = (torch.cat(part) for part in zip(*parts, strict=True))
+    return _clamped(points, box) - x, change.clamp(min=0)
+
+
+def _clamped(points: Tensor, box: Box) -> Tensor:
+    return points if box is None else points.clamp(*box)
+
+
+def _change_of_gradient(model: nn.Module, x: Tensor, y: Tensor, scalar: str, box: Box) -> Callable:
+    """The objective of the ascent: ‖∇f(point) − ∇f(x)‖ of each sample is climbed, and the largest kept.
+
+    f is seen where the box cuts the point off, with derivatives as if it had not been.
+    """
+
+    def gradient(at: Tensor, labels: Tensor, graph: bool) -> Tensor:
+        with torch.enable_grad():
+            at.requires_grad_()
+            inside = at + (_clamped(at, box) - at).detach()
+            f = scalar_of(model(inside), labels, scalar).sum()
+            return torch.autograd.grad(f, at, create_graph=graph, materialize_grads=True)[0]
+
+    before = gradient(x.clone(), y, graph=False)
+
+    def objective(at: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
+        change = _length(gradient(at, y[index], torch.is_grad_enabled()) - before[index], "l2")
+        return change + 0 * at.flatten(1).sum(1), change  # a graph, even where the gradient is the same all around
+
+    return objective
+
+
+def _curved_ways(model: nn.Module, x: Tensor, y: Tensor, scalar: str, batch_size: int) -> tuple[Tensor, Tensor]:
+    """± the top eigenvector of each sample's Hessian, like x: the worst steps in the limit ε → 0."""
+    v = geometry(model, x, y, scalar=scalar, tol=0.1, batch_size=batch_size).direction
+    return v, -v
 
 
 def stability(
@@ -44,7 +221,7 @@ def stability(
     noise: Sequence[str] = NOISE,
     control: bool = False,
     perturbations: int = 0,
-    box: Box = (0.0, 1.0),
+    box: Box = UNIT,
     worst_steps: int = 3,
     batch_size: int = 256,
     seed: int = 0,
@@ -59,67 +236,57 @@ def stability(
     Args:
         images: a split as ``data.load`` gives it, on the model's device, or (x, y).
         eps_grid: lengths ‖η‖₂ in units of x.
-        methods: of :func:`maps.explain`.
-        scalar: what the maps explain; ``loss`` as in the paper.
-        noise: ``random``, uniform among the directions, and ``worst``, of :func:`worst.worst_step`.
+        methods, scalar, **options: of :func:`explain`; ``loss`` as in the paper.
+        noise: ``random``, uniform among the directions, and ``worst``, of :func:`worst_step` in ``worst_steps`` steps.
         control: measure also a copy with shuffled weights (:func:`randomized`), which has learnt nothing.
-        perturbations: random η a length for Captum's ``sensitivity_max`` and ``infidelity``; 0 leaves them out.
-        box: smallest and largest value that x + η may have: entries of a random η that would leave it change their
-            sign, so that its length stays; a worst η is cut off. Points (N, d) may lie anywhere.
-        worst_steps: of the ascent.
-        batch_size: samples evaluated at once (memory).
-        seed: of the noise and the control.
-        **options: of :func:`maps.explain`.
+        perturbations: random η a length for Captum's ``infidelity``; 0 leaves it out.
+        box: of x + η: entries of a random η that would leave it change their sign, so that its length stays; a worst η
+            is cut off. Points (N, d) may lie anywhere.
 
     Returns:
         Columns image (its index in ``images``), weights (``trained``, ``random``), noise, eps, method,
-        :data:`MEASURES`, and where asked for sensitivity_max and infidelity (of the random η).
+        :data:`MEASURES`, and where asked for infidelity (of the random η).
 
     Raises:
-        ValueError: bad samples, labels, lengths, kinds of noise or methods; no image is classified rightly; half
-            precision, and networks that :func:`curvature.geometry` refuses.
+        ValueError: bad images, lengths, noise or methods; no image is classified rightly; as in :func:`geometry`.
     """
     lengths = sorted({float(e) for e in eps_grid})
     if not lengths or not all(0 < e < np.inf for e in lengths):
         raise ValueError(f"eps_grid must hold lengths, finite and above 0, in units of x; got {lengths}")
     for kind in noise:
         nearest(kind, NOISE, "kind of noise")
-    if not noise or perturbations < 0 or batch_size < 1:
-        raise ValueError(f"{noise=}, {perturbations=}, {batch_size=}: use a kind or more, 0 or more, 1 or more")
     if not methods or isinstance(methods, str):
         raise ValueError(f"methods must be a sequence of at least one name, got {methods!r}")
     with measuring(model):
         x, y = _prepare(model, *floats(images), precise=True)
         with torch.no_grad():
             right = (torch.cat([model(part) for part in x.split(batch_size)]).argmax(1) == y).nonzero().squeeze(1)
-    if not len(right):
-        raise ValueError("the network is wrong about all of these images: there is nothing to explain")
-    if control and len(right) < 2:
-        raise ValueError("the control needs two images that the network gets right: there is one (control=False)")
+    if len(right) < 1 + control:
+        raise ValueError(f"the network is right about {len(right)} of these images: {1 + control} at least are needed")
     drawn = torch.randn(x.shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float32, device="cpu")
     x, y, box = x[right], y[right], box if x.dim() == 4 else None
     options |= {"scalar": scalar, "batch_size": batch_size, "seed": seed}
     nets = {"trained": model} | ({"random": randomized(model, x, seed)} if control else {})
-    direction = _direction(drawn[right.cpu()].to(x), "l2")
-    direction = _folded(x, lengths[-1] * direction, box) / lengths[-1]
+    unit = mirror(x, lengths[-1] * direction(drawn[right.cpu()].to(x), "l2"), box) / lengths[-1]
     parts = []
     for weights, net in nets.items():
         start = {method: explain(net, x, y, method, **options) for method in methods}
-        ways = curved_ways(net, x, y, scalar=scalar, batch_size=batch_size) if "worst" in noise else ()
-        eta = torch.zeros_like(x)
+        ways = _curved_ways(net, x, y, scalar, batch_size) if "worst" in noise else ()
+        worst = torch.zeros_like(x)
         for eps in lengths:
-            length = x.new_full((len(x),), eps)
-            steps = {"random": _scaled(direction, length)} if "random" in noise else {}
+            steps = {"random": eps * unit} if "random" in noise else {}
             if "worst" in noise:
-                steps["worst"] = eta = worst_step(net, x, y, eps, scalar=scalar, steps=worst_steps, box=box,
-                                                  starts=(*ways, eta), batch_size=batch_size)[0]  # fmt: skip
+                worst, _ = worst_step(net, x, y, eps, scalar=scalar, steps=worst_steps, box=box,
+                                      starts=(*ways, worst), batch_size=batch_size)  # fmt: skip
+                steps["worst"] = worst
             for kind, step in steps.items():
-                moved = _moved(x, step, box)
+                moved = move(x, step, box)
                 for method in methods:
+                    about = dict(image=right.cpu(), weights=weights, noise=kind, eps=eps, method=method)
                     values = compare(start[method], explain(net, moved, y, method, **options))
                     if perturbations and kind == "random":
-                        values |= captum_scores(net, x, y, method, eps, perturbations, start[method], box, **options)
-                    about = dict(image=right.cpu(), weights=weights, noise=kind, eps=eps, method=method)
+                        score = _infidelity(net, x, y, method, eps, perturbations, start[method], box, **options)
+                        values["infidelity"] = score
                     parts.append(pd.DataFrame(about | values))
     return pd.concat(parts, ignore_index=True)
 

@@ -4,15 +4,15 @@ believed."""
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 
 import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from ..attacks import curve_of, first_success, masking_checks, robustness_curve
-from ..attacks.curves import PAPER_EPS as PAPER_EPS
-from ..attacks.masking import Scaled
-from ..attacks.pgd import _attack
+from ..attacks import PAPER_EPS as PAPER_EPS
+from ..attacks import Headed, curve_of, first_success, masking_checks, robustness_curve
+from ..attacks.pgd import ascend, check, fooling, random_steps
 from ..curvature import evaluating, measuring, scalar_of
 from ..curvature.premises import _prepare
 from ..experiments import published, run
@@ -25,7 +25,17 @@ LINF_EPS = (1 / 255, 2 / 255, 4 / 255, 8 / 255, 16 / 255)
 DIGITS_LINF = (4 / 255, 8 / 255, 16 / 255, 24 / 255, 32 / 255, 48 / 255)
 
 
-def path(model: nn.Module, x: Tensor, y: Tensor, eps: float, **attack) -> Tensor:
+def path(
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    eps: float,
+    *,
+    norm: str = "l2",
+    steps: int = 20,
+    step_size: float | None = None,
+    generator: torch.Generator | None = None,
+) -> Tensor:
     """The points that :func:`attacks.pgd` visits on its way from one sample, x first: (steps taken + 2, …).
 
     It ends where the network is wrong, at x itself if it is wrong there. x is (1, …), y (1,); points may lie anywhere.
@@ -33,11 +43,14 @@ def path(model: nn.Module, x: Tensor, y: Tensor, eps: float, **attack) -> Tensor
     seen: list[Tensor] = []
     with measuring(model):
         x, y = _prepare(model, x, y)
-        handle = model.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].detach().clone()))
-        try:
-            _attack(model, x, y, eps, box=None, **attack)
-        finally:
-            handle.remove()
+        margin, radius = fooling(model, y), check(x, eps, norm, None, steps=steps)
+
+        def objective(at: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
+            seen.append(at.detach().clone())
+            return margin(at, index)
+
+        starts = random_steps(x, radius, norm, 1, generator)
+        ascend(objective, x, radius, starts, norm=norm, steps=steps, step_size=step_size, box=None, enough=0)
     return torch.cat(seen)
 
 
@@ -66,7 +79,8 @@ def logit_scale_frame(
     parts = []
     for loss in ("ce", "margin"):
         for scale in scales:
-            curve = curve_of(first_success(Scaled(model, scale), x, y, [eps], loss=loss, **attack), [eps])
+            scaled = Headed(model, partial(torch.mul, scale))
+            curve = curve_of(first_success(scaled, x, y, [eps], loss=loss, **attack), [eps])
             parts.append(curve[curve.eps > 0].assign(loss=loss, scale=scale))
     return pd.concat(parts, ignore_index=True)
 

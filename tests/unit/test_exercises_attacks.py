@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from lcnn_utils.attacks.balls import _project
+from lcnn_utils.attacks import project
 from lcnn_utils.curvature import scalar_of
 from lcnn_utils.exercises import attacks as check
 
@@ -65,7 +65,7 @@ RIGHT = [
     ("project", lambda step, eps: step * torch.clamp(eps / (norms(step) + 1e-12), max=1)),
     ("project", lambda step, eps: step * (eps / norms(step)).clamp(max=1)),  # eps/0 is infinite, hence 1
     ("project", lambda step, eps: step / torch.clamp(norms(step) / eps, min=1)),
-    ("project", lambda step, eps: _project(step, torch.full((len(step),), eps).to(step), "l2")),
+    ("project", lambda step, eps: project(step, torch.full((len(step),), eps).to(step), "l2")),
     ("pgd_step", next_point),
     ("pgd_step", lambda x, at, g, length, eps: (x + shortened(ahead(at, g, length) - x, eps)).clip(min=0).clip(max=1)),
     ("margin_loss", margin),

@@ -11,8 +11,7 @@ from torch import nn
 
 from lcnn_utils import data, download
 from lcnn_utils import nn as models
-from lcnn_utils.attacks import pgd, wilson
-from lcnn_utils.attacks.masking import Scaled
+from lcnn_utils.attacks import Headed, pgd, wilson
 from lcnn_utils.curvature import geometry
 from lcnn_utils.experiments import SHIPPED, published
 from lcnn_utils.figures.style import METHOD
@@ -532,4 +531,4 @@ def test_the_linear_distance_is_exact_for_a_linear_net_and_blind_to_the_logits_s
     margin = logits.gather(1, y[:, None]) - logits.gather(1, 1 - y[:, None])
     found = attacks.linear_distance(model, x, y)
     torch.testing.assert_close(found, margin.squeeze(1) / apart)
-    torch.testing.assert_close(attacks.linear_distance(Scaled(model, 10.0), x, y), found)
+    torch.testing.assert_close(attacks.linear_distance(Headed(model, lambda z: 10 * z), x, y), found)

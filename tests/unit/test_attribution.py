@@ -1,0 +1,281 @@
+"""Saliency maps against autograd, closed forms of small networks, and the promises of the docstring."""
+
+import copy
+import functools
+import math
+import warnings
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from lcnn_utils.curvature import SCALARS
+from lcnn_utils.nn import CenteredSoftplus, centered_softplus, mlp, resnet
+from lcnn_utils.saliency import MAPS, explain
+
+KINDS = {"lcnn": dict(lcnn=True), "standard": {}, "relu": dict(activation=nn.ReLU)}
+HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+
+
+@functools.cache
+def _trained_like(kind: str, family: str) -> nn.Module:
+    """Random weights, but running statistics that fit: without them the logits hardly depend on the image."""
+    torch.manual_seed(0)
+    if family == "mlp":
+        net = mlp([64, 16, 16, 4], **KINDS[kind])
+    else:
+        net = resnet(10, num_classes=4, width=4, in_channels=1, image_size=8, ordinary=kind == "relu", **KINDS[kind])
+    net = net.double().train()
+    for _ in range(40):
+        net(torch.rand(64, 1, 8, 8).double())
+    return net.eval()
+
+
+def case(kind: str = "lcnn", family: str = "resnet", n: int = 5) -> tuple[nn.Module, torch.Tensor, torch.Tensor]:
+    """A network of the lab, images, and labels of which most are not what the network says."""
+    x = torch.rand(n, 1, 8, 8, generator=torch.Generator().manual_seed(1)).double()
+    return copy.deepcopy(_trained_like(kind, family)), x, torch.arange(n) % 4
+
+
+class Quadratic(nn.Module):
+    """Logits (½ xᵀAx + b·x, 0) of an image's pixels, A symmetric: the gradient of logit 0 is Ax + b."""
+
+    def __init__(self, matrix, slope=0.0):
+        super().__init__()
+        self.matrix, self.slope = matrix, slope
+
+    def forward(self, x):
+        x = x.flatten(1)
+        value = torch.einsum("ni,ij,nj->n", x, self.matrix, x) / 2 + (x * self.slope).sum(1)
+        return torch.stack([value, torch.zeros_like(value)], 1)
+
+
+class Functional(nn.Module):
+    """An activation that is a function, and perhaps a module nn.ReLU before it, or beside it."""
+
+    def __init__(self, act=F.relu, before=None, beside=None):
+        super().__init__()
+        torch.manual_seed(0)
+        self.a, self.b, self.act = nn.Linear(6, 12), nn.Linear(12, 3), act
+        self.before, self.beside = before or nn.Identity(), beside or nn.Identity()
+
+    def forward(self, x):
+        self.beside(x)
+        return self.b(self.act(self.before(self.a(x - 0.5))))
+
+
+# ----------------------------------------------------------------------------------------- gradients, closed forms
+@pytest.mark.parametrize("scalar", SCALARS)
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_gradient_is_that_of_autograd_signs_included(kind, scalar):
+    model, x, y = case(kind)
+    at = x.clone().requires_grad_()
+    logits = model(at)
+    own = logits.gather(1, y[:, None])[:, 0]
+    rivals = torch.stack([torch.cat([z[:i], z[i + 1 :]]).max() for z, i in zip(logits, y.tolist(), strict=True)])
+    f = {"loss": F.cross_entropy(logits, y, reduction="sum"), "margin": (own - rivals).sum(), "logit": own.sum()}
+    want = torch.autograd.grad(f[scalar], at)[0]
+    assert (want < 0).any(), "nothing negative to lose its sign"
+    torch.testing.assert_close(explain(model, x, y, scalar=scalar), want)
+    torch.testing.assert_close(explain(model, x, y, "input_x_gradient", scalar=scalar), x * want)
+
+
+@settings(deadline=None, max_examples=15)
+@given(st.integers(0, 999), st.integers(1, 7), st.integers(1, 4), st.sampled_from([0.0, -1.0, 0.3]), st.booleans())
+def test_on_a_linear_network_every_method_gives_its_closed_form(seed, d, n, baseline, predicted):
+    torch.manual_seed(seed)
+    model = nn.Linear(d, 3).double()
+    x = torch.randn(n, d).double()
+    y = model(x).argmax(1) if predicted else torch.randint(0, 3, (n,))
+    w = model.weight.detach()[y]
+    forms = {"gradient": w, "smoothgrad": w, "input_x_gradient": w * x}
+    forms |= dict.fromkeys(("integrated_gradients", "deeplift"), w * (x - baseline))
+    for method, want in forms.items():
+        got = explain(model, x, None if predicted else y, method, baseline=baseline, samples=3, steps=2)
+        torch.testing.assert_close(got, want)
+
+
+@pytest.mark.parametrize("baseline", [0.0, 0.7])
+def test_integrated_gradients_of_a_quadratic_network(baseline):
+    """The mean gradient on the way from b to x is A(x + b)/2."""
+    half, x = torch.randn(6, 6).double(), torch.randn(4, 6).double()
+    matrix = half + half.T
+    got = explain(Quadratic(matrix), x, torch.zeros(4).long(), "integrated_gradients", baseline=baseline, steps=3)
+    torch.testing.assert_close(got, (x - baseline) * ((x + baseline) @ matrix) / 2)
+
+
+@pytest.mark.parametrize("batch_size", [256, 5])
+def test_smoothgrad_is_the_mean_gradient_over_gaussian_copies(batch_size):
+    """∇(½‖x‖²) = x: the map is x plus the mean of the noise, of standard deviation noise/√samples."""
+    x, y = torch.rand(40, 500).double(), torch.zeros(40).long()
+    before = torch.random.get_rng_state()
+    for samples, noise in ((1, 0.2), (16, 3.0)):
+        draw = lambda seed, **more: explain(
+            Quadratic(torch.eye(500).double()), x, y, "smoothgrad", batch_size=batch_size, seed=seed, **more
+        )
+        map_ = draw(1, samples=samples, noise=noise)
+        mean = (map_ - x) * math.sqrt(samples) / noise
+        assert mean.std().item() == pytest.approx(1, abs=0.06), (samples, noise)
+        assert torch.corrcoef(mean[:5]).fill_diagonal_(0).abs().max() < 0.2, "samples of a batch share their noise"
+        assert torch.equal(draw(1, samples=samples, noise=noise), map_)
+        assert not torch.allclose(draw(2, samples=samples, noise=noise), map_)
+    assert torch.equal(torch.random.get_rng_state(), before)
+
+
+# ----------------------------------------------------------------------------------------------------- DeepLift
+@pytest.mark.parametrize("family", ["resnet", "mlp"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_deeplift_sums_up_to_the_change_of_the_logit_in_every_net_of_the_lab(kind, family):
+    model, x, y = case(kind, family, n=8)
+    for baseline in (0.0, 0.5):
+        with torch.no_grad():
+            change = (model(x) - model(torch.full_like(x, baseline))).gather(1, y[:, None])[:, 0]
+        total = explain(model, x, y, "deeplift", baseline=baseline).flatten(1).sum(1)
+        torch.testing.assert_close(total, change, rtol=1e-8, atol=1e-9)
+
+
+def test_deeplift_gives_a_softplus_unit_the_slope_of_its_chord():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(5, 7), CenteredSoftplus(3.0), nn.Linear(7, 2)).double()
+    x, y, b = torch.randn(6, 5).double(), torch.arange(6) % 2, 0.2
+    with torch.no_grad():
+        z, z0 = model[0](x), model[0](torch.full_like(x, b))
+        chord = (centered_softplus(z, 3.0) - centered_softplus(z0, 3.0)) / (z - z0)
+        want = (x - b) * ((model[2].weight[y] * chord) @ model[0].weight)
+    torch.testing.assert_close(explain(model, x, y, "deeplift", baseline=b), want, rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.parametrize("act", [F.relu, lambda z: centered_softplus(z, 5.0), torch.tanh])
+def test_deeplift_refuses_what_it_cannot_see(act):
+    with pytest.raises(ValueError, match=r"functional.*Use integrated_gradients"):
+        explain(Functional(act), torch.rand(8, 6), None, "deeplift")
+    with pytest.raises(ValueError, match="logits here: scalar='loss'"):
+        explain(Functional(act), torch.rand(8, 6), None, "deeplift", scalar="loss")
+
+
+# ------------------------------------------------------------------------------------------- guided backpropagation
+class Twice(nn.Module):
+    def __init__(self, inplace):
+        super().__init__()
+        self.a, self.b, self.c, self.relu = nn.Linear(5, 9), nn.Linear(9, 9), nn.Linear(9, 2), nn.ReLU(inplace)
+
+    def forward(self, x):
+        return self.c(self.relu(self.b(self.relu(self.a(x)))))
+
+
+@pytest.mark.parametrize("inplace", [False, True])
+def test_guided_backprop_lets_only_positive_signals_through_relus(inplace):
+    torch.manual_seed(0)
+    model, x, y = Twice(inplace).double(), torch.randn(6, 5).double(), torch.arange(6) % 2
+    with torch.no_grad():
+        first = model.a(x)
+        signal = (model.b(first.relu()) > 0) * model.c.weight[y].clamp(min=0) @ model.b.weight
+        want = (first > 0) * signal.clamp(min=0) @ model.a.weight
+    plain = explain(model, x, y)
+    torch.testing.assert_close(explain(model, x, y, "guided_backprop"), want)
+    torch.testing.assert_close(explain(model, x, y), plain, msg="hooks are left behind")
+    net = resnet(10, num_classes=4, width=4, in_channels=1, image_size=8, lcnn=True, activation=nn.ReLU)
+    assert explain(net, torch.rand(2, 1, 8, 8), None, "guided_backprop").any(), "norms cut weights off, no activation"
+
+
+FUNCTIONS = {
+    "Relu": F.relu, "Clamp": lambda z: z.clamp(min=0), "Softplus": F.softplus, "Silu": F.silu, "Gelu": F.gelu,
+    "CenteredSoftplus": lambda z: centered_softplus(z, 5.0), "LeakyRelu": F.leaky_relu, "Tanh": torch.tanh,
+    "Hardtanh": F.relu6, "Threshold": lambda z: F.threshold(z, 0.0, 0.0), "none": lambda z: z,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("named", FUNCTIONS)
+@pytest.mark.parametrize("relu", [{}, dict(before=nn.ReLU()), dict(beside=nn.ReLU())], ids=str)
+def test_guided_backprop_refuses_nets_where_it_would_be_the_gradient(named, relu):
+    model = Functional(FUNCTIONS[named], **relu)
+    if named == "none" and "before" in relu:
+        assert explain(model, torch.rand(4, 6), None, "guided_backprop").any()
+        return
+    with pytest.raises(ValueError, match=rf"nn.ReLU only.* has {named}"):
+        explain(model, torch.rand(4, 6), None, "guided_backprop")
+
+
+# ------------------------------------------------------------------------------------------- occlusion and Grad-CAM
+@pytest.mark.parametrize(("window", "baseline"), [(1, 0.5), (2, 0.0), (3, 0.0), (8, -1.0)])
+def test_occlusion_gives_a_pixel_the_mean_change_of_the_windows_over_it(window, baseline):
+    """All channels are covered at once: each shows the change of all of them."""
+    torch.manual_seed(0)
+    model, x, y = nn.Sequential(nn.Flatten(), nn.Linear(128, 3)), torch.rand(3, 2, 8, 8), torch.arange(3)
+    share = (model[1].weight.detach()[y].view_as(x) * (x - baseline)).sum(1, keepdim=True)
+    total, count, stride = torch.zeros_like(share), torch.zeros_like(share), max(1, window // 2)
+    for top in range(0, 8 - window + stride, stride):  # the last window may hang over the border
+        for left in range(0, 8 - window + stride, stride):
+            at = (..., slice(top, top + window), slice(left, left + window))
+            total[at] += share[at].sum((2, 3), keepdim=True)
+            count[at] += 1
+    got = explain(model, x, y, "occlusion", window=window, baseline=baseline)
+    torch.testing.assert_close(got, (total / count).expand_as(x), rtol=0, atol=1e-5)
+    if window == 2:  # a quarter of the side
+        assert torch.equal(explain(model, x, y, "occlusion"), got)
+
+
+@pytest.mark.parametrize(("chosen", "at"), [(None, 4), (3, 3), (5, 5)])
+def test_grad_cam_weighs_the_maps_of_a_layer_by_their_mean_gradient(chosen, at):
+    """ResNet-10 on 8 × 8: maps of 8, 8, 4, 2, 1 pixels a side after modules 2 to 6; by default the last with 4."""
+    model, x, y = case("lcnn")
+    maps = model[: at + 1](x).detach().requires_grad_()
+    gradient = torch.autograd.grad(model[at + 1 :](maps).gather(1, y[:, None]).sum(), maps)[0]
+    small = (gradient.mean((2, 3), keepdim=True) * maps).sum(1, keepdim=True).detach()
+    got = explain(model, x, y, "gradcam", layer=None if chosen is None else model[chosen])
+    assert (small < 0).any(), "nothing negative to lose its sign"
+    torch.testing.assert_close(got, F.interpolate(small, (8, 8), mode="bilinear"))
+
+
+# ------------------------------------------------------------------------------- what must not change, nor be changed
+def state(model: nn.Module) -> list:
+    """What an explanation might leave behind, module by module."""
+    found = []
+    for name, module in model.named_modules():
+        hooks = [tuple(getattr(module, kind)) for kind in HOOKS]
+        flags = [(p.requires_grad, p.grad is None) for p in module.parameters(recurse=False)]
+        found.append((name, module.training, sorted(vars(module)), hooks, flags))
+    return found
+
+
+@pytest.mark.parametrize("method", MAPS)
+def test_network_and_images_are_left_as_found_and_batches_change_nothing(method):
+    model, x, y = case("relu" if method == "guided_backprop" else "lcnn")
+    want = explain(model, x, y, method)
+    assert want.shape == x.shape
+    if method != "smoothgrad":  # whose noise depends on the place in the batch
+        torch.testing.assert_close(explain(model, x, y, method, batch_size=2), want)
+    model.train()
+    model[3].eval()
+    next(model.parameters()).requires_grad_(False)
+    before, weights = state(model), {k: v.clone() for k, v in model.state_dict().items()}
+    given_x = x.clone().requires_grad_()
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("error")
+        got = explain(model, given_x, y, method)
+    assert (got.requires_grad, given_x.grad) == (False, None)
+    assert torch.equal(given_x, x)
+    torch.testing.assert_close(got, want, msg="a network in training mode is explained in eval mode")
+    assert state(model) == before
+    assert all(torch.equal(v, weights[k]) for k, v in model.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (dict(x=torch.full((5, 1, 8, 8), 1.5).double()), r"\[0, 1\]"), (dict(y=torch.full((5,), 4)), "4 classes"),
+        (dict(method="gradcan"), "unknown method 'gradcan'.*did you mean 'gradcam'"),
+        (dict(scalar="logits"), "unknown scalar 'logits'"), (dict(samples=0), "samples must be a whole number"),
+        (dict(steps=1.5), "steps must be"), (dict(noise=0.0), "noise is 0.0"), (dict(noise=math.nan), "noise is nan"),
+        (dict(method="occlusion", window=9), "window is 9: use 1 to 8"),
+        (dict(method="gradcam", model=case("lcnn", "mlp")[0]), "a layer with maps of at least 4 × 4"),
+        (dict(method="gradcam", model=nn.Linear(2, 4).double(), x=torch.rand(5, 2).double()), "needs images"),
+    ],
+)  # fmt: skip
+def test_bad_input_is_named(change, message):
+    model, x, y = case()
+    with pytest.raises(ValueError, match=message):
+        explain(**(dict(model=model, x=x, y=y) | change))

@@ -1,0 +1,355 @@
+"""PGD against closed forms of linear networks, against PGD written out and foolbox's; its ball, its box, its model."""
+
+import itertools
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from lcnn_utils.attacks import direction, fgsm, mirror, move, perturb, pgd, project
+from lcnn_utils.attacks.pgd import LOSSES, NORMS, random_steps
+from lcnn_utils.curvature import evaluating, scalar_of
+from lcnn_utils.experiments import run
+from lcnn_utils.training import recipe, samples
+
+DTYPES = (torch.float32, torch.float64)
+
+
+class Scale(nn.Module):
+    def __init__(self, factor):
+        super().__init__()
+        self.factor = factor
+
+    def forward(self, x):
+        return x * self.factor
+
+
+def length(step: torch.Tensor, norm: str) -> torch.Tensor:
+    return torch.linalg.vector_norm(step.flatten(1), 2 if norm == "l2" else math.inf, dim=1)
+
+
+def margin_loss(model: nn.Module, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    with evaluating(model), torch.no_grad():
+        return -scalar_of(model(x), y, "margin")
+
+
+def net(seed: int = 0, dtype=torch.float32) -> nn.Sequential:
+    """An MLP on 12 numbers with enough slope that the samples below can be fooled."""
+    torch.manual_seed(seed)
+    layers: list[nn.Module] = []
+    for a, b in itertools.pairwise((12, 24, 24, 4)):
+        layers += [nn.Linear(a, b), nn.Tanh()]
+    return nn.Sequential(*layers[:-1], Scale(5.0)).to(dtype)
+
+
+def cnn(seed: int = 0) -> nn.Sequential:
+    torch.manual_seed(seed)
+    model = nn.Sequential(
+        nn.Conv2d(1, 8, 3, padding=1), nn.BatchNorm2d(8), nn.Softplus(10), nn.Dropout(0.5),
+        nn.Conv2d(8, 8, 3, stride=2), nn.Softplus(10), nn.Flatten(), nn.Linear(72, 4),
+    )  # fmt: skip
+    model(torch.rand(64, 1, 8, 8))  # fills the running statistics
+    return model
+
+
+def predicted(model: nn.Module, *shape: int, dtype=torch.float32, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+    """Samples in [0, 1] and what the network says of them, taken for true."""
+    x = torch.rand(*shape, generator=seeded(seed), dtype=dtype)
+    with evaluating(model), torch.no_grad():
+        return x, model(x).argmax(1)
+
+
+def linear(shape: tuple[int, ...], dtype, norm: str):
+    """A linear two-class network on images, samples, their labels and their exact distances from the boundary."""
+    torch.manual_seed(3)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(math.prod(shape), 2)).to(dtype)
+    x, y = predicted(model, 12, *shape, dtype=dtype)
+    w = (model[1].weight[0] - model[1].weight[1]).detach()
+    return model, x, y, -margin_loss(model, x, y) / (w.norm() if norm == "l2" else w.abs().sum())
+
+
+def seeded(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def left_as_found(attack, model: nn.Module, x: torch.Tensor, y: torch.Tensor) -> None:
+    """In training mode, partly frozen, without gradients: attacked in eval mode, and nothing is left behind."""
+    model.train()
+    model[1].eval()
+    model[0].requires_grad_(False)
+    found = lambda: ([m.training for m in model.modules()], [(p.requires_grad, p.grad) for p in model.parameters()])
+    before, state = found(), {k: v.clone() for k, v in model.state_dict().items()}
+    pixels, generator = x.clone().requires_grad_(), torch.get_rng_state()
+    with torch.no_grad():
+        quiet = attack(pixels)
+    assert torch.equal(quiet, attack(x)), "dropout was on"
+    assert not quiet.requires_grad
+    assert pixels.grad is None
+    assert torch.equal(pixels, x)
+    assert found() == before
+    assert all(torch.equal(v, state[k]) for k, v in model.state_dict().items())
+    assert torch.equal(torch.get_rng_state(), generator)
+    with pytest.raises(ValueError, match="labels"):
+        attack(x[:-1])
+    assert found() == before
+
+
+# ------------------------------------------------------------------------------------------------- closed forms
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("random_start", [True, False])
+def test_the_worst_point_of_a_linear_network(norm, loss, random_start):
+    """Within ε the margin loss grows by ε‖w‖ at most, in the dual norm: no sample is fooled within its radius."""
+    model, x, y, radius = linear((1, 5, 5), torch.float64, norm)
+    more = dict(norm=norm, loss=loss, random_start=random_start, box=None)
+    after = margin_loss(model, pgd(model, x, y, 0.9 * radius, **more), y)
+    torch.testing.assert_close(after, margin_loss(model, x, y) * (1 - 0.9), rtol=1e-6, atol=0)
+    assert (margin_loss(model, pgd(model, x, y, 1.003 * radius, **more), y) > 0).all()
+    assert (margin_loss(model, pgd(model, x, y, 0.999 * radius, restarts=3, **more), y) < 0).all()
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_the_worst_point_of_a_linear_network_where_the_box_is_in_the_way(loss):
+    """In L∞ the coordinates are free of each other: each goes as far as ε and the box let it."""
+    model, x, y, _ = linear((1, 5, 5), torch.float64, "linf")
+    w = (model[1].weight[1] - model[1].weight[0]).detach().view(1, 5, 5) * (1 - 2 * y).view(-1, 1, 1, 1)
+    worst = (x + 0.08 * w.sign()).clamp(0, 1)
+    alive = margin_loss(model, worst, y) < 0
+    assert alive.sum() >= 5
+    assert ((worst[alive] == 0) | (worst[alive] == 1)).any()
+    torch.testing.assert_close(pgd(model, x, y, 0.08, norm="linf", loss=loss)[alive], worst[alive], rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("box", [None, (0.0, 1.0)])
+def test_fgsm_of_a_linear_network_in_closed_form(norm, loss, box):
+    """∇ℓ = Wᵀ(p − e_y) for cross-entropy and w_j − w_y for the margin, j the runner-up; x stays where no gain is."""
+    torch.manual_seed(0)
+    model = nn.Linear(12, 4).double()
+    x = 0.3 + 0.4 * torch.rand(20, 12, dtype=torch.float64)
+    z, W = model(x).detach(), model.weight.detach()
+    y = z.argmax(1)
+    own, runner_up = F.one_hot(y, 4).double(), F.one_hot(z.topk(2).indices[:, 1], 4).double()
+    g = ((z.softmax(1) if loss == "ce" else runner_up) - own) @ W
+    eps = torch.linspace(0.0, 0.2, 20, dtype=torch.float64)
+    moved = x + eps[:, None] * (g.sign() if norm == "linf" else F.normalize(g, dim=1))
+    gain = margin_loss(model, moved, y) > margin_loss(model, x, y)
+    expected = torch.where(gain[:, None], moved, x)
+    assert gain.sum() >= 15
+    torch.testing.assert_close(fgsm(model, x, y, eps, norm=norm, loss=loss, box=box), expected, rtol=0, atol=1e-12)
+    assert torch.equal(fgsm(model, x, y, 0.0, norm=norm), x)
+
+
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("step_size", [None, 0.03])
+def test_pgd_written_out(norm, loss, step_size):
+    """Steps of ε(1 + cos πk/K) or of one length, onto the ball, into the box; the best point until fooled."""
+    model = net(3, torch.float64)
+    x, y = predicted(model, 16, 12, dtype=torch.float64)
+    eps, steps = {"l2": 0.2, "linf": 0.05}[norm], 6
+    (step,) = random_steps(x, x.new_full((16,), eps), norm, 1, seeded(7))
+    best = x
+    for k in range(steps + 1):
+        at = (x + step).clamp(0, 1).requires_grad_()
+        old, new = margin_loss(model, best, y), margin_loss(model, at, y)
+        best = torch.where(((old < 0) & (new > old))[:, None], at.detach(), best)
+        f = F.cross_entropy(model(at), y, reduction="sum") if loss == "ce" else -scalar_of(model(at), y, "margin").sum()
+        g = torch.autograd.grad(f, at)[0]
+        g = g.sign() if norm == "linf" else F.normalize(g, dim=1)
+        step = at.detach() + (step_size or eps * (1 + math.cos(math.pi * k / steps))) * g - x
+        step = step.clamp(-eps, eps) if norm == "linf" else step * (eps / step.norm(dim=1, keepdim=True)).clamp(max=1)
+    assert 1 <= (margin_loss(model, best, y) > 0).sum() <= 13, "some survive, some don't"
+    more = dict(norm=norm, loss=loss, steps=steps, step_size=step_size)
+    torch.testing.assert_close(pgd(model, x, y, eps, generator=seeded(7), **more), best, rtol=0, atol=1e-9)
+
+
+# -------------------------------------------------------------------------------------------- steps, ball and box
+@settings(deadline=None, max_examples=40)
+@given(
+    st.sampled_from(NORMS), st.sampled_from(DTYPES), st.sampled_from(LOSSES), st.integers(0, 999),
+    st.lists(st.floats(0, 2) | st.floats(0, 1e-4), min_size=3, max_size=3), st.sampled_from([None, 1e-3, 0.3, 50.0]),
+    st.booleans(), st.booleans(), st.sampled_from([(12,), (3, 2, 2)]),
+)  # fmt: skip
+def test_inside_the_ball_and_the_box_and_never_worse_than_x(
+    norm, dtype, loss, seed, eps, step_size, boxed, random_start, shape
+):
+    model = nn.Sequential(nn.Flatten(), net(seed, dtype))
+    x, y = predicted(model, 3, *shape, dtype=dtype, seed=seed)
+    x[0] = x[0].round()  # corners of the box
+    eps, box = torch.tensor(eps, dtype=dtype), (0.0, 1.0) if boxed else None
+    more = dict(steps=4, restarts=2, step_size=step_size, random_start=random_start)
+    for point in (
+        pgd(model, x, y, eps, norm=norm, loss=loss, box=box, **more),
+        fgsm(model, x, y, eps, norm=norm, loss=loss, box=box),
+    ):
+        assert (point.dtype, point.shape, point.requires_grad) == (x.dtype, x.shape, False)
+        assert (length(point - x, norm) <= eps * (1 + 1e-6)).all()
+        assert not boxed or ((point >= 0) & (point <= 1)).all()
+        assert torch.equal(point[eps == 0], x[eps == 0])
+        assert (margin_loss(model, point, y) >= margin_loss(model, x, y)).all()
+
+
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("eps", [1e-3, 8 / 255])
+def test_rounding_of_large_images_does_not_leave_the_ball(norm, eps):
+    """Without care a float32 step of 1e-3 in 3,072 pixels is a few 1e-5 too long in L2, and 6e-5 in L∞."""
+    torch.manual_seed(0)
+    x = torch.rand(8, 3, 32, 32)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(3072, 2))
+    moved = pgd(model, x, model(x).argmax(1), eps, norm=norm, steps=3)
+    assert (length(moved - x, norm) <= eps * (1 + 1e-6)).all()
+    assert (length(moved - x, norm) >= eps * 0.99).all()
+
+
+@pytest.mark.parametrize("d", [1, 2, 5])
+def test_starts_are_uniform_in_the_ball(d):
+    """A share r^d of a uniform ball lies within r, in either norm; and directions average out."""
+    x, eps = torch.zeros(20_000, d).double(), torch.full((20_000,), 0.5).double()
+    for norm in NORMS:
+        (step,) = random_steps(x, eps, norm, 1, None)
+        for r in (0.5, 0.8, 0.95):
+            assert (length(step, norm) <= r * 0.5).double().mean().item() == pytest.approx(r**d, abs=0.015)
+        assert (step.mean(0).abs() < 0.01).all()
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.sampled_from(NORMS), st.integers(0, 999), st.floats(1e-3, 2), st.sampled_from([1e-36, 1e-20, 1.0, 1e20]))
+def test_the_parts_of_a_step(norm, seed, eps, factor):
+    """A direction has length 1 at any scale; a projection is the nearest point of the ball; a mirrored step as long."""
+    x, step = (torch.rand(4, 6, generator=seeded(seed + k)) for k in (0, 1))
+    step = step - 0.5
+    torch.testing.assert_close(length(direction(factor * step, norm), norm), torch.ones(4))
+    torch.testing.assert_close(direction(factor * step, norm), direction(step, norm))
+    assert not direction(0 * step, norm).any()
+    near, radius = project(step, torch.full((4,), eps), norm), length(step, norm)
+    torch.testing.assert_close(length(near, norm), radius.clamp(max=eps))
+    other = project(torch.randn(4, 6, generator=seeded(seed + 2)), torch.full((4,), eps), norm)
+    assert (length(step - near, "l2") <= length(step - other, "l2") + 1e-6).all()
+    folded = mirror(x, step, (0.0, 1.0))
+    assert torch.equal(folded.abs(), step.abs())
+    assert ((x + folded >= 0) & (x + folded <= 1)).all()
+    inside = (x + step >= 0) & (x + step <= 1)
+    assert torch.equal(folded[inside], step[inside])
+    assert torch.equal(mirror(x, step, None), step)
+    torch.testing.assert_close(move(x, step, (0.2, 0.8)), (x + step).clamp(0.2, 0.8))
+
+
+# -------------------------------------------------------------------------------------- perturb: PGD for training
+def test_perturb_written_out():
+    """Uniform start, unit gradient, projection on the ball, into the box; in the mode in which the network is."""
+    model = net(3, torch.float64)
+    x, y = predicted(model, 8, 12, dtype=torch.float64)
+    eps, size, steps = 0.2, 0.15, 4
+    (at,) = random_steps(x, x.new_full((8,), eps), "l2", 1, seeded(7))
+    at = (x + at).clamp(0, 1)
+    for _ in range(steps):
+        at.requires_grad_()
+        gradient = torch.autograd.grad(F.cross_entropy(model(at), y, reduction="sum"), at)[0]
+        step = at.detach() + size * F.normalize(gradient, dim=1) - x
+        at = (x + step * (eps / step.norm(dim=1, keepdim=True)).clamp(max=1)).clamp(0, 1)
+    moved = perturb(model, x, y, eps, steps=steps, step_size=size, generator=seeded(7))
+    torch.testing.assert_close(moved, at, rtol=1e-9, atol=1e-12)
+    assert not moved.requires_grad
+    model = cnn()
+    x, y = predicted(model, 8, 1, 8, 8)
+    statistics = model[1].running_mean.clone()
+    perturb(model.eval(), x, y, 0.1, steps=2, step_size=0.1)
+    assert torch.equal(model[1].running_mean, statistics)
+    perturb(model.train(), x, y, 0.1, steps=2, step_size=0.1)
+    assert not torch.equal(model[1].running_mean, statistics)
+    assert all(p.grad is None for p in model.parameters())
+
+
+# ----------------------------------------------------------------------------------------------------- strength
+@settings(deadline=None, max_examples=25)
+@given(
+    st.sampled_from(NORMS), st.sampled_from(LOSSES), st.integers(0, 999), st.integers(1, 5), st.integers(1, 5),
+    st.floats(0.01, 0.5), st.booleans(),
+)  # fmt: skip
+def test_more_steps_and_more_restarts_never_help_the_defender(norm, loss, seed, k, more, size, start):
+    """The longer ascent passes the points of the shorter one, and the best is kept."""
+    model = net(seed, torch.float64)
+    x, y = predicted(model, 4, 12, dtype=torch.float64, seed=seed)
+    margins = lambda **more: margin_loss(
+        model, pgd(model, x, y, 0.3, norm=norm, loss=loss, step_size=size, random_start=start, **more), y
+    )
+    short = margins(steps=k)
+    assert (margins(steps=k + more) >= short - 1e-9).all()
+    assert (margins(steps=k, restarts=2) >= short - 1e-9).all()
+
+
+@pytest.mark.parametrize(("norm", "eps", "name"), [("l2", 0.5, "L2PGD"), ("linf", 0.1, "LinfPGD")])
+def test_foolbox_finds_as_much_with_the_same_settings(norm, eps, name):
+    """What may differ: foolbox counts the last point of each ascent, we any point on the way; and we want a wrong
+    answer to stand out from rounding. Our falling step finds as much as a constant one."""
+    foolbox = pytest.importorskip("foolbox")
+    standard = recipe("digits", "standard")
+    model, (x, y) = run(standard, device="cpu", progress=False).model, samples(standard, "test")
+    attack = getattr(foolbox.attacks, name)(abs_stepsize=eps / 5, steps=10, random_start=False)
+    theirs = ~attack(foolbox.PyTorchModel(model.eval(), bounds=(0, 1), device="cpu"), x, y, epsilons=eps)[2]
+    left = lambda **more: margin_loss(model, pgd(model, x, y, eps, norm=norm, steps=10, **more), y) < 0
+    ours = left(loss="ce", step_size=eps / 5, random_start=False)
+    accuracy = lambda right: right.double().mean().item()
+    assert 0.3 < accuracy(theirs) < 0.9, "nothing to compare"
+    assert accuracy(ours) == pytest.approx(accuracy(theirs), abs=0.015)
+    assert (ours & ~theirs).sum() <= 1
+    assert accuracy(left()) <= accuracy(left(step_size=eps / 4)) + 0.005
+
+
+# ------------------------------------------------------------------------------------------- what must not change
+@pytest.mark.parametrize("norm", NORMS)
+def test_a_sample_does_not_notice_its_neighbours_and_a_wrong_one_costs_nothing(norm):
+    model = net(4)
+    x, y = predicted(model, 16, 12)
+    eps = torch.linspace(0.05, 0.5, 16) * (1 if norm == "l2" else 0.4)
+    other, others = x.clone(), y.clone()
+    other[8:] = predicted(model, 8, 12, seed=9)[0]
+    others[8:] = (model(other[8:]).argmax(1) + 1) % 4  # fooled from the beginning
+    a = pgd(model, x, y, eps, norm=norm, restarts=3)
+    seen = []
+    model.register_forward_hook(lambda module, inputs, output: seen.append(len(inputs[0])))
+    b = pgd(model, other, others, eps, norm=norm, restarts=3)
+    torch.testing.assert_close(a[:8], b[:8], atol=1e-4, rtol=0)
+    assert torch.equal(b[8:], other[8:])
+    assert max(seen[5:]) <= 8, "after the model's check and one look at all"
+
+
+def test_the_seed_alone_decides_and_the_model_is_left_as_found():
+    model = net(6)
+    x, y = predicted(model, 8, 12)
+    attack = lambda seed, **more: pgd(model, x, y, 0.05, steps=2, generator=seeded(seed), **more)
+    assert torch.equal(pgd(model, x, y, 0.05, steps=2), attack(0))
+    assert not torch.equal(attack(0), attack(1))
+    assert torch.equal(attack(0, random_start=False), attack(1, random_start=False)), "nothing is drawn"
+    assert not torch.equal(*(attack(seed, random_start=False, restarts=2, step_size=1e-3) for seed in (0, 1)))
+    model = cnn()
+    x, y = predicted(model, 6, 1, 8, 8)
+    for attack in (lambda x: pgd(model, x, y, 0.2, steps=3), lambda x: fgsm(model, x, y, 0.1)):
+        left_as_found(attack, model, x, y)
+
+
+# --------------------------------------------------------------------------------------------------- bad input
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (dict(eps=-0.1), r"eps is -0\.1"), (dict(eps=math.nan), "eps is nan"),
+        (dict(eps=torch.tensor([0.1, math.inf])), "eps is inf"), (dict(eps=torch.ones(3)), r"\(3,\).*\(2,\)"),
+        (dict(norm="l3"), "unknown norm 'l3'"), (dict(loss="margins"), "unknown loss.*did you mean 'margin'"),
+        (dict(steps=0), "steps must be"), (dict(steps=2.5), "steps must be"), (dict(restarts=0), "restarts must be"),
+        (dict(step_size=0.0), r"step_size is 0\.0"), (dict(step_size=math.nan), "step_size is nan"),
+        (dict(x=torch.full((2, 12), 1.5)), r"outside the box \(0\.0, 1\.0\).*box=None"),
+        (dict(x=torch.full((2, 12), math.nan)), "NaN"), (dict(x=torch.rand(2, 12).double()), "float64.*float32"),
+        (dict(y=torch.tensor([0, 4])), "4 classes"), (dict(y=torch.tensor([0])), "labels have shape"),
+        (dict(model=nn.Sequential(net(), Scale(math.inf))), "not finite"),
+    ],
+)  # fmt: skip
+def test_bad_input_is_named(change, message):
+    arguments = dict(model=net(), x=torch.rand(2, 12), y=torch.tensor([0, 1]), eps=0.1) | change
+    with pytest.raises(ValueError, match=message):
+        pgd(**arguments)

@@ -1,0 +1,201 @@
+"""Smallest steps and robustness curves: closed forms of linear networks, a loop over all samples, foolbox, Wilson."""
+
+import math
+
+import pandas as pd
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from test_pgd import NORMS, cnn, left_as_found, length, linear, margin_loss, net, predicted, seeded
+from torch import nn
+
+from lcnn_utils.attacks import (
+    PAPER_EPS,
+    autoattack,
+    curve_of,
+    first_success,
+    minimal_radius,
+    pgd,
+    robustness_curve,
+    wilson,
+)
+from lcnn_utils.curvature import evaluating
+from lcnn_utils.data import Images, load
+from lcnn_utils.experiments import run
+from lcnn_utils.training import recipe
+
+GRIDS = {"l2": (0.05, 0.1, 0.2, 0.3), "linf": (0.02, 0.05, 0.08, 0.12)}
+
+
+def means_of_digits() -> tuple[nn.Module, Images]:
+    """A linear network, the nearest class mean, and 60 test images, of which it gets some wrong."""
+    train, test = load("digits", "train"), load("digits", "test", subset=60)
+    means = torch.stack([train.float()[train.y == c].mean(0).flatten() for c in range(10)])
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+    model[1].weight.data, model[1].bias.data = 2 * means, -means.square().sum(1)
+    return model, test
+
+
+# ------------------------------------------------------------------------------------------------ smallest steps
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_linear_network_falls_at_its_margin_over_the_dual_norm(norm, dtype):
+    model, x, y, radius = linear((1, 5, 5), dtype, norm)
+    found, point = minimal_radius(model, x, y, norm=norm, box=None)
+    torch.testing.assert_close(found, radius, rtol=2e-3, atol=0)
+    assert (found >= radius * (1 - 1e-5)).all()
+    assert (margin_loss(model, point, y) > 0).all()
+    near = radius.sort().values
+    grid = (near[1:8:2] + near[2:9:2]) / 2
+    beyond = torch.cat([grid, grid.new_tensor([math.inf])])[torch.bucketize(radius, grid)]
+    for loss in ("margin", "ce"):
+        torch.testing.assert_close(first_success(model, x, y, grid, norm=norm, loss=loss, box=None).to(beyond), beyond)
+
+
+def test_minimal_radius_obeys_the_box_and_says_where_nothing_is_found():
+    """Logits (x₁ − ½, 0): class 0 above ½, at distance x₁ − ½; and a threshold outside the box cannot be reached."""
+    model = nn.Linear(2, 2)
+    model.weight.data = torch.tensor([[1.0, 0.0], [0.0, 0.0]])
+    x, y = torch.tensor([[0.9, 0.5], [0.6, 0.5], [0.2, 0.5]]), torch.zeros(3, dtype=torch.long)
+    model.bias.data = torch.tensor([-0.5, 0.0])
+    radius, point = minimal_radius(model, x, y)
+    torch.testing.assert_close(radius, torch.tensor([0.4, 0.1, 0.0]), rtol=2e-3, atol=0)
+    assert torch.equal(point[2], x[2])
+    model.bias.data = torch.tensor([0.1, 0.0])
+    radius, point = minimal_radius(model, x, y)
+    assert radius.isinf().all()
+    assert torch.equal(point, x)
+    radius, _ = minimal_radius(model, x, y, box=None)
+    torch.testing.assert_close(radius, x[:, 0] + 0.1, rtol=2e-3, atol=0)
+
+
+@pytest.mark.parametrize(("norm", "start"), [("l2", 10.0), ("linf", 0.05)])
+def test_minimal_radius_is_a_real_step_that_pgd_confirms(norm, start):
+    model = net()
+    x, y = predicted(model, 8, 12)
+    y[0] = (y[0] + 1) % 4
+    radius, point = minimal_radius(model, x, y, norm=norm, start=start)
+    assert radius[0] == 0
+    assert torch.equal(point[0], x[0])
+    assert (radius[1:].isfinite() & (radius[1:] > 0)).all()
+    torch.testing.assert_close(radius, length(point - x, norm))
+    assert ((point >= 0) & (point <= 1)).all()
+    for i in range(8):  # alone, where products round differently
+        assert model(point[i : i + 1]).argmax(1) != y[i]
+    shorter = pgd(model, x, y, 0.9 * radius, norm=norm, restarts=5, steps=50)
+    assert (margin_loss(model, shorter, y)[1:] > 0).sum() <= 1
+    assert (margin_loss(model, x + (point - x) * 0.99, y)[1:] < 0).all(), "not cut to its shortest wrong part"
+
+
+# -------------------------------------------------------------------------------------------- where samples fall
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("attack", [dict(loss="margin"), dict(loss="ce", restarts=2), dict(random_start=False)])
+def test_a_sample_falls_where_pgd_on_all_samples_first_fools_it(norm, attack):
+    """Against a loop that attacks everybody at each ε, from the same starts; the first two are labelled wrongly."""
+    model = net(1, torch.float64)  # in float64, lest rounding in batches of other sizes decides
+    x, y = predicted(model, 24, 12, dtype=torch.float64, seed=1)
+    y[:2] = (y[:2] + 1) % 4
+    attack = dict(norm=norm, steps=4) | attack
+    expected, generator = torch.full((24,), math.inf, dtype=torch.float64), seeded()
+    expected[margin_loss(model, x, y) > 0] = 0
+    seen: list[int] = []
+    handle = model.register_forward_hook(lambda module, inputs, output: seen.append(len(inputs[0])))
+    for eps in GRIDS[norm]:
+        fooled = margin_loss(model, pgd(model, x, y, eps, generator=generator, **attack), y) > 0
+        expected[fooled & expected.isinf()] = eps
+    assert (expected[:2] == 0).all()
+    assert set(expected.tolist()) >= {0.0, math.inf, GRIDS[norm][-1], GRIDS[norm][-2]}, "nothing to compare"
+    all_anew = sum(seen)
+    seen.clear()
+    found = first_success(model, x, y, GRIDS[norm][::-1] * 2, **attack)  # in any order, repeated
+    handle.remove()
+    torch.testing.assert_close(found, expected)
+    assert sum(seen) < all_anew, "the fallen are attacked"
+    alone = first_success(model, x[:9], y[:9], GRIDS[norm], **attack | dict(random_start=False))
+    parts = first_success(model, x, y, GRIDS[norm], batch_size=9, **attack | dict(random_start=False))
+    if attack.get("restarts", 1) == 1:  # else starts are drawn
+        torch.testing.assert_close(parts[:9], alone)
+
+
+# ---------------------------------------------------------------------------------------------------- the curve
+@settings(deadline=None, max_examples=50)
+@given(
+    st.integers(1, 10_000).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))), st.sampled_from([0.95, 0.99])
+)
+def test_wilson_against_its_formula(counts, confidence):
+    (k, n), z = counts, {0.95: 1.959963984540054, 0.99: 2.5758293035489004}[confidence]
+    middle, half = k / n + z * z / (2 * n), z * math.sqrt(k / n * (1 - k / n) / n + z * z / (4 * n * n))
+    by_hand = (middle - half) / (1 + z * z / n), (middle + half) / (1 + z * z / n)
+    assert wilson(k, n, confidence) == pytest.approx(by_hand, abs=1e-9)
+
+
+def test_a_curve_has_its_accuracy_on_top_and_its_intervals_around():
+    model, images = means_of_digits()
+    grid = (0.5, 0.1, 0.3, 0.1)
+    curve = robustness_curve(model, images, grid, norm="l2", steps=5)
+    assert list(curve) == ["eps", "correct", "n", "accuracy", "low", "high", "norm", "loss"]
+    assert curve.eps.tolist() == [0.0, 0.1, 0.3, 0.5]
+    assert curve.correct[0] == int((model(images.float()).argmax(1) == images.y).sum()) < 60
+    assert curve.correct.is_monotonic_decreasing
+    assert curve.correct.nunique() == 4
+    for row in curve.itertuples():
+        assert (row.n, row.accuracy, row.norm, row.loss) == (60, row.correct / 60, "l2", "margin")
+        assert (row.low, row.high) == wilson(row.correct, 60)
+        fooled = margin_loss(model, pgd(model, images.float(), images.y, row.eps, steps=5), images.y) > 0
+        assert row.correct == pytest.approx(60 - int(fooled.sum()), abs=1), "other starts"
+    pd.testing.assert_frame_equal(curve, robustness_curve(model, (images.float(), images.y), grid, steps=5))
+    assert robustness_curve(model, images, norm="linf", steps=1).eps.tolist() == [0.0, *PAPER_EPS]
+    rounded = curve_of(torch.tensor([0.0, 0.1, 0.1, 0.7, math.inf]), (0.7, 0.1))  # float32: 0.1 up and 0.7 down
+    assert rounded.correct.tolist() == [4, 2, 1]
+
+
+# ---------------------------------------------------------------------------------------- the attacks of others
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["standard", "lcnn", "adversarial"])
+def test_foolbox_and_autoattack_find_no_more_on_the_shipped_networks(method):
+    """foolbox's PGD with its own step size and ours; the median of DDN's steps; AutoAttack. One image may be luck."""
+    foolbox, _ = pytest.importorskip("foolbox"), pytest.importorskip("pyautoattack")
+    images = load("digits", "test", subset=100)
+    model, x, y = run(recipe("digits", method), device="cpu", progress=False).model.eval(), images.float(), images.y
+    wrapped = foolbox.PyTorchModel(model, bounds=(0, 1), device="cpu")
+    for norm, eps, name in (("l2", 0.5, "L2PGD"), ("linf", 0.1, "LinfPGD")):
+        ours = first_success(model, x, y, [eps], norm=norm).isinf().sum().item()
+        torch.manual_seed(0)
+        for size in ({}, dict(rel_stepsize=2.5 / 20)):
+            fooled = getattr(foolbox.attacks, name)(steps=20, **size)(wrapped, x, y, epsilons=eps)[2]
+            assert 0 < ours <= (~fooled).sum() + 1
+    few, labels = x[:25], y[:25]
+    points = foolbox.attacks.DDNAttack(steps=50)(wrapped, few, labels, epsilons=None)[1]
+    assert minimal_radius(model, few, labels)[0].median() <= 1.001 * length(points - few, "l2").median()
+    ours = first_success(model, few, labels, [0.5], restarts=5).isinf().sum()
+    with evaluating(model):
+        theirs = (margin_loss(model, autoattack(model, few, labels, 0.5), labels) < 0).sum()
+    assert -1 <= ours - theirs <= 2
+
+
+# ----------------------------------------------------------------------------------------------------- bad input
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda *a: minimal_radius(*a, start=0.0), r"start is 0\.0"),
+        (lambda *a: minimal_radius(*a, bisections=0), "bisections"),
+        (lambda *a: minimal_radius(*a, box=(0.5, 0.6)), "outside the box"),
+        (lambda *a: first_success(*a, [0.1], batch_size=0), "batch_size must be at least 1, got 0"),
+        (lambda *a: first_success(*a, [0.1], norm="l1"), "unknown norm 'l1'"),
+        (lambda *a: first_success(*a, []), "eps_grid must hold lengths"),
+        (lambda m, x, y: robustness_curve(m, (x, y), [0.1, math.nan]), "eps_grid must hold lengths"),
+        (lambda m, x, y: robustness_curve(m, (x, y), [0.1, -0.1]), "eps_grid must hold lengths"),
+    ],
+)
+def test_bad_input_is_named(call, message):
+    model = net()
+    with pytest.raises(ValueError, match=message):
+        call(model, *predicted(model, 2, 12))
+
+
+def test_the_model_is_left_as_found():
+    model = cnn()
+    x, y = predicted(model, 6, 1, 8, 8)
+    left_as_found(lambda x: minimal_radius(model, x, y, steps=3)[1], model, x, y)
+    left_as_found(lambda x: first_success(model, x, y, (0.1, 0.5), steps=3), model, x, y)

@@ -1,0 +1,372 @@
+"""Comparisons of maps against SciPy and scikit-image, noise, the worst noise of quadratics, infidelity, intervals."""
+
+import importlib
+import itertools
+import warnings
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+from scipy.stats import spearmanr
+from skimage.metrics import structural_similarity
+from test_attribution import Quadratic, case
+from torch import nn
+
+from lcnn_utils.curvature import SCALARS, evaluating, geometry, scalar_of
+from lcnn_utils.nn import CenteredSoftplus, LipschitzBatchNorm2d, conv_norm
+from lcnn_utils.saliency import LENGTHS, MEASURES, compare, explain, randomized, stability, summary, worst_step
+
+file = importlib.import_module("lcnn_utils.saliency.stability")
+maps_of = arrays(np.float64, (3, 12), elements=st.integers(-2, 2).map(float) | st.floats(-1e6, 1e6, width=32))
+
+
+def problem(kind: str = "lcnn", n: int = 6) -> tuple[nn.Module, torch.Tensor, torch.Tensor]:
+    """A network of the lab, images, one in a corner of the box, and labels, wrong for the second and the last."""
+    model, x, _ = case(kind, n=n)
+    x[0] = x[0].round()
+    with torch.no_grad():
+        y = model(x).argmax(1)
+    y[[1, -1]] = (y[[1, -1]] + 1) % 4
+    return model, x, y
+
+
+def quadratic(d: int = 16, top: float = 9.0) -> tuple[Quadratic, torch.Tensor]:
+    """One whose Hessian has the norm |top|, and its top eigenvector."""
+    torch.manual_seed(0)
+    q = torch.linalg.qr(torch.randn(d, d).double())[0]
+    values = torch.cat([torch.tensor([top]), torch.linspace(-6, 6, d - 1)]).double()
+    return Quadratic(q @ torch.diag(values) @ q.T, torch.full((d,), 50.0).double()), q[:, 0]
+
+
+def change_of(model: nn.Module, x: torch.Tensor, y: torch.Tensor, eta: torch.Tensor, scalar: str) -> torch.Tensor:
+    """‖∇f(x + η) − ∇f(x)‖."""
+    gradients = []
+    with evaluating(model):
+        for at in (x, x + eta):
+            at = at.detach().requires_grad_()
+            gradients.append(torch.autograd.grad(scalar_of(model(at), y, scalar).sum(), at)[0])
+    return (gradients[1] - gradients[0]).flatten(1).norm(dim=1)
+
+
+def length(step: torch.Tensor) -> torch.Tensor:
+    return step.flatten(1).norm(dim=1)
+
+
+# ----------------------------------------------------------------------------------------------------- comparisons
+@settings(deadline=None, max_examples=60)
+@given(maps_of, maps_of)
+def test_change_cosine_ranks_and_largest_pixel_are_those_of_numpy_and_scipy(a, b):
+    found = compare(torch.from_numpy(a), torch.from_numpy(b))
+    for i, (p, q) in enumerate(zip(a, b, strict=True)):
+        if np.linalg.norm(p) > 1e-6 and np.linalg.norm(q) > 1e-6:
+            assert found["relative_change"][i] == pytest.approx(np.linalg.norm(q - p) / np.linalg.norm(p), rel=1e-9)
+            assert found["cosine"][i] == pytest.approx(p @ q / np.linalg.norm(p) / np.linalg.norm(q), abs=1e-9)
+        if np.ptp(p) > 0 and np.ptp(q) > 0:
+            assert found["spearman"][i] == pytest.approx(spearmanr(p, q).statistic, abs=1e-9)
+        largest, others = np.sort(np.abs([p, q]))[:, :-3:-1].T  # the tenth of 12 pixels is one
+        same = float(np.abs(p).argmax() == np.abs(q).argmax())
+        np.testing.assert_equal(found["top_overlap"][i], same if (largest > others).all() else np.nan)
+
+
+@pytest.mark.parametrize("size", [(1, 7, 7), (3, 7, 9), (3, 12, 12)])
+def test_ssim_is_scikit_image_s_of_positive_maps(size):
+    a, noise = (torch.randn(4, *size, generator=torch.Generator().manual_seed(seed)).double() for seed in (0, 1))
+    b = a + 0.5 * noise
+    found = compare(1000 * a, 1000 * b)["ssim"]
+    for i in range(4):
+        p, q = (1 + m[i] / a[i].abs().max() for m in (a, b))
+        want = structural_similarity(p.numpy(), q.numpy(), win_size=7, data_range=2.0, channel_axis=0)
+        assert found[i] == pytest.approx(want, abs=1e-12)
+    assert (compare(a, -a)["ssim"] < 0).all()
+    assert np.isnan(compare(a[..., :6], b[..., :6])["ssim"]).all()
+
+
+def test_the_top_tenth_is_found_by_size_summed_over_channels_without_ties():
+    """Of 20 pixels 2 count: 7 and 3, then 5 and 3. Of 30 pixels 3, and of sparse maps only those that are not 0."""
+    a, b = torch.zeros(1, 2, 4, 5), torch.zeros(1, 2, 4, 5)
+    first, second = {3: (-2.0, 2.0), 7: (1.0, -4.0), 11: (3.5, 0.0)}, {3: (2.0, 2.0), 5: (-9.0, 0.0), 13: (3.5, 0.0)}
+    for map_, entries in ((a, first), (b, second)):
+        for pixel, values in entries.items():
+            map_[0, :, pixel // 5, pixel % 5] = torch.tensor(values)
+    np.testing.assert_allclose(compare(a, b)["top_overlap"], [0.5])
+    sparse = lambda *entries: torch.zeros(1, 30).index_fill_(1, torch.tensor(entries), 1.0)
+    for first, second, want in (
+        (sparse(4), sparse(20), 0), (sparse(4, 5), sparse(5), 1 / 2), (sparse(4, 5, 6), -sparse(6, 7), 1 / 3),
+        (2 * sparse(4, 5) + sparse(1, 2), sparse(1, 4), 1 / 2),  # 1 and 2 tie for the third place
+        (sparse(4, 5, 6, 7), sparse(4), np.nan),
+    ):  # fmt: skip
+        np.testing.assert_allclose(compare(first, second)["top_overlap"], [want])
+        np.testing.assert_allclose(compare(second, first)["top_overlap"], [want])
+
+
+def test_maps_that_are_zero_constant_or_not_finite_spoil_no_other():
+    a, b = (torch.randn(3, 1, 9, 9, generator=torch.Generator().manual_seed(seed)) for seed in (0, 1))
+    want = compare(a, b)
+    with_first = lambda m, value: torch.cat([torch.full((1, 1, 9, 9), value), m[1:]])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        zero, both, after, one, broken = (
+            compare(*pair)
+            for pair in (
+                (with_first(a, 0.0), b), (with_first(a, 0.0), with_first(b, 0.0)), (a, with_first(b, 0.0)),
+                (with_first(a, 1.0), b), (a, with_first(b, np.inf)),
+            )
+        )  # fmt: skip
+    for found in (zero, both, after, one, broken):
+        for name in MEASURES:
+            np.testing.assert_allclose(found[name][1:], want[name][1:], rtol=1e-6, err_msg=name)
+    assert np.isinf(zero["relative_change"][0])
+    assert np.isnan([both["relative_change"][0], zero["cosine"][0], zero["ssim"][0], one["spearman"][0]]).all()
+    assert after["relative_change"][0] == pytest.approx(1)
+    assert np.isnan([broken[name][0] for name in MEASURES]).all()
+    with pytest.raises(ValueError, match=r"maps of shapes \(3, 1, 9, 9\) and \(2, 1, 9, 9\)"):
+        compare(a, b[:2])
+
+
+# ------------------------------------------------------------------------------------------------ the worst noise
+@pytest.mark.parametrize(("top", "eps", "scalar"), [(9.0, 1e-6, "logit"), (-9.0, 0.1, "margin"), (9.0, 10.0, "logit")])
+def test_on_a_quadratic_network_the_worst_change_is_the_length_times_the_norm(top, eps, scalar):
+    (model, vector), x, y = quadratic(top=top), torch.randn(3, 16).double(), torch.zeros(3).long()
+    eta, change = worst_step(model, x, y, eps, scalar=scalar, box=None)
+    torch.testing.assert_close(change, torch.full((3,), 9 * eps).double(), rtol=1e-4, atol=0)
+    torch.testing.assert_close((eta @ vector).abs(), torch.full((3,), eps).double(), rtol=1e-3, atol=0)
+    start = torch.randn(3, 16).double()
+    _, climbed = worst_step(model, x, y, eps, scalar=scalar, box=None, starts=[start], steps=60)
+    first = change_of(model, x, y, eps * start / length(start)[:, None], "logit")
+    assert (first < 7 * eps).all(), "the start is no solution"
+    assert (climbed > 8.7 * eps).all()
+
+
+def test_of_the_two_curved_ways_it_takes_the_one_that_the_box_leaves_open():
+    """∇²f = diag(3, 1): along the first axis, to the side where there is room."""
+    model, x = Quadratic(torch.diag(torch.tensor([3.0, 1.0])), 9.0), torch.tensor([[0.0, 0.5], [0.9, 0.5]])
+    eta, change = worst_step(model, x, torch.zeros(2).long(), 0.2, scalar="logit")
+    torch.testing.assert_close(change, torch.full((2,), 0.6), rtol=1e-4, atol=0)
+    torch.testing.assert_close(eta, torch.tensor([[0.2, 0.0], [-0.2, 0.0]]), rtol=0, atol=1e-2)
+
+
+@settings(deadline=None, max_examples=20)
+@given(st.sampled_from(SCALARS), st.integers(0, 9), st.booleans(), st.lists(st.floats(0, 2), min_size=3, max_size=3))
+def test_inside_ball_and_box_as_good_as_it_says_and_never_below_a_start(scalar, seed, boxed, eps):
+    torch.manual_seed(seed)
+    layers = [(nn.Linear(a, b), CenteredSoftplus(8.0)) for a, b in itertools.pairwise((12, 24, 24, 4))]
+    model = nn.Sequential(*itertools.chain(*layers)).double()
+    x, y, eps = torch.rand(3, 12).double(), torch.arange(3), torch.tensor(eps, dtype=torch.float64)
+    x[0] = x[0].round()  # a corner of the box
+    start = torch.randn_like(x)
+    more = dict(scalar=scalar, steps=3, box=(0.0, 1.0) if boxed else None, starts=[start, 0 * x])
+    eta, change = worst_step(model, x, y, eps, **more)
+    assert (length(eta) <= eps * (1 + 1e-6)).all()
+    assert not boxed or ((x + eta >= -1e-15) & (x + eta <= 1 + 1e-15)).all()
+    torch.testing.assert_close(change, change_of(model, x, y, eta, scalar), rtol=1e-9, atol=1e-9)
+    step = start * (eps / length(start))[:, None]
+    step = (x + step).clamp(0, 1) - x if boxed else step
+    assert (change >= change_of(model, x, y, step, scalar) - 1e-9).all()
+    for i, one in enumerate(worst_step(model, x, y, eps, batch_size=2, **more)):
+        torch.testing.assert_close(one, (eta, change)[i])
+
+
+# ----------------------------------------------------------------------------------------------------- the table
+@pytest.fixture
+def seen(monkeypatch):
+    """Every (network, x, y, method, options) that is explained."""
+    calls = []
+
+    def spy(model, x, y, method, **options):
+        calls.append((model, x.clone(), y.clone(), method, options))
+        return explain(model, x, y, method, **options)
+
+    monkeypatch.setattr(file, "explain", spy)
+    return calls
+
+
+def test_rows_are_comparisons_of_the_maps_at_both_ends(seen):
+    """For the right images only, each method with the options given; a random η has its length and stays in the box."""
+    model, x, y = problem()
+    right = [0, 2, 3, 4]
+    frame = stability(model, (x, y), [0.2, 0.02, 0.2], ["gradient", "integrated_gradients"], steps=7)
+    assert list(frame.columns) == ["image", "weights", "noise", "eps", "method", *MEASURES]
+    assert len(seen) == 2 + 2 * 2 * 2
+    assert all(torch.equal(at, x[right]) for _, at, *_ in seen[:2])
+    parts = [part for _, part in frame.groupby(["eps", "noise", "method"], sort=False)]
+    for (_, at, labels, method, options), part in zip(seen[2:], parts, strict=True):
+        assert options == dict(scalar="loss", batch_size=256, seed=0, steps=7)
+        assert torch.equal(labels, y[right])
+        assert (set(part.method), list(part.image), set(part.weights)) == ({method}, right, {"trained"})
+        here, there = (explain(model, points, labels, method, scalar="loss", steps=7) for points in (x[right], at))
+        for name, values in compare(here, there).items():
+            np.testing.assert_allclose(part[name], values, rtol=1e-9, err_msg=name)
+        assert ((at >= 0) & (at <= 1)).all()
+        eps, kind = part.eps.iloc[0], part.noise.iloc[0]
+        size = length(at - x[right])
+        assert (size <= eps * (1 + 1e-6)).all()
+        if kind == "random":
+            np.testing.assert_allclose(size, eps, rtol=1e-9)
+    steps = {(eps, noise): [] for eps in (0.02, 0.2) for noise in ("random", "worst")}
+    for (_, at, *_), part in zip(seen[2:], parts, strict=True):
+        steps[part.eps.iloc[0], part.noise.iloc[0]].append(at - x[right])
+    assert all(torch.equal(*pair) for pair in steps.values()), "both methods meet the same step"
+    one, other = (steps[eps, "random"][0] / eps for eps in (0.02, 0.2))
+    torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-9, msg="the direction stays")
+    seen.clear()
+    stability(model, (x, y), [0.2], noise=("random",), seed=1)
+    assert not torch.allclose(seen[1][1] - x[right], 0.2 * one, atol=1e-2), "the seed does nothing"
+
+
+@pytest.mark.parametrize("scalar", ["loss", "logit"])
+def test_short_steps_change_the_gradient_in_proportion_and_at_most_by_the_curvature(scalar):
+    model, x, y = problem()
+    frame = stability(model, (x, y), [1e-5, 1e-4], scalar=scalar, control=scalar == "loss")
+    nets = {"trained": model, "random": randomized(model, x[[0, 2, 3, 4]])}
+    for weights, part in frame.assign(rate=frame.relative_change / frame.eps).groupby("weights"):
+        bound = geometry(nets[weights], x, y, scalar=scalar, method="exact", eps=0).curvature.numpy()
+        table = part.pivot(index="image", columns=["noise", "eps"])["rate"]
+        inside = table[table.index > 0]  # image 0 lies in a corner of the box, which cuts off its worst step
+        np.testing.assert_allclose(table["random", 1e-4], table["random", 1e-5], rtol=1e-2)
+        np.testing.assert_allclose(inside["worst", 1e-5], bound[inside.index], rtol=1e-2)
+        assert (table["random", 1e-5] <= bound[table.index] * 1.001).all()
+
+
+def test_the_worst_noise_is_worse_than_random_noise_and_grows():
+    model, x, y = problem()
+    table = stability(model, (x, y), LENGTHS[::2]).pivot(
+        index=["image", "eps"], columns="noise", values="relative_change"
+    )
+    assert (table.worst >= table.random * (1 - 1e-6)).all()
+    assert (np.diff(table.worst.unstack().to_numpy(), axis=1) >= -1e-6).all()
+
+
+def test_random_noise_is_uniform_among_directions(seen):
+    """Entries of a direction in d dimensions have mean 0 and variance 1/d, and images have directions of their own."""
+    x = 0.4 + 0.2 * torch.rand(500, 1, 4, 4).double()
+    stability(quadratic()[0], (x, torch.zeros(500).long()), [0.1], noise=("random",))
+    drawn = ((seen[1][1] - x) / 0.1).flatten(1)
+    np.testing.assert_allclose(drawn.mean(0), 0, atol=4 / np.sqrt(16 * 500))
+    np.testing.assert_allclose(drawn.T @ drawn / 500 * 16, np.eye(16), atol=0.3)
+
+
+# ------------------------------------------------------------------------------------- the control, and infidelity
+@pytest.mark.parametrize("kind", ["lcnn", "standard", "relu"])
+def test_randomized_shuffles_weights_and_takes_statistics_from_x(kind):
+    model, x, _ = problem(kind, n=64)
+    x = x**3  # other images than those that the network has seen
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    made, given = randomized(model.train(), x, seed=3), {}
+    assert model.training
+    assert not any(module.training for module in made.modules())
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items()), "the original is touched"
+    for (name, old), new in zip(model.named_parameters(), made.parameters(), strict=True):
+        assert torch.equal(old.flatten().sort().values, new.flatten().sort().values), name
+        assert old.dim() < 2 or (old == new).double().mean() < 0.5, f"{name} is not shuffled"
+    for module in made.modules():
+        if isinstance(module, nn.Conv2d | nn.BatchNorm2d | LipschitzBatchNorm2d):
+            module.register_forward_pre_hook(lambda module, inputs: given.update({module: inputs[0]}))
+    with torch.no_grad():
+        made(x)
+        for module, (name, old) in zip(made.modules(), model.named_modules(), strict=True):
+            if isinstance(module, nn.BatchNorm2d | LipschitzBatchNorm2d):
+                assert module.momentum == old.momentum
+                torch.testing.assert_close(module.running_mean, given[module].mean((0, 2, 3)), rtol=0.1, atol=0.05)
+            elif kind == "lcnn" and isinstance(module, nn.Conv2d):
+                norm = conv_norm(module, tuple(given[module].shape[1:]), "exact").item()
+                assert norm == pytest.approx(1, abs=1e-2), name
+        var, mean = torch.var_mean(given[made[1]], (0, 2, 3))
+    torch.testing.assert_close(made[1].running_mean, mean)
+    torch.testing.assert_close(made[1].running_var, var)
+    assert not torch.allclose(made(x), randomized(model, x, seed=4)(x))
+
+
+def test_infidelity_is_the_share_of_the_change_that_a_map_leaves_unexplained():
+    """0 for a linear network's own maps, of any scale; in general least squares of f(x) − f(x + η) on −⟨map, η⟩."""
+    torch.manual_seed(0)
+    options, y = dict(scalar="logit", seed=0), torch.arange(6) % 3
+    x = 0.1 + 0.8 * torch.rand(6, 1, 6, 6)
+    line = nn.Sequential(nn.Flatten(), nn.Linear(36, 3))
+    for method in ("gradient", "input_x_gradient", "integrated_gradients", "deeplift"):
+        maps = -30 * explain(line, x, y, method)
+        np.testing.assert_allclose(file._infidelity(line, x, y, method, 0.05, 9, maps, (0, 1), **options), 0, atol=1e-4)
+    model, steps = nn.Sequential(nn.Flatten(), nn.Linear(36, 16), CenteredSoftplus(5.0), nn.Linear(16, 3)), []
+    maps = torch.randn_like(x) * 0.1 + explain(model, x, y)
+    handle = model.register_forward_pre_hook(lambda _, given: steps.append(given[0].detach() - x))
+    found = file._infidelity(model, x, y, "gradient", 0.5, 9, maps, (0.0, 1.0), **options)
+    handle.remove()
+    tail = [step for step in steps if step.any()][-9:]  # those of the last call to Captum's infidelity
+    assert all(((x + step >= 0) & (x + step <= 1)).all() for step in tail)
+    f = lambda at: model(at).gather(1, y[:, None])[:, 0]
+    with torch.no_grad():
+        change = torch.stack([f(x + step) - f(x) for step in tail]).double()
+        foretold = torch.stack([(maps * step).flatten(1).sum(1) for step in tail]).double()
+    beta = (change * foretold).sum(0) / (foretold**2).sum(0)
+    want = ((change - beta * foretold) ** 2).sum(0) / (change**2).sum(0)
+    np.testing.assert_allclose(found, want, rtol=1e-2, atol=1e-4)
+    frame = stability(model, (x, model(x).argmax(1)), [0.1], perturbations=2)
+    assert frame[frame.noise == "random"].infidelity.between(0, 1).all()
+    assert frame[frame.noise == "worst"].infidelity.isna().all()
+
+
+# ------------------------------------------------------------------------------------------------------- intervals
+@pytest.mark.parametrize("statistic", ["mean", "median"])
+def test_summary_is_the_statistic_of_each_group_over_its_finite_rows(statistic):
+    rng = np.random.default_rng(0)
+    values = rng.exponential(size=(3, 30))
+    values[0, :4], values[1, 5], values[2, :] = np.nan, np.inf, 0.5
+    table = pd.concat([pd.DataFrame({"ssim": part, "net": net}) for part, net in zip(values, "abc", strict=True)])
+    got = summary(table, "ssim", by="net", statistic=statistic, seed=4)
+    assert list(got.columns) == ["net", "n", "value", "low", "high"]
+    assert list(got.n) == [26, 29, 30]
+    for row, part in zip(got.itertuples(), values, strict=True):
+        assert row.value == pytest.approx(getattr(np, statistic)(part[np.isfinite(part)]))
+        assert row.low < row.value < row.high or row.low == row.value == row.high == 0.5
+    pd.testing.assert_frame_equal(got, summary(table, "ssim", by=("net",), statistic=statistic, seed=4))
+    for change, message in (
+        (dict(statistic="mode"), "unknown statistic"), (dict(measure="spearmann"), "unknown column 'spearmann'"),
+        (dict(by=("net", "method")), "unknown column 'method'"),
+    ):  # fmt: skip
+        with pytest.raises(ValueError, match=message):
+            summary(table, **dict(measure="ssim", by="net") | change)
+
+
+def test_intervals_cover_the_truth():
+    draws = np.random.default_rng(1).normal(3, 2, size=(100, 40))
+    table = pd.DataFrame({"value": draws.ravel(), "group": np.repeat(np.arange(100), 40)})
+    found = summary(table, "value", by="group")
+    assert 85 <= found[["low", "high"]].apply(lambda row: row.low <= 3 <= row.high, axis=1).sum() <= 100
+    assert (found.high - found.low).mean() == pytest.approx(2 * 1.96 * 2 / np.sqrt(40), rel=0.1)
+
+
+# ------------------------------------------------------------------------------------------- as found, and bad input
+def test_the_model_is_left_as_found():
+    model, x, y = problem()
+    options = dict(eps_grid=[0.05], methods=["gradient", "smoothgrad"], control=True, samples=2)
+    want = stability(model, (x, y), **options)
+    model.train()
+    model[3].eval()
+    modes = [module.training for module in model.modules()]
+    before, generator = {k: v.clone() for k, v in model.state_dict().items()}, torch.get_rng_state()
+    with torch.no_grad():
+        pd.testing.assert_frame_equal(stability(model, (x, y), **options), want)
+    assert torch.equal(torch.get_rng_state(), generator)
+    assert modes == [module.training for module in model.modules()]
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+    assert all(p.grad is None and p.requires_grad for p in model.parameters())
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (dict(eps_grid=[0.1, 0.0]), "eps_grid must"), (dict(eps_grid=[]), "eps_grid must hold lengths"),
+        (dict(noise=("wurst",)), "did you mean 'worst'"), (dict(methods="gradient"), "methods must be a sequence"),
+        (dict(methods=["gradients"]), "did you mean 'gradient'"), (dict(scalar="los"), "did you mean 'loss'"),
+        (dict(worst_steps=0), "steps must be"), (dict(box=(0.2, 0.8)), "outside the box"),
+        (dict(images=(torch.rand(3, 1, 8, 8).double(), torch.zeros(2).long())), "labels have shape"),
+        (dict(images=(problem()[1][1:2], problem()[2][1:2])), "right about 0 of these images: 1 at least"),
+    ],
+)  # fmt: skip
+def test_bad_input_is_named(change, message):
+    model, x, y = problem()
+    with pytest.raises(ValueError, match=message):
+        stability(model, **(dict(images=(x, y), eps_grid=[0.1]) | change))
