@@ -15,7 +15,18 @@ from torch import nn
 from lcnn_utils.experiments import SHIPPED
 from lcnn_utils.nn import CenteredSoftplus, LipschitzBatchNorm2d, OrdinaryBlock
 from lcnn_utils.training import (
-    DATASETS, METHODS, MODELS, OBJECTIVES, ONLY, SCALES, Recipe, build, make_optimizer, recipe, run_name, training_step,
+    DATASETS,
+    METHODS,
+    MODELS,
+    OBJECTIVES,
+    ONLY,
+    SCALES,
+    Recipe,
+    build,
+    make_optimizer,
+    recipe,
+    run_name,
+    training_step,
 )  # fmt: skip
 from lcnn_utils.training.checkpoint import recipe_of
 
