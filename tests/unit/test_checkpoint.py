@@ -154,8 +154,7 @@ def test_who_waits_says_so_and_what_fails_gives_its_lock_back(tmp_path, capsys):
         time.sleep(0.001)
     threading.Timer(0.2, free.set).start()
     with pytest.raises(ZeroDivisionError), locked(path):
-        order.append("got")
-        _ = 1 / 0
+        _ = order.append("got") or 1 / 0
     holder.join()
     with locked(path):
         order.append("again")

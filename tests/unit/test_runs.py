@@ -16,7 +16,7 @@ from lcnn_utils import download
 from lcnn_utils.experiments import load_weights, measure, results, run, ship
 from lcnn_utils.experiments import runs as experiments
 from lcnn_utils.training import METHODS, OBJECTIVES, Recipe, accuracy, fit, recipe, run_name, samples, state_path
-from lcnn_utils.training.checkpoint import read, recipe_of, write
+from lcnn_utils.training.checkpoint import Damaged, read, recipe_of, write
 
 TINY = recipe("moons", "lcnn", epochs=2, width=4)
 OTHER = recipe("moons", "standard", epochs=1, width=4)
@@ -180,11 +180,10 @@ def test_every_flipped_bit_of_a_record_is_noticed(store):
             path.write_bytes(content[:index] + bytes([content[index] ^ 1 << bit]) + content[index + 1 :])
             try:
                 found = experiments.read_record(path)
-            except RuntimeError as error:
-                assert str(error).startswith(f"{path} is damaged or of another version (")
-            else:
-                unnoticed += 1
-                assert as_text(found) == as_text(whole)
+            except Damaged:
+                continue
+            unnoticed += 1
+            assert as_text(found) == as_text(whole)
     assert unnoticed <= 20
 
 
@@ -253,7 +252,7 @@ def test_damaged_weights_are_named_and_kept(damage, store, made, shipped, no_tra
     CHECKPOINTS[damage](path)
     before = files(shipped)
     no_training()
-    with pytest.raises(RuntimeError, match="is damaged or of another version .*restore it with git") as raised:
+    with pytest.raises(RuntimeError, match=r"is damaged or of another version .*restore it with git") as raised:
         run(TINY, progress=False)
     assert str(path) in str(raised.value)
     assert files(shipped) == before
