@@ -33,7 +33,7 @@ from lcnn_utils.training import (
     samples,
     training_step,
 )
-from lcnn_utils.training.speed import compiled, fast_step, worth_compiling
+from lcnn_utils.training.fit import compiled_step, compiles
 
 LIMIT = 3 * 2 * 0.556e9 / 790e12  # seconds an image of the ReLU net, by an H200's arithmetic in bfloat16 alone
 
@@ -57,12 +57,10 @@ def stepper(
     model = change(build(one)).to(device).train()
     optimizer, _ = make_optimizer(one, model)
     advance = stack.enter_context(norms_once_a_step(model))
-    stack.enter_context(compiled(model, worth_compiling(one, device)))
     now: dict[str, Any] = {"generator": torch.Generator().manual_seed(0), "progress": 1.0}
-    step = training_step(one, model, optimizer, advance, now, [])
+    step = (compiled_step if compiles(one, device) else training_step)(one, model, optimizer, advance, now, [])
     if on_gpu:
         torch.cuda.reset_peak_memory_stats()
-        step = fast_step(step, x, y, model, optimizer, one)
     run = lambda: (step(x, y), torch.cuda.synchronize() if on_gpu else None)
     run()
     peak = torch.cuda.max_memory_allocated() / 1e9 if on_gpu else 0.0

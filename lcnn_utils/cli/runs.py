@@ -26,7 +26,8 @@ def parsed(changes: tuple[str, ...], options: dict[str, str] = OPTIONS, option: 
     from ..lab import nearest
     from ..training import Recipe
 
-    kinds: dict[str, type] = {name: type(value) for name, value in dataclasses.asdict(Recipe()).items()}
+    defaults = dataclasses.asdict(Recipe())
+    kinds: dict[str, type] = {name: bool if value is None else type(value) for name, value in defaults.items()}
     values: dict[str, object] = {}
     for change in changes:
         name, equals, text = change.partition("=")

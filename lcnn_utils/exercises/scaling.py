@@ -186,7 +186,9 @@ def _others() -> dict[str, Recipe]:
     changed: dict[str, Any] = {}
     for name, value in asdict(BASE).items():
         number = value + 1 if type(value) is int else value / 2 or 0.5 if type(value) is float else None
-        changed[name] = TEXTS[name] if isinstance(value, str) else not value if isinstance(value, bool) else number
+        changed[name] = (
+            TEXTS[name] if isinstance(value, str) else not value if isinstance(value, bool | None) else number
+        )
     return {name: _with(**{name: value}) for name, value in changed.items()}
 
 

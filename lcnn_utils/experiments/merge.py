@@ -18,7 +18,7 @@ from pathlib import Path
 
 from ..lab import atomic_path
 from ..training import run_name, strict
-from ..training.checkpoint import DAMAGE, Damaged, Held, locked, reached
+from ..training.checkpoint import DAMAGE, Damaged, locked, reached
 from ..training.inspection import inspected
 from ..training.strict import require
 from . import rows, tables
@@ -92,11 +92,8 @@ def take_run(name: str, record: bytes | None, state: bytes | None, into: Path) -
         require(run_name(one) == name, f"it is the state of another run, {run_name(one)}")
     require(re.fullmatch(RUN, name) and (record or state), f"{name!r} is no run")
     path = into / f"{name}.safetensors"
-    try:
-        with locked(path, wait=False):
-            return _add(path, record, theirs and theirs["metrics"], state, epochs)
-    except Held:
-        return BUSY
+    with locked(path, progress=False):
+        return _add(path, record, theirs and theirs["metrics"], state, epochs)
 
 
 def _add(path: Path, record: bytes | None, metrics: dict | None, state: bytes | None, epochs: int) -> str:

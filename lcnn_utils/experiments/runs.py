@@ -1,14 +1,17 @@
-"""Experiments that remember: runs that are trained once and then read. The recipes of each scale are in ``scales``.
+"""Experiments that remember: runs that are trained once and then read.
 
 A run has a name that ends in a hash of its recipe. Two folders are searched for it: ``data/checkpoints`` of the
 project (shipped, weights in float16) and ``runs`` of the store (``LCNN_STORE``, else ``data/``), where new ones go.
+NAME.json records its recipe, metrics, provenance and history, with a SHA-256 of all that.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import datetime
+import hashlib
 import json
+import math
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -22,21 +25,12 @@ from torch import nn
 from ..curvature import geometry
 from ..lab import PROJECT, pick_device, store_root, write_text
 from ..nn import refresh_norms
-from ..training import (
-    Recipe,
-    accuracy,
-    build,
-    fit,
-    measured_split,
-    run_name,
-    samples,
-    state_path,
-    strict,
-)
-from ..training.checkpoint import DAMAGE, Damaged, finished, read, write
+from ..training import Recipe, accuracy, build, fit, measured_split, run_name, samples, state_path
+from ..training.checkpoint import DAMAGE, Damaged, finished, read, recipe_of, write
 
 SHIPPED = PROJECT / "data" / "checkpoints"
 GEOMETRY = 1000  # images whose curvature is measured, at most
+COUNTS = ("images", "measured", "parameters")  # metrics that are whole numbers
 
 
 @dataclass(frozen=True, eq=False)
@@ -100,30 +94,18 @@ def run(
         path = folder / f"{run_name(recipe)}.json"
         if not path.exists():
             continue
-        numbers = _run(_record(path, recipe), recipe)
+        result = read_record(path, recipe)
         if not weights:
-            return numbers
+            return result
         if folder == SHIPPED and path.with_suffix(".safetensors").exists():
             model = load_weights(path.with_suffix(".safetensors"), recipe).to(device)
-            return dataclasses.replace(numbers, model=model)
+            return dataclasses.replace(result, model=model)
         if folder != SHIPPED and finished(state_path(recipe), recipe.epochs):
-            return dataclasses.replace(numbers, model=fit(recipe, device=device, progress=progress)[0])
+            return dataclasses.replace(result, model=fit(recipe, device=device, progress=progress)[0])
     model, history = fit(recipe, device=device, progress=progress, watch=watch)
     metrics, about = measure(model, recipe), _provenance(recipe, history)
     _write_record(store_root() / "runs", recipe, metrics, history, about)
     return Run(model if weights else None, metrics, recipe, history, about)
-
-
-def read_record(text: bytes, recipe: Recipe) -> Run:
-    """The run that a record tells of, without its weights.
-
-    Raises:
-        one of ``state.DAMAGE``: it is no record, or another recipe's.
-    """
-    found, record = strict.record(text)
-    if found != recipe:
-        raise ValueError("it is the record of another recipe")
-    return _run(record, recipe)
 
 
 def ship(
@@ -149,7 +131,9 @@ def ship(
             raise RuntimeError(
                 f"a weight of {path.stem} is too large for float16: ship its numbers only (weights=False)"
             )
-        write(path, {k: v.cpu().contiguous() for k, v in half.items()}, {"recipe": _as_json(recipe)})
+        write(
+            path, {k: v.cpu().contiguous() for k, v in half.items()}, {"recipe": json.dumps(dataclasses.asdict(recipe))}
+        )
         metrics = measure(load_weights(path, recipe).to(next(made.model.parameters()).device), recipe)
         if abs(metrics["accuracy"] - made.metrics["accuracy"]) > 0.01:
             path.unlink()
@@ -170,7 +154,7 @@ def load_weights(path: Path, recipe: Recipe) -> nn.Module:
     model = build(recipe)
     try:
         tensors, metadata = read(path)
-        if Recipe(**json.loads(metadata["recipe"])) != recipe:
+        if recipe_of(json.loads(metadata["recipe"])) != recipe:
             raise ValueError("it is the checkpoint of another recipe")
         model.load_state_dict({k: v.float() for k, v in tensors.items()})
     except DAMAGE as error:
@@ -180,30 +164,54 @@ def load_weights(path: Path, recipe: Recipe) -> nn.Module:
 
 
 def results(folders: tuple[Path, ...] | None = None) -> pd.DataFrame:
-    """Every run that is shipped or in the store, a row each: the recipe's fields, metrics, seconds, device, date."""
+    """Every run that is shipped or in the store, a row each: the recipe's fields, metrics, seconds, device, date.
+
+    A damaged record is left out, with a warning.
+    """
     rows, seen = [], set()
     for folder in folders or places():
         for path in sorted(folder.glob("[!.]*.json")):  # a hidden one is being written
             try:
-                record = _record(path)
-            except RuntimeError as error:
+                run = read_record(path)
+            except Damaged as error:
                 warnings.warn(f"left out: {error}", RuntimeWarning, stacklevel=2)
                 continue
             if path.stem not in seen:
-                about = {name: record["provenance"][name] for name in ("seconds", "device", "date")}
-                rows.append(dataclasses.asdict(Recipe(**record["recipe"])) | record["metrics"] | about)
+                about = {name: run.provenance[name] for name in ("seconds", "device", "date")}
+                rows.append(dataclasses.asdict(run.recipe) | run.metrics | about)
             seen.add(path.stem)
     return pd.DataFrame(rows)
 
 
-def _run(record: dict[str, Any], recipe: Recipe) -> Run:
-    history = pd.DataFrame(record["history"])
-    history.attrs["seconds"] = record["provenance"]["seconds"]
-    return Run(None, record["metrics"], recipe, history, record["provenance"])
+def read_record(path: Path, recipe: Recipe | None = None) -> Run:
+    """The run that a record tells of, without its weights.
+
+    Raises:
+        Damaged: the record is altered, of another version, or of another recipe than ``recipe`` or its name says.
+    """
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+        if record.pop("sha256") != _sha256(record):
+            raise ValueError("its content does not match its SHA-256")
+        metrics, about, history = record["metrics"], record["provenance"], record["history"]
+        recorded = recipe_of(record["recipe"])
+        if run_name(recorded) != path.stem or recorded != (recipe or recorded):
+            raise ValueError("it is the record of another recipe")
+        if not all(type(value) in (int, float) and math.isfinite(value) for value in metrics.values()):
+            raise ValueError("a metric is not a finite number")
+        if not 0 <= metrics["accuracy"] <= 1 or min(metrics[name] for name in COUNTS) < 1:
+            raise ValueError("its accuracy or a count is out of range")
+        if len(history) != recorded.epochs or not all(type(v) in (int, float) for row in history for v in row.values()):
+            raise ValueError("its history is not a row of numbers for each epoch")
+        frame = pd.DataFrame(history)
+        frame.attrs["seconds"] = about["seconds"]
+        return Run(None, metrics, recorded, frame, about)
+    except DAMAGE as error:
+        raise _damaged(path, error) from None
 
 
-def _as_json(recipe: Recipe) -> str:
-    return json.dumps(dataclasses.asdict(recipe))
+def _sha256(record: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
 
 
 def _provenance(recipe: Recipe, history: pd.DataFrame) -> dict[str, Any]:
@@ -217,18 +225,9 @@ def _provenance(recipe: Recipe, history: pd.DataFrame) -> dict[str, Any]:
 def _write_record(folder: Path, recipe: Recipe, metrics: dict, history: pd.DataFrame, about: dict) -> None:
     record: dict[str, Any] = {"recipe": dataclasses.asdict(recipe), "metrics": metrics, "provenance": about}
     record["history"] = history.to_dict("records")
-    write_text(folder / f"{run_name(recipe)}.json", json.dumps(record) + "\n", "set LCNN_STORE to a folder of yours")
-
-
-def _record(path: Path, recipe: Recipe | None = None) -> dict[str, Any]:
-    try:
-        found, record = strict.record(strict.content(path))
-        if found != recipe if recipe is not None else run_name(found) != path.stem:
-            raise ValueError("it is the record of another recipe")
-        return record
-    except DAMAGE as error:
-        raise _damaged(path, error) from None
+    text = json.dumps(record | {"sha256": _sha256(record)}) + "\n"
+    write_text(folder / f"{run_name(recipe)}.json", text, "set LCNN_STORE to a folder of yours")
 
 
 def _damaged(path: Path, error: Exception) -> Damaged:
-    return Damaged(path, error, "restore it with git" if path.parent == SHIPPED else "delete it, and it is made anew")
+    return Damaged(path, error, "restore it with git" if path.parent == SHIPPED else "delete it, and it is made again")

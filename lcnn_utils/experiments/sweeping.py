@@ -160,7 +160,7 @@ def _outcome(client: Client, one: Recipe, found: Answer) -> Outcome:
             elif found["state"] is not None:
                 Mail(one, client).forget()
         if found["record"] is not None:
-            made = experiments.read_record(found["record"], one)
+            made = experiments.run(one, weights=False)
     except (OSError, *DAMAGE) as problem:
         error = problem
     return Outcome(one, found["epochs"], made, error, found["traceback"], notes)

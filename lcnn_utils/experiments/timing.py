@@ -20,6 +20,7 @@ from ..training import (
     TRAINING,
     Recipe,
     build,
+    images,
     make_optimizer,
     samples,
     state_path,
@@ -27,12 +28,11 @@ from ..training import (
     training_step,
 )
 from ..training.checkpoint import reached
-from ..training.splits import images
 from .runs import results
 
 STEPS = 3  # of a probe, after one that isn't counted
-COSTLY = ("dataset", "method", "model", "width", "batch_size", "augment", "derivative", "penalty_eval", "published",
-          "attack_steps")  # fmt: skip
+COSTLY = ("dataset", "method", "model", "width", "batch_size", "augment", "derivative", "published", "attack_steps",
+          "compile", "bfloat16", "channels_last")  # fmt: skip
 Timed = dict[tuple, list[float]]
 
 

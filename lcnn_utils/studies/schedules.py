@@ -7,9 +7,9 @@ import math
 import torch
 from torch import Tensor
 
+from ..training import TRAINING as TRAINING
 from ..training import Recipe, learning_rate, recipe
 from ..training import steps_an_epoch as steps_an_epoch
-from ..training.splits import TRAINING as TRAINING
 
 
 def rates(one: Recipe) -> Tensor:

@@ -1,11 +1,22 @@
-"""Training: recipes, objectives, ``fit``, and the state on disk."""
+"""Training: recipes, what each method minimises, ``fit``, and its state on disk."""
 
 from .checkpoint import run_name, state_path
-from .fit import accuracy, build, fit, learning_rate, make_optimizer, training_step
+from .fit import (
+    TRAINING,
+    accuracy,
+    build,
+    fit,
+    images,
+    learning_rate,
+    made_on,
+    make_optimizer,
+    measured_split,
+    samples,
+    steps_an_epoch,
+    training_step,
+)
 from .objectives import OBJECTIVES
-from .recipe import DATASETS, INPUTS, METHODS, MODELS, ONLY, Recipe
-from .scales import SCALES, recipe
-from .splits import TRAINING, measured_split, samples, steps_an_epoch
+from .recipe import DATASETS, INPUTS, METHODS, MODELS, ONLY, SCALES, Recipe, recipe
 
 __all__ = [
     "DATASETS",
@@ -20,7 +31,9 @@ __all__ = [
     "accuracy",
     "build",
     "fit",
+    "images",
     "learning_rate",
+    "made_on",
     "make_optimizer",
     "measured_split",
     "recipe",

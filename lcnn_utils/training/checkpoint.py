@@ -1,4 +1,4 @@
-"""The state of a training on disk: one safetensors file a recipe, written whole or not at all, and never a pickle."""
+"""The state of a training on disk: one safetensors file per recipe, written whole or not at all, and never a pickle."""
 
 from __future__ import annotations
 
@@ -7,20 +7,21 @@ import hashlib
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import safetensors
 import torch
 from filelock import FileLock, Timeout
-from safetensors.torch import load, load_file, save
-from torch import Tensor, nn
+from safetensors.torch import load_file, save
+from torch import Generator, Tensor, nn
 
 from ..lab import atomic_path, store_root
-from . import strict
 from .recipe import Recipe
 
 DAMAGE = (safetensors.SafetensorError, RuntimeError, LookupError, TypeError, ValueError, AttributeError)
+FORMER = (("penalty_eval", False),)  # fields that a recipe no longer has, with the value that makes no difference
 
 
 class Damaged(RuntimeError):
@@ -42,21 +43,21 @@ def run_name(recipe: Recipe) -> str:
     return f"{recipe.dataset}-{recipe.method}-seed{recipe.seed}-{digest}"
 
 
+def recipe_of(fields: dict[str, Any]) -> Recipe:
+    """The recipe of the fields in a file. One of ``DAMAGE``: they are none."""
+    return Recipe(**{name: value for name, value in fields.items() if (name, value) not in FORMER})
+
+
 def state_path(recipe: Recipe) -> Path:
     """Where the state of a recipe's training is kept."""
     return store_root() / "runs" / f"{run_name(recipe)}.safetensors"
 
 
-class Held(Exception):
-    """Another process is training this run."""
-
-
 @contextmanager
-def locked(path: Path, progress: bool = True, *, wait: bool = True) -> Iterator[None]:
+def locked(path: Path, progress: bool = True) -> Iterator[None]:
     """Hold ``path`` for this process; another one that asks for it waits. The system frees what a killed one held.
 
     Raises:
-        Held: another process holds it, and ``wait`` is False.
         OSError: the folder cannot be written.
     """
     lock = FileLock(path.parent / "locks" / f"{path.stem}.lock")
@@ -65,8 +66,6 @@ def locked(path: Path, progress: bool = True, *, wait: bool = True) -> Iterator[
         try:
             lock.acquire(timeout=0)
         except Timeout:
-            if not wait:
-                raise Held(path.stem) from None
             if progress:
                 print(f"another process is training {path.stem}: waiting for it", flush=True)
             lock.acquire()
@@ -77,26 +76,6 @@ def locked(path: Path, progress: bool = True, *, wait: bool = True) -> Iterator[
         yield
     finally:
         lock.release()
-
-
-def reached(path: Path) -> tuple[int, dict]:
-    """Epochs done, and the facts about them, from the head of a state's file alone.
-
-    Raises:
-        OSError: there is no such file.
-        one of ``DAMAGE``: it is damaged or of another version.
-    """
-    with safetensors.safe_open(path, "pt") as file:
-        metadata = file.metadata()
-    return int(metadata["epoch"]), json.loads(metadata["about"])
-
-
-def finished(path: Path, epochs: int) -> bool:
-    """Whether ``path`` holds the state after so many epochs (what else may be wrong with it, loading will say)."""
-    try:
-        return reached(path)[0] == epochs
-    except (OSError, *DAMAGE):
-        return False
 
 
 def digest(tensors: dict[str, Tensor], *texts: str) -> str:
@@ -119,65 +98,68 @@ def read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Tensors and metadata of a file that ``write`` wrote. Raises one of ``DAMAGE`` for any other."""
     with safetensors.safe_open(path, "pt") as file:
         metadata = dict(file.metadata())
-    return _whole(load_file(path), metadata)
-
-
-def parse(content: bytes) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """:func:`read` for a file's content."""
-    tensors = load(content)  # which checks the head
-    head = strict.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
-    return _whole(tensors, dict(head["__metadata__"]))
-
-
-def _whole(tensors: dict[str, Tensor], metadata: dict[str, str]) -> tuple[dict[str, Tensor], dict[str, str]]:
-    expected = metadata.pop("sha256")
+    tensors, expected = load_file(path), metadata.pop("sha256")
     if expected != digest(tensors, *(metadata[name] for name in sorted(metadata))):
         raise ValueError("its content does not match its SHA-256")
     return tensors, metadata
 
 
-def save_state(
-    path: Path,
-    recipe: Recipe,
-    model: nn.Module,
-    momenta: list[Tensor],
-    generator: Any,
-    history: list[dict],
-    about: dict,
-) -> None:
-    """Write all that training needs to go on: weights, momenta, generator, history, recipe, and facts ``about`` it."""
-    kept = {f"model.{name}": value.detach() for name, value in model.state_dict().items()}
-    kept |= {f"momentum.{index}": value for index, value in enumerate(momenta)}
-    tensors = {name: value.clone(memory_format=torch.contiguous_format) for name, value in kept.items()}
-    tensors["generator"] = generator.get_state()
-    metadata = {"epoch": str(len(history)), "history": json.dumps(history), "about": json.dumps(about)}
-    metadata["recipe"] = json.dumps(dataclasses.asdict(recipe))
-    write(path, tensors, metadata)
-
-
-def load_state(
-    path: Path, recipe: Recipe, model: nn.Module, momenta: list[Tensor], generator: Any
-) -> tuple[list[dict], dict]:
-    """Put a saved state back, in place: the history so far, and the facts about it.
+def reached(path: Path) -> tuple[int, dict]:
+    """Epochs done, and the facts about them, from the head of a state's file alone.
 
     Raises:
-        Damaged: the file is damaged, holds another recipe's state, or was written by another version.
+        OSError: there is no such file.
+        one of ``DAMAGE``: it is damaged or of another version.
     """
+    with safetensors.safe_open(path, "pt") as file:
+        metadata = file.metadata()
+    return int(metadata["epoch"]), json.loads(metadata["about"])
+
+
+def finished(path: Path, epochs: int) -> bool:
+    """Whether ``path`` holds the state after so many epochs (what else may be wrong with it, loading will say)."""
     try:
-        return restore(*read(path), recipe, model, momenta, generator)
-    except DAMAGE as error:
-        raise Damaged(path, error, "delete it, or call fit(…, resume=False) to train anew") from None
+        return reached(path)[0] == epochs
+    except (OSError, *DAMAGE):
+        return False
 
 
-def restore(
-    tensors: dict[str, Tensor], metadata: dict[str, str], recipe: Recipe, model: nn.Module, momenta: list[Tensor],
-    generator: Any,
-) -> tuple[list[dict], dict]:  # fmt: skip
-    """:func:`load_state` for what :func:`read` returns. Raises one of ``DAMAGE``."""
-    if Recipe(**json.loads(metadata["recipe"])) != recipe:
-        raise ValueError("it is the state of another recipe")
-    model.load_state_dict({k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")})
-    for index, value in enumerate(momenta):
-        value.copy_(tensors[f"momentum.{index}"].reshape(value.shape))
-    generator.set_state(tensors["generator"])
-    return json.loads(metadata["history"]), json.loads(metadata["about"])
+@dataclass
+class State:
+    """All that training needs to go on. ``about``: the seconds it took so far, and where."""
+
+    recipe: Recipe
+    model: nn.Module
+    momenta: list[Tensor]
+    generator: Generator
+    history: list[dict[str, float]] = field(default_factory=list)
+    about: dict[str, Any] = field(default_factory=lambda: {"seconds": 0.0, "made_on": []})
+
+    def save(self, path: Path) -> None:
+        """Write the state, atomically. Raises OSError: full disk, or no right to write."""
+        kept = {f"model.{name}": value.detach() for name, value in self.model.state_dict().items()}
+        kept |= {f"momentum.{index}": value for index, value in enumerate(self.momenta)}
+        tensors = {name: value.clone(memory_format=torch.contiguous_format) for name, value in kept.items()}
+        tensors["generator"] = self.generator.get_state()
+        metadata = {"epoch": str(len(self.history)), "recipe": json.dumps(dataclasses.asdict(self.recipe))}
+        metadata |= {"history": json.dumps(self.history), "about": json.dumps(self.about)}
+        write(path, tensors, metadata)
+
+    def load(self, path: Path) -> None:
+        """Put a saved state back, in place.
+
+        Raises:
+            Damaged: the file is damaged, holds another recipe's state, or was written by another version.
+        """
+        try:
+            tensors, metadata = read(path)
+            if recipe_of(json.loads(metadata["recipe"])) != self.recipe:
+                raise ValueError("it is the state of another recipe")
+            weights = {k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")}
+            self.model.load_state_dict(weights)
+            for index, value in enumerate(self.momenta):
+                value.copy_(tensors[f"momentum.{index}"].reshape(value.shape))
+            self.generator.set_state(tensors["generator"])
+            self.history, self.about = json.loads(metadata["history"]), json.loads(metadata["about"])
+        except DAMAGE as error:
+            raise Damaged(path, error, "delete it, or call fit(…, resume=False) to train again") from None

@@ -1,11 +1,14 @@
-"""Training: one loop for every method, one state file a recipe, so that a stopped run goes on where it was."""
+"""Training: a recipe's samples and network, one step, and the loop, which goes on where it was stopped."""
 
 from __future__ import annotations
 
 import math
+import platform
 import time
-from collections.abc import Callable
-from contextlib import nullcontext
+import warnings
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import replace
 from typing import Any
 
 import pandas as pd
@@ -13,44 +16,131 @@ import torch
 from torch import Generator, Tensor, nn
 from tqdm import tqdm
 
-from .. import nn as models
+from .. import __version__, data
 from ..curvature import geometry
-from ..lab import keep_memory, made_on, pick_device
-from ..nn import CenteredSoftplus, LipschitzBatchNorm2d, norms_once_a_step, refresh_norms, sigma_error
-from .checkpoint import finished, load_state, locked, save_state, state_path
+from ..lab import keep_memory, nearest, pick_device
+from ..nn import (
+    CenteredSoftplus,
+    LipschitzBatchNorm2d,
+    mlp,
+    norms_once_a_step,
+    refresh_norms,
+    resnet,
+    sigma_error,
+    vgg11,
+)
+from .checkpoint import State, finished, locked, state_path
 from .objectives import OBJECTIVES
-from .recipe import INPUTS, METHODS, Recipe
-from .speed import Step, as_written, autocast, compiled, fast_step, memory, worth_compiling
-from .splits import Batch, epochs, samples
+from .recipe import INPUTS, METHODS, ONLY, Recipe
 
-__all__ = ["accuracy", "build", "fit", "learning_rate", "made_on", "samples", "state_path"]
-PRODUCTS = 4  # Hessian-vector products of the history's curvature
+TRAINING = {"moons": 400, "digits": 1437, "cifar10": 50_000, "cifar100": 50_000, "svhn": 73_257}  # samples to train on
+MOONS = {"train": (TRAINING["moons"], 0), "test": (1000, 1_000_000)}  # points, offset of the seed
+MOONS_STEPS = 20  # an epoch, each on all points
+SPLIT_SEED = 20_221_128  # of the one permutation that says what is held out, whatever the recipe's seed
+PROBES, PRODUCTS = 16, 4  # training images of the history's curvature, and its Hessian-vector products
+Batch = tuple[Tensor, Tensor]
+Step = Callable[[Tensor, Tensor], Tensor]  # a batch (x, y) → the terms to log, (T,)
+
+
+# ---- what a recipe is trained on and measured on -------------------------------------------------------------------
+
+
+def held_out(n: int, share: float) -> tuple[Tensor, Tensor]:
+    """Of n samples, the indices of those to train on and of those held out, both in ascending order.
+
+    A fixed permutation decides: the same for all methods and seeds. A larger share holds out the same samples and more.
+
+    Raises:
+        ValueError: one of the two parts would be empty.
+    """
+    count = round(share * n)
+    if share and not 0 < count < n:
+        raise ValueError(f"held_out={share:g} holds out {count} of {n} samples: leave at least one on each side")
+    order = torch.randperm(n, generator=Generator().manual_seed(SPLIT_SEED))
+    return order[count:].sort().values, order[:count].sort().values
+
+
+def _part(recipe: Recipe, split: str) -> tuple[str, Tensor | slice]:
+    """The dataset's own split that a recipe's split is or is part of, and which of its samples."""
+    nearest(split, ("train", "held_out", "test"), "split")
+    if split == "held_out" and not recipe.held_out:
+        raise ValueError("this recipe holds nothing out: give it held_out=0.2, say, or ask for 'test'")
+    if split == "test" or not recipe.held_out:
+        return split, slice(None)
+    return "train", held_out(TRAINING[recipe.dataset], recipe.held_out)[split == "held_out"]
+
+
+def images(recipe: Recipe, split: str, device: torch.device | str = "cpu") -> data.Images:
+    """A split of the recipe's images as uint8: ``train`` without what is held out, ``held_out``, or ``test``.
+
+    Raises:
+        ValueError: an unknown split, or ``held_out`` of a recipe that holds nothing out; and as ``data.load``.
+    """
+    source, chosen = _part(recipe, split)
+    whole = data.load(recipe.dataset, source)  # on the CPU, so that the device never holds both
+    return replace(whole, x=whole.x[chosen], y=whole.y[chosen]).to(pick_device(device))
+
+
+def samples(recipe: Recipe, split: str, device: torch.device | str = "cpu") -> Batch:
+    """A split as (x, y): images (N, C, H, W) in [0, 1] or points (N, 2), and labels (N,). ``split`` and errors as for
+    :func:`images`."""
+    if recipe.dataset != "moons":
+        found = images(recipe, split, device)
+        return found.float(), found.y
+    source, chosen = _part(recipe, split)
+    n, offset = MOONS[source]
+    x, y = data.two_moons(n, noise=0.15, seed=recipe.seed + offset)
+    return x[chosen].to(device), y[chosen].to(device)
+
+
+def measured_split(recipe: Recipe) -> str:
+    """The split that a trained net is judged by: ``held_out`` if the recipe holds something out, else ``test``."""
+    return "held_out" if recipe.held_out else "test"
+
+
+def steps_an_epoch(recipe: Recipe) -> int:
+    """Training steps an epoch, the last partial batch left out. Moons: the full batch, 20 times."""
+    if recipe.dataset == "moons":
+        return MOONS_STEPS
+    n = TRAINING[recipe.dataset]
+    return max(1, (n - round(recipe.held_out * n)) // recipe.batch_size)
+
+
+def _epochs(
+    recipe: Recipe, device: torch.device, generator: Generator
+) -> tuple[Callable[[], Iterable[Batch]], Batch]:  # fmt: skip
+    """What makes an epoch's batches, and the few samples of the history's curvature."""
+    if recipe.dataset == "moons":
+        x, y = samples(recipe, "train", device)
+        return lambda: [(x, y)] * MOONS_STEPS, (x[:PROBES], y[:PROBES])
+    kept = images(recipe, "train", device)
+    make = lambda: data.batches(kept, recipe.batch_size, augment=recipe.augment, generator=generator, drop_last=True)
+    return make, (kept.x[:PROBES].float() / 255, kept.y[:PROBES])
+
+
+# ---- its network, and one step -------------------------------------------------------------------------------------
 
 
 def build(recipe: Recipe) -> nn.Module:
-    """The untrained network of a recipe, drawn from its seed (the global generator is left alone).
-
-    Its weights lie in memory channels last, with which convolutions are faster on CPUs and GPUs.
-    """
+    """The untrained network of a recipe, drawn from its seed (the global generator is left alone)."""
     shape, classes = INPUTS[recipe.dataset]
-    kind, low = METHODS[recipe.method]
-    options: dict[str, Any] = dict(lcnn=low, gamma=recipe.gamma, activation={
+    kind, lipschitz = METHODS[recipe.method]
+    activations: dict[str, Callable[[], nn.Module]] = {
         "hard": lambda: CenteredSoftplus(1000.0, trainable=False),
         "trained": lambda: CenteredSoftplus(recipe.beta),
         "softplus": lambda: nn.Softplus(recipe.softplus),
         "relu": nn.ReLU,
-    }[kind])  # fmt: skip
+    }
+    options: dict[str, Any] = dict(lcnn=lipschitz, gamma=recipe.gamma, activation=activations[kind])
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(recipe.seed)  # torch.manual_seed would seed the GPU's too
         if recipe.model == "mlp":
-            return models.mlp([math.prod(shape), recipe.width, recipe.width, classes], **options)
+            return mlp([math.prod(shape), recipe.width, recipe.width, classes], **options)
         options |= dict(num_classes=classes, width=recipe.width, in_channels=shape[0], image_size=shape[1])
         options |= dict(ordinary=kind == "relu")
-        if recipe.model == "vgg11":
-            model = models.vgg11(**options)
-        else:
-            model = models.resnet(int(recipe.model.removeprefix("resnet")), **options)
-        return model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        depth = recipe.model.removeprefix("resnet")
+        model = vgg11(**options) if recipe.model == "vgg11" else resnet(int(depth), **options)
+    return model if recipe.channels_last is False else model.to(memory_format=torch.channels_last)  # type: ignore
 
 
 @torch.no_grad()
@@ -73,55 +163,38 @@ def learning_rate(recipe: Recipe, progress: float) -> float:
     return recipe.lr * 0.5 * (1 + math.cos(math.pi * (progress - 0.3) / 0.7))
 
 
-def layer_values(model: nn.Module) -> dict[str, float]:
-    """Every trained β and γ of a net, under ``beta LAYER`` and ``gamma LAYER``."""
-    values: dict[str, Tensor] = {}
-    for name, module in model.named_modules():
-        if isinstance(module, CenteredSoftplus) and isinstance(module.log_beta, nn.Parameter):
-            values[f"beta {name}"] = module.beta
-        if isinstance(module, LipschitzBatchNorm2d):
-            values[f"gamma {name}"] = module.gamma
-    return dict(zip(values, torch.stack([*values.values()]).tolist(), strict=True)) if values else {}
-
-
 def make_optimizer(recipe: Recipe, model: nn.Module) -> tuple[torch.optim.SGD, list[Tensor]]:
     """Nesterov's SGD, no decay on log β and log γ, and its momenta, made at once so that a state can be put back."""
-    device = next(model.parameters()).device
-    on_gpu = device.type == "cuda"
-    ours = {name: p for name, p in model.named_parameters() if name.endswith(("log_beta", "log_gamma"))}
-    plain = [p for name, p in model.named_parameters() if name not in ours]
-    groups: list[dict[str, Any]] = [{"params": plain}, {"params": [*ours.values()], "weight_decay": 0.0}]
-    for group in groups:  # a tensor of its own, which a recorded step reads anew each time
-        group["lr"] = torch.tensor(recipe.lr, device=device) if on_gpu else recipe.lr
+    ours = [p for name, p in model.named_parameters() if name.endswith(("log_beta", "log_gamma"))]
+    plain = [p for name, p in model.named_parameters() if not name.endswith(("log_beta", "log_gamma"))]
+    groups: list[dict[str, Any]] = [{"params": plain}, {"params": ours, "weight_decay": 0.0}]
     optimizer = torch.optim.SGD(
-        [group for group in groups if group["params"]], fused=device.type in ("cpu", "cuda"),
-        momentum=recipe.momentum, weight_decay=recipe.weight_decay, nesterov=recipe.momentum > 0,
-    )  # fmt: skip
-    parameters = [*plain, *ours.values()]
-    for p in parameters:
-        optimizer.state[p]["momentum_buffer"] = torch.zeros_like(p)
-    return optimizer, [optimizer.state[p]["momentum_buffer"] for p in parameters]
-
-
-def _row(recipe: Recipe, model: nn.Module, epoch: int, names: list[str], log: Tensor, probe: Batch) -> dict[str, float]:
-    """The history of an epoch whose steps logged ``log`` (steps, terms). RuntimeError: something is not finite."""
-    bad = (~log.isfinite().all(1)).nonzero().flatten().tolist()
-    broken = not all(bool(value.isfinite().all()) for value in model.state_dict().values())
-    if bad or broken:
-        what = f"the loss is not finite in epoch {epoch}, step {bad[0] + 1} of {len(log)}," if bad else (
-            f"a weight is not finite in epoch {epoch}")  # fmt: skip
-        raise RuntimeError(f"{what} of {recipe}: lower lr (now {recipe.lr:g}), or the λ of its penalty")
-    try:
-        with as_written(model):
-            curvature = geometry(model, *probe, method="power", max_iter=PRODUCTS).curvature.mean().item()
-    except ValueError:  # derivatives overflow while the running statistics are still far off
-        curvature = math.nan
-    return (
-        {"epoch": epoch}
-        | dict(zip(names, log.mean(0).tolist(), strict=True))
-        | {"curvature": curvature, "sigma_error": sigma_error(model)}
-        | layer_values(model)
+        [group for group in groups if group["params"]],
+        lr=recipe.lr,
+        momentum=recipe.momentum,
+        weight_decay=recipe.weight_decay,
+        nesterov=recipe.momentum > 0,
+        fused=plain[0].device.type in ("cpu", "cuda"),
     )
+    for p in (*plain, *ours):
+        optimizer.state[p]["momentum_buffer"] = torch.zeros_like(p)
+    return optimizer, [optimizer.state[p]["momentum_buffer"] for p in (*plain, *ours)]
+
+
+def autocast(recipe: Recipe, device: torch.device) -> AbstractContextManager:
+    """bfloat16 as the recipe says; by default where a GPU computes in it."""
+    wanted = recipe.bfloat16
+    if wanted is None:
+        wanted = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+    return torch.autocast(device.type, torch.bfloat16) if wanted else nullcontext()
+
+
+def compiles(recipe: Recipe, device: torch.device) -> bool:
+    """Whether training runs compiled: as the recipe says; by default on a GPU, for a CNN, with no second derivatives,
+    which compiled code doesn't have. (On a CPU the layers' fused kernels are faster than what the compiler makes.)"""
+    second = recipe.method in ONLY["derivative"] and recipe.derivative == "exact"
+    default = device.type == "cuda" and recipe.model != "mlp" and not second
+    return default if recipe.compile is None else recipe.compile
 
 
 def training_step(
@@ -135,7 +208,7 @@ def training_step(
     """The whole of a step as a function of a batch: power iterations, loss, gradients, optimiser → the terms' values.
 
     Args:
-        advance: of :func:`spectral.norms_once_a_step`.
+        advance: of ``nn.norms_once_a_step``.
         now: what the objective is told each time (``progress``, ``generator``).
         names: is filled with the names of the terms.
     """
@@ -143,7 +216,7 @@ def training_step(
 
     def step(x: Tensor, y: Tensor) -> Tensor:
         advance()
-        with autocast(device):
+        with autocast(recipe, device):
             loss, terms = OBJECTIVES[recipe.method](model, x, y, recipe, **now)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
@@ -154,29 +227,104 @@ def training_step(
     return step
 
 
-def _train(recipe, model, optimizer, generator, history, device, advance, save, bar) -> None:
-    """All epochs that are missing from ``history``; ``save`` is called after each."""
-    make, steps, probe = epochs(recipe, device, generator)
-    now: dict[str, Any] = {"generator": generator}
+def compiled_step(recipe: Recipe, model: nn.Module, *rest: Any) -> Step:
+    """:func:`training_step` with the model compiled. If the compiler fails, training warns once and goes on without."""
+    step = training_step(recipe, torch.compile(model, dynamic=False), *rest)  # type: ignore[arg-type]
+    plain = training_step(recipe, model, *rest)
+
+    def attempt(x: Tensor, y: Tensor) -> Tensor:
+        nonlocal step
+        try:
+            return step(x, y)
+        except Exception as error:
+            if step is plain or isinstance(error, torch.OutOfMemoryError):
+                raise
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            warnings.warn(f"training goes on without torch.compile: {reason}", RuntimeWarning, stacklevel=2)
+            step = plain
+            return step(x, y)
+
+    return attempt
+
+
+# ---- the loop ------------------------------------------------------------------------------------------------------
+
+
+def made_on(device: torch.device) -> dict[str, Any]:
+    """Where a run was trained, for its provenance: device, threads and versions."""
+    cpu = f"{platform.machine()} {device.type.upper()}"
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else cpu
+    versions = {"lcnn_utils": __version__, "torch": torch.__version__, "python": platform.python_version()}
+    return versions | {"device": name, "threads": torch.get_num_threads()}
+
+
+def _layer_values(model: nn.Module) -> dict[str, float]:
+    """Every trained β and γ of a net, under ``beta LAYER`` and ``gamma LAYER``."""
+    values: dict[str, Tensor] = {}
+    for name, module in model.named_modules():
+        if isinstance(module, CenteredSoftplus) and isinstance(module.log_beta, nn.Parameter):
+            values[f"beta {name}"] = module.beta
+        if isinstance(module, LipschitzBatchNorm2d):
+            values[f"gamma {name}"] = module.gamma
+    return dict(zip(values, torch.stack([*values.values()]).tolist(), strict=True)) if values else {}
+
+
+def _row(recipe: Recipe, model: nn.Module, epoch: int, names: list[str], log: Tensor, probe: Batch) -> dict[str, float]:
+    """The history of an epoch whose steps logged ``log`` (steps, terms). RuntimeError: something is not finite."""
+    bad = (~log.isfinite().all(1)).nonzero().flatten().tolist()
+    what = f"the loss is not finite in epoch {epoch}, step {bad[0] + 1} of {len(log)}," if bad else ""
+    if not bad and not all(bool(value.isfinite().all()) for value in model.state_dict().values()):
+        what = f"a weight is not finite in epoch {epoch}"
+    if what:
+        raise RuntimeError(f"{what} of {recipe}: lower lr (now {recipe.lr:g}), or the λ of its penalty")
+    try:
+        curvature = geometry(model, *probe, method="power", max_iter=PRODUCTS).curvature.mean().item()
+    except ValueError:  # derivatives overflow while the running statistics are still far off
+        curvature = math.nan
+    means = dict(zip(names, log.mean(0).tolist(), strict=True))
+    return {"epoch": epoch} | means | {"curvature": curvature, "sigma_error": sigma_error(model)} | _layer_values(model)
+
+
+@contextmanager
+def _memory(recipe: Recipe, device: torch.device) -> Iterator[None]:
+    """Turn a lack of memory into a RuntimeError that says what to do."""
+    try:
+        yield
+    except RuntimeError as error:  # the CPU's has no class of its own
+        if not isinstance(error, torch.OutOfMemoryError) and "DefaultCPUAllocator" not in str(error):
+            raise
+        raise RuntimeError(
+            f"there is not enough memory on {device} for batch_size={recipe.batch_size} with {recipe.model} of width "
+            f"{recipe.width}: use a smaller batch_size, as in dataclasses.replace(recipe, batch_size=…)"
+        ) from None
+
+
+def _train(
+    state: State, optimizer: torch.optim.SGD, device: torch.device, progress: bool, save: Callable[[], None]
+) -> None:
+    """All epochs that are missing from the state; ``save`` is called after each."""
+    recipe, model = state.recipe, state.model
+    make, probe = _epochs(recipe, device, state.generator)
+    now: dict[str, Any] = {"generator": state.generator}
     names: list[str] = []
-    step = training_step(recipe, model, optimizer, advance, now, names)
-    run: Step | None = step if device.type != "cuda" and model._compiled_call_impl is None else None
-    for epoch in bar:
-        model.train()
-        log: list[Tensor] = []
-        for index, (x, y) in enumerate(make()):
-            now["progress"] = (epoch + index / steps) / recipe.epochs
-            rate = learning_rate(recipe, now["progress"])
-            for group in optimizer.param_groups:
-                group["lr"] = group["lr"].fill_(rate) if isinstance(group["lr"], Tensor) else rate
-            if run is None:
-                run = fast_step(step, x, y, model, optimizer, recipe, generator)
-            log.append(run(x, y))
-        advance()
-        row = _row(recipe, model, epoch + 1, names, torch.stack(log).cpu(), probe)  # the only wait for the device
-        history.append(row)
-        save()
-        bar.set_postfix({name: f"{row[name]:.3g}" for name in (*names, "curvature")})
+    missing = range(len(state.history), recipe.epochs)
+    bar = tqdm(missing, f"{recipe.method} seed {recipe.seed}", leave=False, disable=not progress)
+    with norms_once_a_step(model) as advance, _memory(recipe, device):
+        make_step = compiled_step if compiles(recipe, device) else training_step
+        step = make_step(recipe, model, optimizer, advance, now, names)
+        for epoch in bar:
+            model.train()
+            log: list[Tensor] = []
+            for index, (x, y) in enumerate(make()):
+                now["progress"] = (epoch + index / steps_an_epoch(recipe)) / recipe.epochs
+                for group in optimizer.param_groups:
+                    group["lr"] = learning_rate(recipe, now["progress"])
+                log.append(step(x, y))
+            advance()
+            row = _row(recipe, model, epoch + 1, names, torch.stack(log).cpu(), probe)  # the only wait for the device
+            state.history.append(row)
+            save()
+            bar.set_postfix({name: f"{row[name]:.3g}" for name in (*names, "curvature")})
 
 
 def fit(
@@ -191,24 +339,23 @@ def fit(
 
     After each epoch the whole state is written (``state_path``), so a run that was stopped goes on from its last
     epoch, on the CPU bit for bit as if it had not been, and one that is finished is read back at once. Two processes
-    that want the same run take turns. How a step runs on a GPU is in ``speed``.
+    that want the same run take turns.
 
     Args:
-        recipe: what to train.
-        device: default as in ``runtime.pick_device``.
+        device: default as in ``lab.pick_device``.
         progress: show a bar with epochs, time left, loss, training accuracy, penalties and curvature.
-        resume: False trains anew over an older state.
+        resume: False trains again over an older state.
         watch: called with the history after each epoch, for live curves.
 
     Returns:
         The history's columns: epoch; the objective's terms, means over the epoch's steps; ``curvature``, mean C_f of 16
-        training images after 4 Hessian-vector products; ``sigma_error``, as in :func:`lipschitz.sigma_error`; β and γ
-        of each layer. ``history.attrs["seconds"]`` is what training took, all its sittings together, and
-        ``["made_on"]`` where: devices, threads and versions.
+        training images after 4 Hessian-vector products; ``sigma_error``, as of ``nn.sigma_error``; β and γ of each
+        layer. ``history.attrs["seconds"]`` is what training took, all its sittings together, and ``["made_on"]`` where:
+        devices, threads and versions.
 
     Raises:
         RuntimeError: the device is absent, the loss is not finite (with the epoch and the step), there is not enough
-            memory (with the batch size that fits), or the saved state is damaged.
+            memory, or the saved state is damaged.
         OSError: the state cannot be written.
     """
     device, path = pick_device(device), state_path(recipe)
@@ -216,31 +363,26 @@ def fit(
         keep_memory()
         model = build(recipe).to(device)
         optimizer, momenta = make_optimizer(recipe, model)
-        generator = Generator().manual_seed(recipe.seed)
-        history: list[dict] = []
-        about: dict[str, Any] = {"seconds": 0.0, "made_on": []}
+        state = State(recipe, model, momenta, Generator().manual_seed(recipe.seed))
         if resume and path.exists():
-            history, about = load_state(path, recipe, model, momenta, generator)
-        begun, here = time.perf_counter() - about["seconds"], made_on(device)
+            state.load(path)
+        begun, place = time.perf_counter() - state.about["seconds"], made_on(device)
 
         def save() -> None:
-            about["seconds"] = round(time.perf_counter() - begun, 3)
-            if here not in about["made_on"]:
-                about["made_on"].append(here)
-            save_state(path, recipe, model, momenta, generator, history, about)
+            state.about["seconds"] = round(time.perf_counter() - begun, 3)
+            if place not in state.about["made_on"]:
+                state.about["made_on"].append(place)
+            state.save(path)
             if watch is not None:
-                watch(pd.DataFrame(history))
+                watch(pd.DataFrame(state.history))
 
-        if len(history) < recipe.epochs:
-            missing = range(len(history), recipe.epochs)
-            bar = tqdm(missing, f"{recipe.method} seed {recipe.seed}", leave=False, disable=not progress)
-            with (
-                norms_once_a_step(model) as advance,
-                compiled(model, worth_compiling(recipe, device)),
-                memory(recipe, model, device),
-            ):
-                _train(recipe, model, optimizer, generator, history, device, advance, save, bar)
+        if len(state.history) < recipe.epochs:
+            try:
+                _train(state, optimizer, device, progress, save)
+            finally:
+                if compiles(recipe, device):
+                    torch._dynamo.reset()  # the number of versions that it keeps of a function is limited
     refresh_norms(model)
-    frame = pd.DataFrame(history)
-    frame.attrs |= about
-    return model.eval(), frame
+    history = pd.DataFrame(state.history)
+    history.attrs |= state.about
+    return model.eval(), history

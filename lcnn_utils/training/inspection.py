@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import functools
+import tempfile
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from . import strict
-from .checkpoint import parse, restore
+from .checkpoint import State, read
 from .fit import build, make_optimizer
 from .recipe import Recipe
 from .strict import require
@@ -20,7 +22,10 @@ def inspected(state: bytes) -> tuple[Recipe, int]:
     Raises:
         one of ``state.DAMAGE``: something is not.
     """
-    tensors, metadata = parse(state)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "state")
+        path.write_bytes(state)
+        tensors, metadata = read(path)
     one, history = strict.recipe(strict.loads(metadata["recipe"])), strict.history(strict.loads(metadata["history"]))
     require(metadata["epoch"] == str(len(history)) and len(history) <= one.epochs, "its epochs are not its history's")
     about = strict.loads(metadata["about"])
@@ -29,7 +34,10 @@ def inspected(state: bytes) -> tuple[Recipe, int]:
     kind = one.dataset, one.method, one.model
     require(_size(*kind, one.width) <= sum(map(torch.numel, tensors.values())), "its net is larger than its file")
     model, momenta = _net(*kind, one.width)
-    restore(tensors, metadata, one, model, momenta, torch.Generator())
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "state")
+        path.write_bytes(state)
+        State(one, model, momenta, torch.Generator()).load(path)
     known = {"generator", *(f"momentum.{index}" for index in range(len(momenta)))}
     require(all(name.startswith("model.") or name in known for name in tensors), "it holds unknown tensors")
     return one, len(history)

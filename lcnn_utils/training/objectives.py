@@ -4,8 +4,8 @@ Every objective is a function of (model in training mode, x (N, …), y (N,), re
 and the terms to log. Two are told more: ``progress``, how far training has come (0 to 1), and the ``generator`` of
 random starts. ℓ is the cross-entropy of one sample's true label, and gₙ the input gradient of the batch's Σℓ at sample
 n. Penalties on gradients come in two forms, ``recipe.derivative``: exact, by a second backward pass, or as a difference
-along a direction, of first order only, which also runs compiled. No pass but the first one moves the running statistics
-of norms and the spectral norms' directions, and all passes of a penalty draw the same masks of dropout as the first.
+along a direction, of first order only, which also runs compiled. Only the first pass moves the running statistics of
+norms and the spectral norms' directions, and all passes of a step draw the same dropout masks.
 
 References: S. Srinivas et al., NeurIPS 2022, arXiv:2206.07144; H. Drucker, Y. LeCun, IEEE TNN 3 (1992) and C. Finlay,
 A. Oberman, arXiv:1905.11468 (GradReg, exact and by differences); S.-M. Moosavi-Dezfooli et al., CVPR 2019,
@@ -31,11 +31,9 @@ from ..attacks import perturb
 from ..curvature import evaluating, scalar_of
 from ..data import check_images
 from ..nn import CenteredSoftplus, LipschitzBatchNorm2d, SpectralNorm, beta_of
-from .recipe import DATASETS, METHODS, MODELS, Recipe
+from .recipe import Recipe
 
-__all__ = ["DATASETS", "METHODS", "MODELS", "OBJECTIVES", "Recipe"]
 STEP = 1e-2  # of differences: the root mean square over the samples of how far they move; C. Finlay and A. Oberman's h
-WARM = 0.5  # share of training in which CURE's h grows from a tenth of itself
 Terms = tuple[Tensor, dict[str, Tensor]]
 Network = Callable[[Tensor], Tensor]  # x (N, …) → logits (N, K)
 
@@ -77,13 +75,12 @@ def cure(model: nn.Module, x: Tensor, y: Tensor, recipe: Recipe, *, progress: fl
     """mean ℓ + λ_cure · mean ‖∇ℓ(x + hz) − ∇ℓ(x)‖², z = sign(g)/‖sign(g)‖ (CURE).
 
     h grows linearly from a tenth of ``recipe.h`` to all of it in the first half of training, as its authors raise it
-    step by step. They fine-tune a trained net, with BatchNorm in eval mode in the penalty (``penalty_eval``); from
-    scratch that is evaded as said at :func:`gradreg`. ``published``: h fixed, and the penalty's passes move the running
-    statistics (code-22).
+    step by step. (They fine-tune a trained net, with BatchNorm in eval mode in the penalty; from scratch that is evaded
+    as said at :func:`gradreg`.) ``published``: h fixed, and the penalty's passes move the running statistics (code-22).
     """
     again = repeated(model, x)
     loss, terms = standard(model, x, y, recipe)
-    h = recipe.h if recipe.published else recipe.h * (0.1 + 0.9 * min(progress / WARM, 1.0))
+    h = recipe.h if recipe.published else recipe.h * (0.1 + 0.9 * min(progress / 0.5, 1.0))
     change = gradient_change(model, x, y, recipe, h, again=again)
     return loss + recipe.lambda_cure * change, terms | {"gradient_change": change.detach()}
 
@@ -158,23 +155,6 @@ class _WithGradients(torch.autograd.Function):
         return None, None, *torch._foreach_mul(slopes, grad), *[None] * len(slopes)
 
 
-def _gradient(model: Network, x: Tensor, y: Tensor, *, graph: bool) -> Tensor:
-    """∇ℓ of every sample, like x; with ``graph`` it can be differentiated again."""
-    x = x.detach().requires_grad_()
-    return torch.autograd.grad(scalar_of(model(x), y).sum(), x, create_graph=graph)[0]
-
-
-def _unit(v: Tensor) -> Tensor:
-    """v / ‖v‖ of each sample (0 where v is 0)."""
-    return F.normalize(v.flatten(1), dim=1, eps=1e-30).view_as(v)
-
-
-def _slope(model: Network, x: Tensor, y: Tensor, direction: Tensor, step: float) -> Tensor:
-    """(Σℓ(x + hd) − Σℓ(x − hd)) / 2h: the derivative along d in the space of the whole batch, up to O(h²)."""
-    there, back = (scalar_of(model(x + sign * step * direction), y).sum() for sign in (1, -1))
-    return (there - back) / (2 * step)
-
-
 def gradient_change(
     model: nn.Module, x: Tensor, y: Tensor, recipe: Recipe, h: float, *, step: float = STEP,
     again: Network | None = None,
@@ -184,23 +164,31 @@ def gradient_change(
     As a difference: the change of the whole batch's gradient, projected on its own direction, is a difference of two
     slopes. ``again`` as in :func:`squared_gradient`.
     """
-    exact, at_rest = recipe.derivative == "exact", evaluating if recipe.penalty_eval else statistics_at_rest
-    run = again or model
-    with contextlib.nullcontext() if recipe.published else at_rest(model):
-        here = _gradient(run, x, y, graph=exact)
-        there = x + h * _unit(here.detach().sign())
-        change = _gradient(run, there, y, graph=exact) - here
+    exact, network = recipe.derivative == "exact", again or model
+
+    def gradient(x: Tensor) -> Tensor:
+        x = x.detach().requires_grad_()
+        return torch.autograd.grad(scalar_of(network(x), y).sum(), x, create_graph=exact)[0]
+
+    def slope(x: Tensor, direction: Tensor) -> Tensor:
+        """(Σℓ(x + step·d) − Σℓ(x − step·d)) / 2 step: the derivative along d, up to O(step²)."""
+        ahead, back = (scalar_of(network(x + sign * step * direction), y).sum() for sign in (1, -1))
+        return (ahead - back) / (2 * step)
+
+    with contextlib.nullcontext() if recipe.published else statistics_at_rest(model):
+        grad_x = gradient(x)
+        z = F.normalize(grad_x.detach().sign().flatten(1), dim=1, eps=1e-30).view_as(x)
+        change = gradient(x + h * z) - grad_x
         if exact:
             return change.square().sum() / len(x)
         direction = math.sqrt(len(x)) * change / torch.linalg.vector_norm(change).clamp(min=1e-30)
-        slopes = [_slope(run, at, y, direction, step) for at in (there, x)]
-        return ((slopes[0] - slopes[1]) / len(x)).square()
+        return ((slope(x + h * z, direction) - slope(x, direction)) / len(x)).square()
 
 
 def repeated(model: nn.Module, x: Tensor) -> Network:
     """``model`` with the random numbers (masks of dropout) that it would draw for x now: every call draws these, and
     leaves the random state as it was."""
-    gpus = [x.device] if x.is_cuda and not torch.cuda.is_current_stream_capturing() else []  # the lab's nets draw none
+    gpus = [x.device] if x.is_cuda else []
     generators = [torch.default_generator, *[torch.cuda.default_generators[gpu.index] for gpu in gpus]]
     states = [generator.get_state() for generator in generators]
 

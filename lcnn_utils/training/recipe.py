@@ -1,9 +1,11 @@
-"""A recipe: everything that determines a training run, in one value."""
+"""A recipe, everything that determines a training run, and the recipes of each method at each scale."""
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 from dataclasses import dataclass
+from typing import Any
 
 from ..lab import nearest
 
@@ -35,30 +37,36 @@ ONLY = {  # field: the methods that it makes a difference to; every other field 
     "lambda_grad": ("gradreg", "lcnn_gradreg", "minimal"),
     "lambda_cure": ("cure",),
     "h": ("cure",),
-    "penalty_eval": ("cure",),
     "softplus": ("softplus_wd",),
     "eps": ("adversarial",),
     "attack_steps": ("adversarial",),
     "derivative": ("gradreg", "lcnn_gradreg", "minimal", "cure"),
     "published": ("cure", "adversarial"),
 }
-SCHEDULES = ("onecycle", "steps")
-DERIVATIVES = ("exact", "difference")
+CHOICES = {
+    "dataset": DATASETS,
+    "method": tuple(METHODS),
+    "model": MODELS,
+    "schedule": ("onecycle", "steps"),
+    "derivative": ("exact", "difference"),
+}
+WHOLE = {"width": 1, "epochs": 1, "batch_size": 1, "attack_steps": 1, "seed": 0}  # field: its smallest value
+LARGEST = 2**31 - 1  # of whole numbers: numpy and scikit-learn take seeds below 2**32, and `samples` adds to them
+SPEED = ("compile", "bfloat16", "channels_last")
 ZERO_OR_MORE = ("lambda_beta", "lambda_gamma", "lambda_grad", "lambda_cure", "weight_decay", "momentum", "held_out")
 BELOW_ONE = ("momentum", "held_out")
-LARGEST = 2**31 - 1  # of whole numbers: numpy and scikit-learn take seeds below 2**32, and splits adds to them
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """Everything that determines a training run; equal recipes give equal models (bit for bit on
-    one CPU with one number of threads).
+    """Everything that determines a training run; equal recipes give equal models (bit for bit on one CPU with one
+    number of threads).
 
     Where the values come from: code-22 and code-23 are the authors' public code of October 2022 and March 2023; "ours"
-    was chosen here, and the comment says why. What a method doesn't use is ignored.
+    was chosen for this lab, for the reason given. Fields that a method doesn't use are ignored.
 
     Raises:
-        ValueError: an unknown name (the nearest known one is suggested), or a number out of range.
+        ValueError: an unknown name (the nearest known one is suggested), or a value out of range.
     """
 
     dataset: str = "digits"
@@ -81,30 +89,80 @@ class Recipe:
     lambda_grad: float = 1e-3  # ours, for short schedules; code-22: 6.1e-3 (its 1e5, divided by the batch size squared)
     lambda_cure: float = 6.1e-5  # code-22, effective
     h: float = 1.0  # CURE's step; code-22: 1 from the first step on
-    penalty_eval: bool = False  # CURE's penalty with BatchNorm in eval mode, as its authors fine-tune with it
     derivative: str = "exact"  # of penalties on ∇ℓ: by double backward, or by "difference"
     eps: float = 0.1  # code-22: radius of the L2 attack in adversarial training, in pixel units
     attack_steps: int = 3  # code-22
     published: bool = False  # the authors' weaker forms of cure and adversarial: see ``objectives``
-    held_out: float = 0.0  # share of the training set to choose λ by, in place of the test set: see ``splits``
+    held_out: float = 0.0  # share of the training set to choose λ by, instead of the test set
+    compile: bool | None = None  # by torch.compile; None: on a GPU, a CNN without exact second derivatives
+    bfloat16: bool | None = None  # mixed precision; None: on a GPU that computes in it
+    channels_last: bool | None = None  # memory layout of a CNN; None: yes, up to 1.2 times as fast on CPUs too
 
     def __post_init__(self) -> None:
-        names = dict(dataset=DATASETS, method=tuple(METHODS), model=MODELS, schedule=SCHEDULES, derivative=DERIVATIVES)
-        for name, known in names.items():
+        for name, known in CHOICES.items():
             nearest(getattr(self, name), known, name)
         if self.dataset == "moons" and self.model != "mlp":
             raise ValueError(f"moons are points (N, 2), which {self.model} cannot take: use model='mlp'")
-        for name, low in (("width", 1), ("epochs", 1), ("batch_size", 1), ("attack_steps", 1), ("seed", 0)):
+        for name, low in WHOLE.items():
             value = getattr(self, name)
             if type(value) is not int or not low <= value <= LARGEST:
                 raise ValueError(f"{name} must be a whole number from {low} to {LARGEST}, got {value!r}")
-        for name in ("augment", "published", "penalty_eval"):
-            if type(getattr(self, name)) is not bool:
-                raise ValueError(f"{name} must be True or False, got {getattr(self, name)!r}")
+        for name in ("augment", "published", *SPEED):
+            value, fits = getattr(self, name), (bool, type(None)) if name in SPEED else (bool,)
+            if type(value) not in fits:
+                raise ValueError(f"{name} must be True or False{' or None' * (name in SPEED)}, got {value!r}")
+        if self.compile and self.derivative == "exact" and self.method in ONLY["derivative"]:
+            raise ValueError("compiled code has no second derivatives: use derivative='difference' or compile=None")
         for name in ("lr", "beta", "softplus", "gamma", "h", "eps", *ZERO_OR_MORE):
             value, top = getattr(self, name), 1 if name in BELOW_ONE else sys.float_info.max
             number = isinstance(value, int | float) and not isinstance(value, bool)
             if not number or not 0 <= value < top or (value == 0 and name not in ZERO_OR_MORE):
                 bounds = (">= 0" if name in ZERO_OR_MORE else "> 0") + (" and < 1" if name in BELOW_ONE else "")
                 raise ValueError(f"{name} must be a finite number {bounds}, got {value!r}")
-            object.__setattr__(self, name, float(value) + 0.0)  # 1 == 1.0, −0.0 == 0.0: equal recipes, one state
+            object.__setattr__(self, name, float(value) + 0.0)  # 1 == 1.0, −0.0 == 0.0: equal recipes, one file
+
+
+LAB: dict[str, dict[str, Any]] = {  # seconds on a CPU; λ larger than on CIFAR, as λ·Σ lr is what acts
+    "moons": dict(model="mlp", width=32, epochs=30, lambda_beta=1e-2, lambda_gamma=1e-2, lambda_grad=1e-2, eps=0.3),
+    "digits": dict(width=8, epochs=8, lambda_beta=1e-2, lambda_gamma=1e-2, lambda_grad=1e-2, lambda_cure=3e-3, eps=0.3),
+}
+CIFAR: dict[str, Any] = dict(model="resnet18", augment=True, derivative="difference")
+SMALL: dict[str, Any] = CIFAR | dict(width=16, epochs=30, batch_size=512, lr=0.4)
+WIDE: dict[str, Any] = SMALL | dict(width=64)  # the paper's width, in a minute or two a net on a large GPU
+TINY: dict[str, Any] = CIFAR | dict(  # hours on a CPU; λ larger, as Σ lr is a third of the small scale's
+    model="resnet10", width=8, epochs=8, lambda_beta=3e-3, lambda_gamma=3e-3, lambda_grad=6.1e-3
+)
+PAPER: dict[str, Any] = CIFAR | dict(  # code-22; λ acts through λ·Σ lr, which is ten times that of the small scale
+    width=64, epochs=200, schedule="steps", lambda_grad=6.1e-3
+)
+IMAGES = ("cifar10", "cifar100", "svhn")
+SCALES: dict[str, dict[str, dict[str, Any]]] = {
+    "lab": LAB,
+    "small": dict.fromkeys(IMAGES, SMALL),
+    "tiny": dict.fromkeys(IMAGES, TINY),
+    "wide": dict.fromkeys(IMAGES, WIDE),
+    "paper": dict.fromkeys(IMAGES, PAPER),
+}
+
+
+def recipe(dataset: str, method: str, seed: int = 0, scale: str | None = None, **changes: Any) -> Recipe:
+    """The recipe of a method at a scale, with ``changes`` of its fields.
+
+    Args:
+        scale: ``lab`` (moons, digits: seconds on a CPU); for CIFAR and SVHN ``small`` (ResNet-18 of width 16, on a
+            GPU), ``tiny`` (ResNet-10 of width 8, 8 epochs: ten minutes a net and up on one CPU core), ``wide`` (width
+            64) or ``paper`` (width 64, 200 epochs). Default: the first of these that the dataset has.
+
+    Raises:
+        ValueError: an unknown dataset, method, scale or field (the nearest known one is suggested), a scale that the
+            dataset doesn't have, or a value out of range.
+    """
+    nearest(dataset, DATASETS, "dataset")
+    nearest(method, tuple(METHODS), "method")
+    scales = [name for name, table in SCALES.items() if dataset in table]
+    if nearest(scale or scales[0], tuple(SCALES), "scale") not in scales:
+        raise ValueError(f"{dataset} has no scale {scale!r}: use {' or '.join(map(repr, scales))}")
+    for name in changes:
+        nearest(name, tuple(field.name for field in dataclasses.fields(Recipe)), "field of a recipe")
+    fields: dict[str, Any] = {"dataset": dataset, "method": method, "seed": seed}
+    return Recipe(**fields | SCALES[scale or scales[0]][dataset] | changes)

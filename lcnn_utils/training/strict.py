@@ -8,6 +8,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from .checkpoint import recipe_of
 from .recipe import Recipe
 
 MB = 1 << 20
@@ -78,14 +79,14 @@ def plain(value: object) -> bool:
 
 
 def _scalar(value: object) -> bool:
-    return isinstance(value, bool) or is_number(value) or is_text(value)
+    return value is None or isinstance(value, bool) or is_number(value) or is_text(value)
 
 
 def recipe(fields: object) -> Recipe:
     """The recipe of these fields. ValueError, TypeError: they are none."""
     if not isinstance(fields, dict) or not all(map(_scalar, fields.values())):
         raise ValueError("its recipe is no table of numbers and texts")
-    return Recipe(**fields)
+    return recipe_of(fields)
 
 
 def history(rows: object) -> list[dict[str, float]]:
@@ -112,7 +113,7 @@ def record(text: bytes) -> tuple[Recipe, dict[str, Any]]:
         one of ``state.DAMAGE``: it is none.
     """
     found = loads(text)
-    if not isinstance(found, dict) or set(found) != PARTS:
+    if not isinstance(found, dict) or set(found) - {"sha256"} != PARTS:
         raise ValueError(f"it is no table of {', '.join(sorted(PARTS))}")
     one, metrics, about = recipe(found["recipe"]), found["metrics"], found["provenance"]
     if not isinstance(metrics, dict) or not isinstance(about, dict):

@@ -1,0 +1,438 @@
+"""Training against loops and schedules written out by torch; runs that are stopped, diverge, or lack memory."""
+
+import importlib
+import math
+import random
+import warnings
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from helpers import files_of_at_most
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.torch import load_file
+from sklearn.datasets import load_digits, make_moons
+from torch import nn
+from torch._dynamo.testing import CompileCounter
+
+from lcnn_utils import data
+from lcnn_utils.curvature import geometry
+from lcnn_utils.nn import CenteredSoftplus, LipschitzBatchNorm2d, sigma_error
+from lcnn_utils.training import (
+    DATASETS,
+    METHODS,
+    OBJECTIVES,
+    TRAINING,
+    Recipe,
+    accuracy,
+    build,
+    fit,
+    images,
+    learning_rate,
+    measured_split,
+    samples,
+    state_path,
+    steps_an_epoch,
+)  # fmt: skip
+from lcnn_utils.training.checkpoint import reached
+
+module = importlib.import_module("lcnn_utils.training.fit")
+pytestmark = pytest.mark.usefixtures("store")
+MOONS = Recipe("moons", "lcnn", "mlp", width=6, epochs=3)
+DIGITS = Recipe("digits", "lcnn", "resnet10", width=2, epochs=3, batch_size=512, augment=True)
+RECIPES = pytest.mark.parametrize("recipe", [MOONS, DIGITS], ids=["moons", "digits"])
+GPU = torch.device("cuda")
+
+
+def train(recipe, **options):
+    return fit(recipe, progress=False, **options)
+
+
+def assert_same(a, b) -> None:
+    """Bit for bit: every entry of the state, and the history."""
+    (model_a, history_a), (model_b, history_b) = a, b
+    state_a, state_b = model_a.state_dict(), model_b.state_dict()
+    assert state_a.keys() == state_b.keys()
+    assert [name for name in state_a if not torch.equal(state_a[name], state_b[name])] == []
+    pd.testing.assert_frame_equal(history_a, history_b, check_exact=True)
+
+
+def after(calls: int, then):
+    """The real objective for so many calls; from then on its result is handed to ``then``."""
+    real, count = OBJECTIVES.copy(), [0]
+
+    def objective(model, x, y, recipe, **more):
+        count[0] += 1
+        result = real[recipe.method](model, x, y, recipe, **more)
+        return result if count[0] <= calls else then(model, *result)
+
+    return objective
+
+
+def interrupt(recipe, calls: int) -> None:
+    """Train until Ctrl-C comes in the step after so many."""
+
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(OBJECTIVES, recipe.method, after(calls, stop))
+        with pytest.raises(KeyboardInterrupt):
+            train(recipe)
+
+
+def forbidden(*_, **__):
+    raise AssertionError("it must not train")
+
+
+def rows(x) -> list[bytes]:
+    return sorted(row.numpy().tobytes() for row in x)
+
+
+# ---- samples -----------------------------------------------------------------------------------------------------
+
+
+@settings(deadline=None, max_examples=60)
+@given(n=st.integers(2, 3000), share=st.floats(0, 1, exclude_max=True))
+def test_what_is_held_out_and_what_is_not_cover_all(n, share):
+    if share and not 0 < round(share * n) < n:
+        with pytest.raises(ValueError, match=rf"^held_out=.* holds out ({n}|0) of {n} samples: leave at least one"):
+            module.held_out(n, share)
+        return
+    kept, out = module.held_out(n, share)
+    assert len(out) == round(share * n)
+    assert torch.equal(torch.cat([kept, out]).sort().values, torch.arange(n))
+    assert (kept.diff() > 0).all()
+    assert (out.diff() > 0).all()
+
+
+def test_the_choice_is_random_and_fixed():
+    torch.manual_seed(7)
+    out = module.held_out(1437, 0.2)[1]
+    assert out[:6].tolist() == [2, 7, 14, 15, 24, 47], "another choice is another experiment"
+    assert abs(out.double().mean() - 718) < 60, "from all over the training set: its standard error is 22"
+    assert set(out.tolist()) < set(module.held_out(1437, 0.3)[1].tolist()), "a larger share: the same and more"
+
+
+@RECIPES
+def test_samples_are_those_of_scikit_learn_in_parts(recipe):
+    plain, one = replace(recipe, seed=3), replace(recipe, seed=3, held_out=0.2)
+    whole, test = samples(plain, "train"), samples(plain, "test")
+    if recipe is MOONS:
+        for (x, y), n, seed in ((whole, 400, 3), (test, 1000, 1_000_003)):
+            points, labels = make_moons(n, noise=0.15, random_state=seed)
+            np.testing.assert_array_equal(x.numpy(), points.astype(np.float32))
+            np.testing.assert_array_equal(y.numpy(), labels)
+    else:
+        digits = np.round(load_digits().images * 255 / 16).astype(np.uint8)
+        assert rows((torch.cat([whole[0], test[0]])[:, 0] * 255).round().byte()) == rows(torch.from_numpy(digits))
+    kept, out = module.held_out(TRAINING[recipe.dataset], 0.2)
+    for part, index in (("train", kept), ("held_out", out)):
+        assert all(torch.equal(a, b[index]) for a, b in zip(samples(one, part), whole, strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(samples(one, "test"), test, strict=True))
+    assert (measured_split(one), measured_split(plain)) == ("held_out", "test")
+    for wrong, split in ((plain, "held_out"), (one, "tset"), (replace(one, held_out=1e-4), "train")):
+        with pytest.raises(ValueError, match=r"holds nothing out|did you mean 'test'|leave at least one"):
+            samples(wrong, split)
+
+
+def test_images_stay_bytes(monkeypatch):
+    """CIFAR's training set as float32 would be 600 MB."""
+    fake = data.Images(torch.arange(600, dtype=torch.int64).reshape(50, 3, 2, 2).byte(), torch.arange(50), ("a",), "x")
+    monkeypatch.setitem(TRAINING, "cifar10", 50)
+    monkeypatch.setattr(data, "load", lambda name, split: {"cifar10 train": fake}[f"{name} {split}"])
+    monkeypatch.setattr(data.Images, "float", lambda _: pytest.fail("a whole split was turned into floats"))
+    one = Recipe("cifar10", "lcnn", batch_size=8, held_out=0.3)
+    kept, out = images(one, "train"), images(one, "held_out")
+    assert kept.x.dtype == out.x.dtype == torch.uint8
+    make, (probe, _) = module._epochs(one, torch.device("cpu"), torch.Generator().manual_seed(0))
+    seen = torch.cat([y for _, y in make()]).tolist()
+    assert steps_an_epoch(one) == len(seen) // 8 == 35 // 8
+    assert set(seen) < set(kept.y.tolist()) == set(range(50)) - set(out.y.tolist())
+    assert torch.equal((probe * 255).round().byte(), kept.x[:16])
+    assert tuple(TRAINING) == DATASETS
+
+
+# ---- schedules and steps -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("epochs", [5, 16])
+def test_learning_rates_are_those_of_torchs_schedulers(epochs):
+    total = epochs * 10
+    optimizer = torch.optim.SGD([torch.zeros(1)], 0.7)
+    steps = torch.optim.lr_scheduler.MultiStepLR(optimizer, [math.ceil(total * 0.75), math.ceil(total * 0.875)])
+    for step in range(total):
+        found = learning_rate(Recipe(lr=0.7, schedule="steps"), step / total)
+        assert found == pytest.approx(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        steps.step()
+    cycle = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, 0.7, total_steps=total + 1, pct_start=(0.3 * total + 1) / (total + 1), div_factor=25,
+        final_div_factor=1e9, cycle_momentum=False,
+    )  # fmt: skip
+    for step in range(total):
+        t, rate = step / total, optimizer.param_groups[0]["lr"]
+        if t >= 0.3:  # torch warms up along a cosine, the recipe in a straight line
+            assert learning_rate(Recipe(lr=0.7), t) == pytest.approx(rate, abs=1e-6)
+        else:
+            assert learning_rate(Recipe(lr=0.7), t) == pytest.approx(np.interp(t, [0, 0.3], [0.7 / 25, 0.7]))
+        optimizer.step()
+        cycle.step()
+
+
+def test_against_a_loop_written_out():
+    """Nesterov's SGD with decay as in its textbook, no optimiser and no scheduler, in the same order of operations."""
+    recipe = Recipe("moons", "standard", "mlp", width=6, epochs=2, weight_decay=0.01)
+    net, (x, y) = build(recipe), samples(recipe, "train")
+    speed, losses = [torch.zeros_like(p) for p in net.parameters()], []
+    for step in range(40):
+        logits = net(x)
+        loss = (logits.logsumexp(1) - logits.gather(1, y[:, None])[:, 0]).mean()
+        losses.append(loss.item())
+        for p, v, g in zip(net.parameters(), speed, torch.autograd.grad(loss, list(net.parameters())), strict=True):
+            g = g + 0.01 * p.detach()
+            v.mul_(0.9).add_(g)
+            p.data -= learning_rate(recipe, step / 40) * (g + 0.9 * v)
+    model, history = train(recipe)
+    for name, value in net.state_dict().items():
+        torch.testing.assert_close(model.state_dict()[name], value, rtol=1e-3, atol=1e-5)
+    assert history.loss.tolist() == pytest.approx([np.mean(losses[:20]), np.mean(losses[20:])], rel=1e-4)
+
+
+def test_weight_decay_spares_beta_and_gamma(monkeypatch):
+    """With a zero gradient and no momentum a step multiplies a weight by 1 − lr·decay; log β and log γ stay."""
+    flat = lambda model, *_, **__: (sum(0 * p.sum() for p in model.parameters()), {"loss": torch.zeros(())})
+    monkeypatch.setitem(OBJECTIVES, "lcnn", flat)
+    recipe = replace(DIGITS, epochs=1, momentum=0.0, weight_decay=0.5, lr=0.3)
+    before, trained = dict(build(recipe).named_parameters()), dict(train(recipe)[0].named_parameters())
+    factor = math.prod(1 - 0.5 * learning_rate(recipe, step / 2) for step in range(2))
+    for name, start in before.items():
+        decayed = 1 if name.endswith(("log_beta", "log_gamma")) else factor
+        torch.testing.assert_close(trained[name], start * decayed, rtol=1e-5, atol=1e-7, msg=name)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_digits_are_learnt(method):
+    recipe = Recipe("digits", method, "mlp", width=32, epochs=5, batch_size=64)
+    model, history = train(recipe)
+    assert accuracy(model, *samples(recipe, "test"), batch_size=100) > 0.8
+    assert history.loss.iloc[-1] < history.loss.iloc[0]
+    assert not any(part.training for part in model.modules())
+
+
+@pytest.mark.parametrize(("batch_size", "sizes"), [(512, [512] * 4), (2000, [1437] * 2)])
+def test_an_objective_is_told_where_training_stands(batch_size, sizes, monkeypatch):
+    """Batches are of one size, the last one of 413 left out; a batch too large for the data is all of them."""
+    told = []
+
+    def objective(model, x, y, recipe, *, progress, generator):
+        told.append((len(x), progress, model.training, generator))
+        return OBJECTIVES["lcnn"](model, x, y, recipe)
+
+    monkeypatch.setitem(OBJECTIVES, "standard", objective)
+    recipe = Recipe("digits", "standard", "mlp", width=2, epochs=2, batch_size=batch_size)
+    train(recipe)
+    assert [part[:3] for part in told] == [(size, step / len(sizes), True) for step, size in enumerate(sizes)]
+    assert torch.equal(told[0][3].get_state(), load_file(state_path(recipe))["generator"]), "its draws are kept"
+
+
+def test_the_history_says_what_was_measured():
+    """Against the state that was saved, measured again."""
+    recipe = replace(DIGITS, method="lcnn_gradreg", epochs=2)
+    _, history = train(recipe)
+    saved = build(recipe)
+    state = load_file(state_path(recipe)).items()
+    saved.load_state_dict({k.removeprefix("model."): value for k, value in state if k.startswith("model.")})
+    row, layers = history.iloc[-1], dict(saved.named_modules())
+    betas = {f"beta {name}": m.beta.item() for name, m in layers.items() if isinstance(m, CenteredSoftplus)}
+    gammas = {f"gamma {name}": m.gamma.item() for name, m in layers.items() if isinstance(m, LipschitzBatchNorm2d)}
+    terms = ["loss", "accuracy", "squared_gradient", "sum_beta", "sum_abs_log_gamma"]
+    assert set(history) == {"epoch", *terms, "curvature", "sigma_error", *betas, *gammas}
+    assert (len(betas), len(gammas)) == (9, 12)
+    assert dict(row[[*betas, *gammas]]) == pytest.approx(betas | gammas)
+    assert row.sigma_error == pytest.approx(sigma_error(saved), abs=1e-6)
+    x, y = (part[:16] for part in samples(recipe, "train"))
+    curvature = geometry(saved, x, y, method="power", max_iter=4).curvature.mean().item()
+    assert row.curvature == pytest.approx(curvature, rel=0.02)  # σ = ‖Wv‖ here, uᵀWv there
+    assert history.epoch.tolist() == [1, 2]
+
+
+def test_the_global_generators_are_left_alone_and_progress_is_shown_or_not(capsys, monkeypatch):
+    states = lambda: (torch.get_rng_state().tolist(), random.getstate(), str(np.random.get_state()))  # noqa: NPY002
+    before = states()
+    for method in METHODS:
+        train(replace(DIGITS, method=method, model="mlp", epochs=1))
+    assert states() == before
+    assert capsys.readouterr() == ("", "")
+    monkeypatch.delenv("TQDM_DISABLE", raising=False)
+    fit(replace(MOONS, epochs=1))
+    assert all(word in capsys.readouterr().err for word in ("lcnn seed 0",))
+
+
+# ---- fast --------------------------------------------------------------------------------------------------------
+
+
+def test_what_is_compiled_and_in_which_precision_and_layout(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **_: True)
+    for method in METHODS:
+        for derivative in ("exact", "difference"):
+            recipe = Recipe(method=method, derivative=derivative)
+            second = method in ("gradreg", "lcnn_gradreg", "minimal", "cure") and derivative == "exact"
+            assert module.compiles(recipe, GPU) == (not second), "compiled code has no second derivative"
+            assert not module.compiles(replace(recipe, model="mlp"), GPU)
+            assert not module.compiles(replace(recipe, compile=False), GPU)
+            assert not module.compiles(recipe, torch.device("cpu")), "the fused kernels are faster"
+    for wanted, dtype in ((None, torch.float32), (True, torch.bfloat16)):
+        with module.autocast(Recipe(bfloat16=wanted), torch.device("cpu")):
+            assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == dtype
+    for wanted in (None, False):
+        weight = build(replace(DIGITS, channels_last=wanted))[0].weight
+        assert weight.is_contiguous(memory_format=torch.channels_last) == (wanted is None) or weight.shape[1] == 1
+
+
+def test_the_compiler_gets_a_training_net_whole_and_computes_the_same(monkeypatch):
+    """In one graph: a root nn.Sequential, parametrised weights and all."""
+    recipe, graphs, real = replace(DIGITS, epochs=2), CompileCounter(), torch.compile
+    plain = train(recipe)
+    monkeypatch.setattr(torch, "compile", lambda function, **options: real(function, backend=graphs, **options))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", RuntimeWarning)
+        model, history = train(replace(recipe, compile=True))
+    assert graphs.frame_count == 1
+    assert history.loss.tolist() == pytest.approx(plain[1].loss.tolist(), rel=1e-3)
+    assert type(model) is type(plain[0])
+
+
+@pytest.mark.slow
+def test_compiled_for_real(needs_compiler):
+    plain, other = (train(replace(MOONS, compile=compile))[1] for compile in (None, True))
+    assert other.loss.tolist() == pytest.approx(plain.loss.tolist(), rel=0.01)
+
+
+def test_a_compiler_that_fails_is_told_once(monkeypatch):
+    def broken(model, **_):
+        failing = nn.Sequential(model)
+        failing.register_forward_pre_hook(lambda *_: 1 / 0)
+        return failing
+
+    whole = train(DIGITS)
+    monkeypatch.setattr(torch, "compile", broken)
+    with pytest.warns(RuntimeWarning, match=r"^training goes on without torch\.compile: division by zero$") as told:
+        found = train(replace(DIGITS, compile=True))
+    assert len(told) == 1
+    assert found[1].loss.tolist() == pytest.approx(whole[1].loss.tolist(), rel=1e-2)
+
+
+@pytest.mark.parametrize("size", [None, 10**17], ids=["a GPU's", "a CPU's"])
+def test_a_lack_of_memory_is_named(size, monkeypatch):
+    def refuse(*_):
+        torch.empty(size) if size else exec("raise torch.OutOfMemoryError('CUDA out of memory')")
+
+    monkeypatch.setitem(OBJECTIVES, "lcnn", after(3, refuse))
+    with pytest.raises(RuntimeError, match=r"not enough memory on cpu for batch_size=512 .*: use a smaller batch_size"):
+        train(DIGITS)
+    assert reached(state_path(DIGITS))[0] == 1
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU: there is none here")
+@pytest.mark.parametrize("method", METHODS)
+def test_a_gpu_learns_what_a_cpu_does_and_goes_on(method, monkeypatch, tmp_path):
+    recipe = Recipe("digits", method, "resnet10", width=4, epochs=4, batch_size=64, derivative="difference")
+    found = []
+    for device in ("cpu", "cuda"):
+        monkeypatch.setenv("LCNN_STORE", str(tmp_path / device))
+        if device == "cuda":
+            with pytest.raises(KeyboardInterrupt):
+                train(recipe, device=device, watch=lambda _: exec("raise KeyboardInterrupt"))
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", RuntimeWarning)
+            model, history = train(recipe, device=device)
+        found.append((accuracy(model, *samples(recipe, "test", device)), history.loss.iloc[-1]))
+    (cpu, cpu_loss), (gpu, gpu_loss) = found
+    assert gpu == pytest.approx(cpu, abs=0.06)
+    assert gpu_loss == pytest.approx(cpu_loss, rel=0.2, abs=0.05)
+
+
+# ---- stopped, resumed, broken ------------------------------------------------------------------------------------
+
+VARIANTS = {method: replace(DIGITS, epochs=2, method=method, model="mlp") for method in METHODS} | {
+    "moons": MOONS,
+    "a CNN": replace(DIGITS, method="lcnn_gradreg", width=1),
+    "cure published": replace(DIGITS, epochs=2, method="cure", published=True, model="mlp"),
+    "adversarial published": replace(DIGITS, epochs=2, method="adversarial", published=True, model="mlp"),
+    "cure by differences": replace(DIGITS, epochs=2, method="cure", derivative="difference", model="mlp"),
+    "gradreg by differences": replace(DIGITS, epochs=2, method="gradreg", derivative="difference", model="mlp"),
+    "no momentum": replace(DIGITS, epochs=2, momentum=0.0, model="mlp"),
+    "steps": replace(DIGITS, epochs=2, schedule="steps", model="mlp"),
+}
+
+
+@pytest.mark.parametrize("recipe", VARIANTS.values(), ids=VARIANTS)
+def test_interrupted_twice_then_resumed_is_the_undisturbed_run(recipe, monkeypatch, tmp_path):
+    whole = train(recipe)
+    monkeypatch.setenv("LCNN_STORE", str(tmp_path / "another"))
+    torch.manual_seed(99)  # whatever went before must not matter
+    steps = steps_an_epoch(recipe)
+    interrupt(recipe, steps // 2)
+    assert not state_path(recipe).exists()
+    interrupt(recipe, steps + 1)
+    done, about = reached(state_path(recipe))
+    assert done == 1
+    again = train(recipe)
+    assert_same(whole, again)
+    assert again[1].attrs["seconds"] > about["seconds"] > 0, "all sittings together"
+    assert [path.name for path in state_path(recipe).parent.glob("*.*")] == [state_path(recipe).name]
+
+
+def test_a_finished_run_is_read_back_and_resume_false_trains_again(monkeypatch):
+    seen = []
+    whole = train(MOONS, watch=seen.append)
+    assert [frame.epoch.tolist() for frame in seen] == [[1], [1, 2], [1, 2, 3]]
+    with monkeypatch.context() as patch:
+        patch.setitem(OBJECTIVES, "lcnn", forbidden)
+        assert_same(whole, train(MOONS, watch=forbidden))
+        with pytest.raises(AssertionError, match="must not train"):
+            train(MOONS, resume=False)
+    state_path(MOONS).write_bytes(b"")  # a damaged state does not stop it
+    with pytest.raises(AssertionError, match="must not train"):
+        train(MOONS, resume=False, watch=forbidden)
+    assert reached(state_path(MOONS))[0] == 1, "a watch that fails costs no epoch"
+    assert_same(whole, train(MOONS))
+
+
+@pytest.mark.parametrize("what", ["loss", "weight"])
+def test_what_is_not_finite_is_named_and_the_last_good_epoch_kept(what, monkeypatch):
+    """The loss of a step is taken before it: the last one can be fine, and what it leaves NaN."""
+    if what == "loss":
+        calls, says = 25, r"loss is not finite in epoch 2, step 6 of 20, of .*lower lr \(now 0\.1\)"
+        broken = lambda model, loss, terms: (loss * math.nan, terms | {"loss": terms["loss"] * math.nan})
+    else:
+        calls, says = 39, r"a weight is not finite in epoch 2 of .*lower lr"
+        broken = lambda model, loss, terms: (loss + 0 * model[-1].weight.mul(0).sum().sqrt(), terms)  # 0·∞
+    monkeypatch.setitem(OBJECTIVES, "lcnn", after(calls, broken))
+    with pytest.raises(RuntimeError, match=says):
+        train(MOONS)
+    assert reached(state_path(MOONS))[0] == 1
+    assert all(value.isfinite().all() for value in load_file(state_path(MOONS)).values())
+
+
+def test_a_disk_that_fills_up_and_what_cannot_be_written(monkeypatch, tmp_path):
+    """The state on disk stays that of the last epoch that fitted, and training goes on from it once there is room."""
+    whole = train(MOONS)
+    state_path(MOONS).unlink()
+    interrupt(MOONS, 30)
+    kept = state_path(MOONS).read_bytes()
+    with files_of_at_most(2000), pytest.raises(OSError, match=r"cannot write .*free some space, or set LCNN_STORE"):
+        train(MOONS)
+    assert state_path(MOONS).read_bytes() == kept
+    assert [path.name for path in state_path(MOONS).parent.glob("*.*")] == [state_path(MOONS).name]
+    assert_same(whole, train(MOONS))
+    (tmp_path / "file").write_text("in the way")
+    monkeypatch.setenv("LCNN_STORE", str(tmp_path / "file" / "store"))
+    with pytest.raises(OSError, match=r"cannot write .*moons-lcnn.*set LCNN_STORE"):
+        train(MOONS)
+    with pytest.raises(RuntimeError, match=r"device 'nonsense' is not available"):
+        train(MOONS, device="nonsense")
