@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from ..curvature import evaluating, measuring, scalar_of
 from ..curvature.hessian import _prepare
 from ..data import Images, floats
-from ..lab import nearest
+from ..lab import check_choice
 from .balls import Box, _moved, _project, _random_steps
 from .pgd import LOSSES, _check, _check_eps, fgsm, margin_loss, pgd
 
@@ -92,7 +92,7 @@ def zero_gradients(model: nn.Module, x: Tensor, y: Tensor, loss: str) -> float:
 
     Arguments and errors as :func:`ascent.pgd`.
     """
-    nearest(loss, LOSSES, "loss")
+    check_choice(loss, LOSSES, "loss")
     with measuring(model):
         x, y = _prepare(model, x, y)
         at = x.detach().clone().requires_grad_()

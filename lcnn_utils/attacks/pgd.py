@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from ..curvature import measuring, scalar_of
 from ..curvature.hessian import _prepare
-from ..lab import nearest
+from ..lab import check_choice
 from .balls import NORMS, Box, _direction, _moved, _project, _random_steps, _scaled
 
 LOSSES = ("margin", "ce")
@@ -83,7 +83,7 @@ def _attack(
     momentum=0.0, box=(0.0, 1.0), generator=None,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """:func:`pgd` of a model in eval mode, x and y already checked: points and margin loss as in :func:`_ascend`."""
-    nearest(loss, LOSSES, "loss")
+    check_choice(loss, LOSSES, "loss")
     if step_size is not None and not 0 < step_size < math.inf:
         raise ValueError(f"step_size is {step_size}: use a positive number, or None (2 * eps, falling to 0)")
     if not 0 <= momentum < 1:
@@ -111,7 +111,7 @@ def fgsm(
     """
     with measuring(model):
         x, y = _prepare(model, x, y)
-        eps = _check_eps(eps, x, nearest(norm, NORMS, "norm"), box)
+        eps = _check_eps(eps, x, check_choice(norm, NORMS, "norm"), box)
         step_size = eps.max().item() or 1.0  # projected to each sample's ε
         return _attack(model, x, y, eps, norm=norm, loss=loss, steps=1, step_size=step_size, random_start=False,
                        box=box)[0]  # fmt: skip
@@ -193,7 +193,7 @@ def margin_loss(logits: Tensor, y: Tensor) -> Tensor:
 
 
 def _check(x: Tensor, norm: str, box: Box, **counts: int) -> None:
-    nearest(norm, NORMS, "norm")
+    check_choice(norm, NORMS, "norm")
     for name, count in counts.items():
         if not isinstance(count, int) or count < 1:
             raise ValueError(f"{name} must be a whole number of at least 1, got {count!r}")

@@ -25,7 +25,7 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from ..lab import double, nearest
+from ..lab import check_choice, double
 from .bound_graph import Place, Walk, walk_through
 from .hessian import _check_finite, _prepare, measuring, scalar_of
 
@@ -38,7 +38,7 @@ def _terms(walk: Walk, out: Place, scalar: str) -> dict[int, Tensor]:
     place, weight = out.linear or (out, double(torch.eye(out.value.shape[1], device=out.value.device)))
     largest, norm = (
         weight.norm(p, dim=1)
-        if nearest(scalar, SCALARS, "scalar") == "logit"
+        if check_choice(scalar, SCALARS, "scalar") == "logit"
         else torch.stack([(weight - row).norm(p, dim=1) for row in weight])
         for p in (torch.inf, 2)
     )
@@ -96,7 +96,7 @@ def _local(
     model: nn.Module, x: Tensor, y: Tensor, scalar: str, norms: bool = False, certified: bool = True
 ) -> tuple[list[dict[str, Any]], Tensor, Tensor, Tensor, Tensor]:
     """Rows of the walk, β (L,), ‖d_i‖_∞ (N, L), ‖A_i‖₂ (N, L), ‖∇f‖₂ (N,): a row and a column for each activation."""
-    nearest(scalar, SCALARS, "scalar")
+    check_choice(scalar, SCALARS, "scalar")
     with measuring(model):
         x, y = _prepare(model, x, y, precise=True)
     walk, _ = walk_through(model, x.shape[1:], certified, norms)

@@ -23,7 +23,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..data import check_images, check_labels
-from ..lab import double, nearest
+from ..lab import check_choice, double
 
 SCALARS = ("loss", "margin", "logit")
 METHODS = ("power", "lanczos", "exact")
@@ -84,7 +84,7 @@ def scalar_of(logits: Tensor, y: Tensor, scalar: str = "loss") -> Tensor:
     z_m, whose derivatives are exact even where p_m rounds to 1. ``margin``: z_y − max_{j≠y} z_j. ``logit``: z_y.
     """
     own = logits.gather(1, y[:, None]).squeeze(1)
-    if nearest(scalar, SCALARS, "scalar") == "logit":
+    if check_choice(scalar, SCALARS, "scalar") == "logit":
         return own
     if scalar == "margin":
         return own - logits.masked_fill(F.one_hot(y, logits.shape[1]).bool(), -torch.inf).amax(1)
@@ -255,8 +255,8 @@ def _exact(hvp: Callable, x: Tensor) -> tuple[Tensor, ...]:
 def _solve(model, x, y, scalar, method, tol, max_iter, generator) -> tuple[Tensor, ...]:
     if not 0 < tol < 1 or max_iter < 1:
         raise ValueError(f"tol must lie between 0 and 1 and max_iter be at least 1, got tol={tol}, max_iter={max_iter}")
-    nearest(method, METHODS, "method")
-    nearest(scalar, SCALARS, "scalar")
+    check_choice(method, METHODS, "method")
+    check_choice(scalar, SCALARS, "scalar")
     try:
         gradient, hvp = gradient_and_hvp(model, x, y, scalar)
         if method == "exact":

@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 from .. import data
-from ..lab import made_on
 from ..nn import norms_once_a_step
 from ..training import (
     INPUTS,
@@ -27,6 +26,7 @@ from ..training import (
     training_step,
 )
 from ..training.checkpoint import reached
+from ..training.fit import made_on
 from ..training.splits import images
 from .runs import results
 

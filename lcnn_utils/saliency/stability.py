@@ -24,7 +24,7 @@ from ..attacks.balls import Box, _direction, _folded, _moved, _scaled
 from ..curvature import measuring
 from ..curvature.hessian import _prepare
 from ..data import Images, floats
-from ..lab import nearest
+from ..lab import check_choice
 from ..nn import refresh_norms
 from .attribution import explain
 from .steadiness import captum_scores, compare
@@ -83,7 +83,7 @@ def stability(
     if not lengths or not all(0 < e < np.inf for e in lengths):
         raise ValueError(f"eps_grid must hold lengths, finite and above 0, in units of x; got {lengths}")
     for kind in noise:
-        nearest(kind, NOISE, "kind of noise")
+        check_choice(kind, NOISE, "kind of noise")
     if not noise or perturbations < 0 or batch_size < 1:
         raise ValueError(f"{noise=}, {perturbations=}, {batch_size=}: use a kind or more, 0 or more, 1 or more")
     if not methods or isinstance(methods, str):

@@ -140,14 +140,14 @@ def summary(
     """
     from scipy.stats import bootstrap
 
-    from ..lab import nearest
+    from ..lab import check_choice
 
-    nearest(statistic, ("mean", "median"), "statistic")
+    check_choice(statistic, ("mean", "median"), "statistic")
     by = [by] if isinstance(by, str) else list(by)
     if not by:
         raise ValueError("by=() names no column: give at least one, such as by='method'")
     for name in (measure, *by):
-        nearest(name, tuple(map(str, frame.columns)), "column")
+        check_choice(name, tuple(map(str, frame.columns)), "column")
     rows = []
     for key, part in frame.groupby(by, sort=False, dropna=False, observed=True):
         values = part[measure].to_numpy(float, na_value=np.nan)

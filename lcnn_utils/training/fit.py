@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import platform
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -13,9 +14,10 @@ import torch
 from torch import Generator, Tensor, nn
 from tqdm import tqdm
 
+from .. import __version__
 from .. import nn as models
 from ..curvature import geometry
-from ..lab import keep_memory, made_on, pick_device
+from ..lab import keep_memory, pick_device
 from ..nn import CenteredSoftplus, LipschitzBatchNorm2d, norms_once_a_step, refresh_norms, sigma_error
 from .checkpoint import finished, load_state, locked, save_state, state_path
 from .objectives import OBJECTIVES
@@ -51,6 +53,14 @@ def build(recipe: Recipe) -> nn.Module:
         else:
             model = models.resnet(int(recipe.model.removeprefix("resnet")), **options)
         return model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+
+def made_on(device: torch.device) -> dict[str, Any]:
+    """Where a run was trained, for its provenance: device, threads and versions."""
+    cpu = f"{platform.machine()} {device.type.upper()}"
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else cpu
+    versions = {"lcnn_utils": __version__, "torch": torch.__version__, "python": platform.python_version()}
+    return versions | {"device": name, "threads": torch.get_num_threads()}
 
 
 @torch.no_grad()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from dataclasses import dataclass
 
-from ..lab import nearest
+from ..lab import check_choice
 
 INPUTS: dict[str, tuple[tuple[int, ...], int]] = {  # dataset: (shape of a sample, classes)
     "moons": ((2,), 2),
@@ -91,7 +91,7 @@ class Recipe:
     def __post_init__(self) -> None:
         names = dict(dataset=DATASETS, method=tuple(METHODS), model=MODELS, schedule=SCHEDULES, derivative=DERIVATIVES)
         for name, known in names.items():
-            nearest(getattr(self, name), known, name)
+            check_choice(getattr(self, name), known, name)
         if self.dataset == "moons" and self.model != "mlp":
             raise ValueError(f"moons are points (N, 2), which {self.model} cannot take: use model='mlp'")
         for name, low in (("width", 1), ("epochs", 1), ("batch_size", 1), ("attack_steps", 1), ("seed", 0)):

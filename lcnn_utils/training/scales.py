@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from ..lab import nearest
+from ..lab import check_choice
 from .recipe import METHODS, Recipe
 
 LAB: dict[str, dict[str, Any]] = {  # seconds on a CPU; λ larger than on CIFAR, as λ·Σ lr is what acts
@@ -49,13 +49,13 @@ def recipe(dataset: str, method: str, seed: int = 0, scale: str | None = None, *
         ValueError: an unknown dataset, method, scale or field (the nearest known one is suggested), a scale that the
             dataset doesn't have, or a value out of range.
     """
-    nearest(dataset, (*LAB, *IMAGES), "dataset")
-    nearest(method, tuple(METHODS), "method")
+    check_choice(dataset, (*LAB, *IMAGES), "dataset")
+    check_choice(method, tuple(METHODS), "method")
     has = [name for name, table in SCALES.items() if dataset in table]
-    if nearest(scale or has[0], tuple(SCALES), "scale") not in has:
+    if check_choice(scale or has[0], tuple(SCALES), "scale") not in has:
         raise ValueError(f"{dataset} has no scale {scale!r}: use {' or '.join(map(repr, has))}")
     known = tuple(field.name for field in dataclasses.fields(Recipe))
     for name in changes:
-        nearest(name, known, "field of a recipe")
+        check_choice(name, known, "field of a recipe")
     fields: dict[str, Any] = {"dataset": dataset, "method": method, "seed": seed}
     return Recipe(**fields | SCALES[scale or has[0]][dataset] | changes)

@@ -9,7 +9,7 @@ import torch
 from torch import Generator, Tensor
 
 from .. import data
-from ..lab import nearest, pick_device
+from ..lab import check_choice, pick_device
 from .recipe import Recipe
 
 TRAINING = {"moons": 400, "digits": 1437, "cifar10": 50_000, "cifar100": 50_000, "svhn": 73_257}  # samples to train on
@@ -70,7 +70,7 @@ def measured_split(recipe: Recipe) -> str:
 
 def _source(recipe: Recipe, split: str) -> str:
     """The split of the dataset that a recipe's split is, or is a part of."""
-    nearest(split, SPLITS, "split")
+    check_choice(split, SPLITS, "split")
     if split == "held_out" and not recipe.held_out:
         raise ValueError("this recipe holds nothing out: give it held_out=0.2, say, or ask for 'test'")
     return "test" if split == "test" else "train"

@@ -21,7 +21,7 @@ from helpers import files_of_at_most
 from torch import nn
 
 import lcnn_utils
-from lcnn_utils import data, download
+from lcnn_utils import data
 from lcnn_utils.experiments import load_weights, measure, results, run, ship
 from lcnn_utils.experiments import runs as experiments
 from lcnn_utils.lab import PROJECT
@@ -321,8 +321,7 @@ def test_a_device_that_is_not_there(store, weights):
 def test_a_dataset_that_is_not_there(store, monkeypatch, tmp_path):
     monkeypatch.setenv("LCNN_DATA", str(tmp_path / "data"))
     monkeypatch.delenv("LCNN_MIRRORS", raising=False)
-    offline = {name: [one._replace(urls=()) for one in remotes] for name, remotes in download.MIRRORS.items()}
-    monkeypatch.setattr(download, "MIRRORS", offline)
+    monkeypatch.setattr(data, "MIRRORS", dict.fromkeys(data.MIRRORS, ()))
     one = recipe("cifar10", "lcnn", width=1, epochs=1)
     with pytest.raises((FileNotFoundError, RuntimeError), match=r"(?s)cifar-10-python.*set LCNN_DATA to a folder"):
         run(one, progress=False)

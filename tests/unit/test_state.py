@@ -13,9 +13,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, safe_open, save_file
 
-from lcnn_utils.lab import made_on
 from lcnn_utils.training import OBJECTIVES, Recipe, build, fit, make_optimizer, state_path
 from lcnn_utils.training.checkpoint import Held, digest, load_state, locked, read, save_state, write
+from lcnn_utils.training.fit import made_on
 
 pytestmark = pytest.mark.usefixtures("store")
 MOONS = Recipe("moons", "lcnn", "mlp", width=6, epochs=4)

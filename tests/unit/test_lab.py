@@ -1,0 +1,164 @@
+"""Devices, folders, atomic files and the opening line, with disks that are really full or read-only."""
+
+import errno
+import os
+import subprocess
+import sys
+
+import matplotlib
+import matplotlib.pyplot as plt
+import pytest
+import torch
+from helpers import files_of_at_most, small_disk
+
+from lcnn_utils import lab
+from lcnn_utils.lab import PROJECT, atomic_path, check_choice, write_text
+
+
+@pytest.fixture(autouse=True)
+def clean(monkeypatch, tmp_path):
+    for name in ("LCNN_DATA", "LCNN_FAST", "LCNN_DEVICE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("LCNN_STORE", str(tmp_path / "store"))
+
+
+def test_the_device_is_the_argument_then_the_environment_then_what_there_is(monkeypatch):
+    expected = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    assert lab.pick_device() == expected
+    monkeypatch.setenv("LCNN_DEVICE", "")  # as for the folders, empty is unset
+    assert lab.pick_device() == expected
+    monkeypatch.setenv("LCNN_DEVICE", "meta")
+    assert lab.pick_device() == torch.device("meta")
+    assert lab.pick_device("cpu") == lab.pick_device(torch.device("cpu")) == torch.device("cpu")
+
+
+@pytest.mark.parametrize("name", ["gpu", "cuda:99", "ipu"])
+@pytest.mark.parametrize("by", ["argument", "environment"])
+def test_an_absent_device_is_named_with_the_way_out(monkeypatch, name, by):
+    if by == "environment":
+        monkeypatch.setenv("LCNN_DEVICE", name)
+    with pytest.raises(RuntimeError, match=rf"'{name}'.*device='cpu'.*unset LCNN_DEVICE"):
+        lab.pick_device(name if by == "argument" else None)
+
+
+def test_folders_come_from_argument_environment_project(monkeypatch, tmp_path):
+    assert (PROJECT / "pyproject.toml").is_file()
+    assert lab.data_root() == PROJECT / "data"
+    monkeypatch.setenv("LCNN_DATA", str(tmp_path / "d"))
+    assert lab.data_root() == tmp_path / "d"
+    assert lab.data_root(tmp_path) == tmp_path
+    assert lab.store_root() == tmp_path / "store"
+    monkeypatch.delenv("LCNN_STORE")
+    assert lab.store_root() == PROJECT / "data"
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("LCNN_STORE", "~/mine")
+    assert lab.store_root() == tmp_path / "mine"
+
+
+def test_a_file_appears_whole_and_readable_by_all(tmp_path):
+    path = tmp_path / "new" / "folder" / "a.txt"
+    with atomic_path(path) as temporary:
+        assert temporary.parent == path.parent, "another folder may be another disk, where a rename is a copy"
+        assert temporary.suffix == path.suffix, "savefig takes the format from it"
+        temporary.write_text("half")
+        assert not path.exists()
+    assert path.stat().st_mode & 0o444 == 0o444
+    assert write_text(path, "é β\n") == path
+    assert path.read_bytes() == "é β\n".encode()
+    assert os.listdir(path.parent) == ["a.txt"]
+
+
+@pytest.mark.parametrize("error", [ValueError("mine"), KeyboardInterrupt(), OSError(errno.ENOSPC, "No space left")])
+def test_an_exception_inside_leaves_the_old_file_and_no_other(tmp_path, error):
+    path = write_text(tmp_path / "keep" / "a.txt", "old")
+
+    def fail_half_way():
+        with atomic_path(path) as temporary:
+            temporary.write_text("new")
+            raise error
+
+    with pytest.raises(type(error)):
+        fail_half_way()
+    assert path.read_text() == "old"
+    assert os.listdir(path.parent) == ["a.txt"]
+
+
+def test_a_write_that_stops_half_way(tmp_path):
+    path = write_text(tmp_path / "keep" / "a.txt", "old")
+    with files_of_at_most(4096), pytest.raises(OSError, match=r"cannot write .*a\.txt.*free some space") as raised:
+        write_text(path, "x" * 20_000)
+    assert raised.value.errno == errno.EFBIG
+    assert path.read_text() == "old"
+    assert os.listdir(path.parent) == ["a.txt"]
+
+
+def test_a_folder_that_cannot_be_made(tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(OSError, match=r"cannot write .*file/sub/a\.txt.*free some space, or"):
+        write_text(tmp_path / "file" / "sub" / "a.txt", "x")
+    assert os.listdir(tmp_path) == ["file"]
+
+
+def test_a_full_and_then_a_read_only_disk(tmp_path):
+    """Permissions do not stop root; a disk mounted read-only does."""
+    with small_disk(tmp_path / "disk", "64k") as disk:
+        path = write_text(disk / "a.txt", "old")
+        with pytest.raises(OSError, match=r"cannot write .*a\.txt.*No space left.*free some space, or"):
+            write_text(path, "x" * 200_000)
+        subprocess.run(["mount", "-o", "remount,ro", disk], check=True)
+        with pytest.raises(OSError, match=r"cannot write .*Read-only file system"):
+            write_text(path, "new")
+        assert path.read_text() == "old"
+        assert os.listdir(disk) == ["a.txt"]
+
+
+def test_a_choice_is_returned_or_one_is_suggested():
+    known = ("digits", "cifar10", "svhn")
+    assert all(check_choice(name, known, "dataset") == name for name in known)
+    with pytest.raises(ValueError, match=r"unknown dataset 'digit': .*digits, cifar10, svhn; did you mean 'digits'"):
+        check_choice("digit", known, "dataset")
+    with pytest.raises(ValueError, match=r"unknown dataset None: known are digits, cifar10, svhn$"):
+        check_choice(None, known, "dataset")
+
+
+def test_one_thread_unless_told_otherwise(monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "2")
+    torch.set_num_threads(2)
+    lab.one_thread()
+    assert torch.get_num_threads() == 2
+    monkeypatch.delenv("OMP_NUM_THREADS")
+    lab.one_thread()
+    assert torch.get_num_threads() == 1
+
+
+@pytest.mark.parametrize(("fast", "asked", "seeds"), [("0", 3, (0, 1, 2)), ("1", 3, (0, 1)), ("1", 1, (0,))])
+def test_setup_says_what_is_used(monkeypatch, capsys, fast, asked, seeds):
+    monkeypatch.setenv("LCNN_DEVICE", "cpu")
+    monkeypatch.setenv("LCNN_FAST", fast)
+    with matplotlib.rc_context():
+        found = lab.setup(seeds=asked)
+        assert plt.rcParams["svg.hashsalt"] == "lcnn", "the project's style is on"
+    assert (found.device, found.seeds, found.fast) == (torch.device("cpu"), seeds, fast == "1")
+    (line,) = capsys.readouterr().out.splitlines()
+    for part in (torch.__version__, "device cpu", f"seeds {list(seeds)}", f"fast mode {'on' if found.fast else 'off'}"):
+        assert part in line
+    monkeypatch.setattr(lab.time, "perf_counter", lambda: found.started + 12.4)
+    assert found.finish().startswith("ran in 12 s (cpu, ")
+
+
+def test_fast_mode_is_on_or_off(monkeypatch):
+    monkeypatch.setenv("LCNN_FAST", "maybe")
+    with pytest.raises(ValueError, match="LCNN_FAST 'maybe': known are 0, 1"):
+        lab.setup()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only glibc is told")
+def test_memory_is_kept():
+    """A large tensor made again and again: with its memory kept, the system has no pages to clear for it."""
+    resource = pytest.importorskip("resource")
+    lab.keep_memory()
+    torch.ones(2**22)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(20):
+        torch.ones(2**22)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before < 4000, "4096 pages each"
