@@ -196,7 +196,7 @@ def _download(urls: list[str], part: Path, md5: str, timeout: float) -> Path:
             if url.startswith("file:"):
                 shutil.copyfile(url2pathname(url.removeprefix("file://")), part)
             else:
-                with open(part, "ab") as file, tqdm(desc=url, unit="B", unit_scale=True, leave=False) as bar:
+                with open(part, "ab") as file, tqdm(desc=url, total=1, unit="B", unit_scale=True, leave=False) as bar:
                     http = pooch.HTTPDownloader(progressbar=bar, chunk_size=1 << 16, timeout=timeout, headers=headers)
                     http(url, file, None)
         except (requests.RequestException, FileNotFoundError) as error:

@@ -141,7 +141,7 @@ class Results:
             differ = [name for name in recipe if name in ("dataset", "method") or runs[name].nunique() > 1]
             groups = runs.groupby(differ, sort=False)
             table = groups[METRICS].agg(["mean", "std"])
-            table.insert(0, "runs", groups.size())
+            table.insert(0, ("runs", ""), groups.size())
             print(table.to_string(float_format="{:.4g}".format, na_rep=""))
         return 0
 

@@ -3,7 +3,6 @@
 import errno
 import os
 import subprocess
-import sys
 
 import matplotlib
 import matplotlib.pyplot as plt
@@ -150,15 +149,3 @@ def test_fast_mode_is_on_or_off(monkeypatch):
     monkeypatch.setenv("LCNN_FAST", "maybe")
     with pytest.raises(ValueError, match="LCNN_FAST 'maybe': known are 0, 1"):
         lab.setup()
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="only glibc is told")
-def test_memory_is_kept():
-    """A large tensor made again and again: with its memory kept, the system has no pages to clear for it."""
-    resource = pytest.importorskip("resource")
-    lab.keep_memory()
-    torch.ones(2**22)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-    for _ in range(20):
-        torch.ones(2**22)
-    assert resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before < 4000, "4096 pages each"
