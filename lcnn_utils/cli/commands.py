@@ -5,7 +5,6 @@ torch is imported by the commands that compute, not here: ``lcnn --help`` and ``
 
 from __future__ import annotations
 
-import dataclasses
 import io
 import os
 import subprocess
@@ -201,8 +200,8 @@ def parse(argv: Sequence[str]) -> Lab | Train | Sweep | Cluster | Results | Figu
     about = "LCNN Lab: low-curvature neural networks, taught and reproduced."
     if list(argv[:1]) != ["lab"]:
         return tyro.cli(commands, prog="lcnn", description=about, args=argv)
-    lab, extra = tyro.cli(commands, prog="lcnn", description=about, args=argv, return_unknown_args=True)
-    return dataclasses.replace(lab, extra=tuple(extra))
+    _, extra = tyro.cli(commands, prog="lcnn", description=about, args=argv, return_unknown_args=True)
+    return Lab(tuple(extra))
 
 
 def main(argv: Sequence[str] | None = None) -> int:

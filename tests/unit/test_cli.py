@@ -1,8 +1,8 @@
 """The command line as a user meets it."""
 
-import json
 import os
 import re
+import signal
 import socket
 import subprocess
 import sys
@@ -32,23 +32,19 @@ def shipped(store, monkeypatch, tmp_path):
 # ---- starting ----------------------------------------------------------------------------------------------------
 
 
-def test_help_starts_without_torch_and_on_any_terminal():
-    """`lcnn --help` on a terminal that lacks most characters."""
-    code = (
-        "import sys; from lcnn_utils.cli import main\ntry: main(['--help'])\n"
-        "finally: assert not {'torch', 'numpy'} & set(sys.modules)"
-    )
+def test_help_starts_without_torch_and_on_a_terminal_that_lacks_most_characters():
+    code = "import sys; from lcnn_utils.cli import commands as c; c.parse(['lab']); print('torch' in sys.modules)"
+    code += "; c.main(['--help'])"
     environment = os.environ | {"PYTHONIOENCODING": "ascii"}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr
-    assert all(name in done.stdout for name in ("usage: lcnn", "lab", "train", "results", "doctor", "data"))
+    assert done.stdout.startswith("False\nusage: lcnn")
 
 
 @pytest.mark.parametrize("command", ["lab", "train", "results", "figures", "doctor", "data"])
 def test_help_of_every_command(command, capsys):
-    with pytest.raises(SystemExit) as stopped:
+    with pytest.raises(SystemExit, match="0"):
         cli.main([command, "--help"])
-    assert stopped.value.code == 0
     assert f"usage: lcnn {command}" in capsys.readouterr().out
 
 
@@ -64,40 +60,26 @@ def test_the_examples_of_the_help_are_commands():
 
 @pytest.mark.parametrize("args", [["labb"], ["data", "--rot", "x"], ["train", "lcnn", "--seeds", "x"], []])
 def test_a_mistyped_command_is_explained_with_status_2(args, capsys):
-    with pytest.raises(SystemExit) as stopped:
+    with pytest.raises(SystemExit, match="2"):
         cli.main(args)
-    assert stopped.value.code == 2
     assert "lcnn" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(("error", "status"), [(OSError(28, "no\n space"), 1), (KeyboardInterrupt(), 130)])
-def test_an_expected_error_is_one_line(error, status, monkeypatch, capsys):
-    def fail(self):
-        raise error
-
-    monkeypatch.setattr(cli.Data, "run", fail)
-    assert cli.main(["data"]) == status
-    shown = capsys.readouterr().err
-    assert shown.startswith("lcnn: ")
-    assert shown.count("\n") == 1
+def test_an_interrupt_is_one_line(monkeypatch, capsys):
+    monkeypatch.setattr(cli.Data, "run", lambda self: signal.raise_signal(signal.SIGINT))
+    assert cli.main(["data"]) == 130
+    assert capsys.readouterr().err == "lcnn: interrupted\n"
 
 
 # ---- lcnn lab ----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("environ", "platform", "seen"),
-    [
-        ({"DISPLAY": ""}, "linux", False),
-        ({"DISPLAY": ":0"}, "linux", True),
-        ({"WAYLAND_DISPLAY": "wayland-0"}, "linux", True),
-        ({"DISPLAY": "localhost:10.0", "SSH_CONNECTION": "1.2.3.4 5 6.7.8.9 22"}, "linux", False),
-        ({}, "darwin", True),
-        ({"SSH_TTY": "ttys001"}, "darwin", False),
-    ],
-)
-def test_display(environ, platform, seen):
-    assert cli.has_display(environ, platform) is seen
+def test_display():
+    ssh = {"DISPLAY": "localhost:10.0", "SSH_CONNECTION": "1.2.3.4 5 6.7.8.9 22"}
+    assert all(cli.has_display(environ, "linux") for environ in ({"DISPLAY": ":0"}, {"WAYLAND_DISPLAY": "wayland-0"}))
+    assert not any(cli.has_display(environ, "linux") for environ in ({}, {"DISPLAY": ""}, ssh))
+    assert cli.has_display({}, "darwin")
+    assert not cli.has_display({"SSH_TTY": "ttys001"}, "darwin")
 
 
 @pytest.mark.parametrize("seen", [True, False])
@@ -127,8 +109,6 @@ def test_a_port_that_is_taken():
         with pytest.raises(OSError, match=f"port {port} cannot be used .*choose another"):
             require_free(port, "choose another")
     require_free(port, "")
-    with pytest.raises(OSError, match="port 65536 cannot be used"):
-        require_free(65536, "")
 
 
 # ---- lcnn data, train, results -----------------------------------------------------------------------------------
@@ -138,10 +118,8 @@ def test_data_lists_and_loads(tmp_path, capsys):
     assert cli.main(["data", "--root", str(tmp_path)]) == 0
     assert dict(line.split() for line in capsys.readouterr().out.splitlines()) == data.available(tmp_path)
     assert cli.main(["data", "digits", "--root", str(tmp_path)]) == 0
-    assert [line.split()[:3] for line in capsys.readouterr().out.splitlines()] == [
-        ["digits", "train", "1,437"],
-        ["digits", "test", "360"],
-    ]
+    rows = [line.split()[:3] for line in capsys.readouterr().out.splitlines()]
+    assert rows == [["digits", "train", "1,437"], ["digits", "test", "360"]]
 
 
 def test_changes_have_their_fields_types():
@@ -155,13 +133,10 @@ def test_changes_have_their_fields_types():
     [
         (("train",), "say what to train, as in: lcnn train lcnn"),
         (("train", "lcn"), "unknown method 'lcn'.*did you mean 'lcnn'"),
-        (("train", "lcnn", "--dataset", "digit"), "unknown dataset 'digit'.*did you mean 'digits'"),
         (("train", "lcnn", "--scale", "paper"), "digits has no scale 'paper'"),
-        (("train", "lcnn", "--set", "epoch=1"), "unknown field of a recipe 'epoch'.*did you mean 'epochs'"),
         (("train", "lcnn", "--set", "seed=1"), "unknown field of a recipe 'seed'"),
         (("train", "lcnn", "--set", "epochs"), "write epochs=VALUE, where VALUE is a whole number"),
         (("train", "lcnn", "--set", "augment=1"), "augment=VALUE, where VALUE is true or false"),
-        (("train", "lcnn", "--set", "lr=0,1"), "lr=VALUE, where VALUE is a number"),
         (("train", "lcnn", "--device", "cuda:99", *TINY), "device 'cuda:99' is not available here"),
         (("data", "cifar"), "did you mean 'cifar10'"),
     ],
@@ -177,16 +152,13 @@ def test_a_mistake_is_one_line_and_trains_nothing(args, says, store, capsys):
 def test_train_ships_and_prints_what_came_out_and_results_tells_it(store, shipped, capsys, tmp_path):
     assert cli.main(["results"]) == 0
     assert "no runs yet" in capsys.readouterr().out
-    for _ in range(2):  # the second time it is read from the store
-        assert cli.main(["train", "all", "--seeds", "1", "4", *TINY]) == 0
-        rows = [line.split() for line in capsys.readouterr().out.splitlines()[1:]]
-        assert [row[:2] for row in rows] == [[method, seed] for method in METHODS for seed in ("1", "4")]
-    record = json.loads(
-        (store / "runs" / f"{run_name(recipe('moons', 'lcnn', 1, epochs=1, width=4))}.json").read_text()
-    )
-    row = next(row for row in rows if row[:2] == ["lcnn", "1"])
-    metrics = record["metrics"]
-    assert row[2:5] == [f"{metrics['accuracy']:.2%}", *(f"{metrics[n]:.4g}" for n in ("curvature", "margin_curvature"))]
+    assert cli.main(["train", "lcnn", "relu", "--seeds", "1", "4", *TINY]) == 0
+    rows = [line.split() for line in capsys.readouterr().out.splitlines()[1:]]
+    assert [row[:2] for row in rows] == [["lcnn", "1"], ["lcnn", "4"], ["relu", "1"], ["relu", "4"]]
+    frame = results().set_index(["method", "seed"])
+    for method, seed, *shown, _ in rows:
+        run = frame.loc[(method, int(seed))]
+        assert shown == [f"{run.accuracy:.2%}", f"{run.curvature:.4g}", f"{run.margin_curvature:.4g}"]
 
     assert cli.main(["train", "lcnn", "--ship", *TINY]) == 0
     tensors, _ = read(shipped / f"{run_name(recipe('moons', 'lcnn', epochs=1, width=4))}.safetensors")
@@ -195,8 +167,7 @@ def test_train_ships_and_prints_what_came_out_and_results_tells_it(store, shippe
     capsys.readouterr()
 
     assert cli.main(["results", "--dataset", "moons"]) == 0
-    table = capsys.readouterr().out
-    frame = results()
+    table, frame = capsys.readouterr().out, results()
     part = frame[(frame.method == "lcnn") & (frame.lambda_beta == 0.01)]
     (row,) = (line.split() for line in table.splitlines() if line.split()[-9:-8] == ["3"])
     assert row[-8:-6] == [f"{part.accuracy.mean():.4g}", f"{part.accuracy.std():.4g}"]

@@ -1,14 +1,12 @@
 """Devices, folders, atomic files and the opening line, with disks that are really full or read-only."""
 
-import errno
 import os
-import subprocess
 
 import matplotlib
 import matplotlib.pyplot as plt
 import pytest
 import torch
-from helpers import files_of_at_most, small_disk
+from helpers import files_of_at_most
 
 from lcnn_utils import lab
 from lcnn_utils.lab import PROJECT, atomic_path, check_choice, write_text
@@ -32,12 +30,11 @@ def test_the_device_is_the_argument_then_the_environment_then_what_there_is(monk
 
 
 @pytest.mark.parametrize("name", ["gpu", "cuda:99", "ipu"])
-@pytest.mark.parametrize("by", ["argument", "environment"])
-def test_an_absent_device_is_named_with_the_way_out(monkeypatch, name, by):
-    if by == "environment":
-        monkeypatch.setenv("LCNN_DEVICE", name)
-    with pytest.raises(RuntimeError, match=rf"'{name}'.*device='cpu'.*unset LCNN_DEVICE"):
-        lab.pick_device(name if by == "argument" else None)
+def test_an_absent_device_is_named_with_the_way_out(monkeypatch, name):
+    monkeypatch.setenv("LCNN_DEVICE", name)
+    for argument in (name, None):
+        with pytest.raises(RuntimeError, match=rf"'{name}'.*device='cpu'.*unset LCNN_DEVICE"):
+            lab.pick_device(argument)
 
 
 def test_folders_come_from_argument_environment_project(monkeypatch, tmp_path):
@@ -67,48 +64,23 @@ def test_a_file_appears_whole_and_readable_by_all(tmp_path):
     assert os.listdir(path.parent) == ["a.txt"]
 
 
-@pytest.mark.parametrize("error", [ValueError("mine"), KeyboardInterrupt(), OSError(errno.ENOSPC, "No space left")])
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
 def test_an_exception_inside_leaves_the_old_file_and_no_other(tmp_path, error):
     path = write_text(tmp_path / "keep" / "a.txt", "old")
-
-    def fail_half_way():
-        with atomic_path(path) as temporary:
-            temporary.write_text("new")
-            raise error
-
-    with pytest.raises(type(error)):
-        fail_half_way()
+    context = atomic_path(path)
+    context.__enter__().write_text("new")
+    assert not context.__exit__(error, error(), None), "it is not swallowed"
     assert path.read_text() == "old"
     assert os.listdir(path.parent) == ["a.txt"]
 
 
 def test_a_write_that_stops_half_way(tmp_path):
     path = write_text(tmp_path / "keep" / "a.txt", "old")
-    with files_of_at_most(4096), pytest.raises(OSError, match=r"cannot write .*a\.txt.*free some space") as raised:
+    with files_of_at_most(4096), pytest.raises(OSError, match=r"cannot write .*a\.txt.*free some space"):
         write_text(path, "x" * 20_000)
-    assert raised.value.errno == errno.EFBIG
-    assert path.read_text() == "old"
-    assert os.listdir(path.parent) == ["a.txt"]
-
-
-def test_a_folder_that_cannot_be_made(tmp_path):
-    (tmp_path / "file").write_text("in the way")
-    with pytest.raises(OSError, match=r"cannot write .*file/sub/a\.txt.*free some space, or"):
-        write_text(tmp_path / "file" / "sub" / "a.txt", "x")
-    assert os.listdir(tmp_path) == ["file"]
-
-
-def test_a_full_and_then_a_read_only_disk(tmp_path):
-    """Permissions do not stop root; a disk mounted read-only does."""
-    with small_disk(tmp_path / "disk", "64k") as disk:
-        path = write_text(disk / "a.txt", "old")
-        with pytest.raises(OSError, match=r"cannot write .*a\.txt.*No space left.*free some space, or"):
-            write_text(path, "x" * 200_000)
-        subprocess.run(["mount", "-o", "remount,ro", disk], check=True)
-        with pytest.raises(OSError, match=r"cannot write .*Read-only file system"):
-            write_text(path, "new")
-        assert path.read_text() == "old"
-        assert os.listdir(disk) == ["a.txt"]
+    with pytest.raises(OSError, match=r"cannot write .*a\.txt/sub/b\.txt.*free some space, or"):
+        write_text(path / "sub" / "b.txt", "no folder can be made in a file")
+    assert (path.read_text(), os.listdir(path.parent)) == ("old", ["a.txt"])
 
 
 def test_a_choice_is_returned_or_one_is_suggested():
@@ -143,9 +115,6 @@ def test_setup_says_what_is_used(monkeypatch, capsys, fast, asked, seeds):
         assert part in line
     monkeypatch.setattr(lab.time, "perf_counter", lambda: found.started + 12.4)
     assert found.finish().startswith("ran in 12 s (cpu, ")
-
-
-def test_fast_mode_is_on_or_off(monkeypatch):
     monkeypatch.setenv("LCNN_FAST", "maybe")
     with pytest.raises(ValueError, match="LCNN_FAST 'maybe': known are 0, 1"):
         lab.setup()
