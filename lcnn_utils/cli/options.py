@@ -13,11 +13,12 @@ def parsed(changes: tuple[str, ...]) -> dict[str, object]:
     from ..training import Recipe
 
     kinds = {name: type(value) for name, value in dataclasses.asdict(Recipe()).items()}
-    known = tuple(name for name in kinds if name not in ("dataset", "method", "seed"))
     values: dict[str, object] = {}
     for change in changes:
         name, _, text = change.partition("=")
-        kind = kinds[check_choice(name, known, "field of a recipe")]
+        kind = kinds[check_choice(name, tuple(kinds), "field of a recipe")]
+        if name in ("dataset", "method", "seed"):
+            raise ValueError(f"{change}: the command has an option of its own for the {name}")
         try:
             values[name] = {"true": True, "false": False}[text.lower()] if kind is bool else kind(text)
         except (KeyError, ValueError):
