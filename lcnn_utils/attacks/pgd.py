@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from ..curvature import measuring, scalar_of
 from ..curvature.hessian import _length
 from ..curvature.premises import _prepare
-from ..lab import nearest
+from ..lab import check_choice
 
 NORMS = ("l2", "linf")
 LOSSES = ("margin", "ce")
@@ -176,7 +176,7 @@ def pgd(
 
 def fooling(model: nn.Module, y: Tensor, loss: str = "margin") -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]:
     """The objective of PGD: climb the loss, and keep the point of the largest :func:`margin_loss`."""
-    nearest(loss, LOSSES, "loss")
+    check_choice(loss, LOSSES, "loss")
 
     def objective(at: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
         logits = model(at)
@@ -248,7 +248,7 @@ def diameter(x: Tensor, norm: str, box: Box) -> float:
 
 def check(x: Tensor, eps: float | Tensor, norm: str, box: Box, **counts: int) -> Tensor:
     """ε as one number a sample, (N,), at most the diameter of the box; with norm, x and counts checked, too."""
-    nearest(norm, NORMS, "norm")
+    check_choice(norm, NORMS, "norm")
     for name, count in counts.items():
         if not isinstance(count, int) or count < 1:
             raise ValueError(f"{name} must be a whole number of at least 1, got {count!r}")

@@ -10,6 +10,8 @@ from typing import Annotated
 
 from tyro.conf import arg
 
+from .options import require_free
+
 
 @dataclass(frozen=True)
 class Cluster:
@@ -33,8 +35,6 @@ class Cluster:
     """cpu, cuda, …"""
 
     def run(self) -> int:
-        from .commands import require_free
-
         for option, port in {"--port": self.port, "--dashboard": self.dashboard}.items():
             require_free(port, f"choose another {option}")
         from ..experiments.clusters import LOCALHOST, local, threads

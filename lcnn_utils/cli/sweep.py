@@ -11,14 +11,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from tyro.conf import arg
 
-from .runs import parsed
+from .options import parsed
 
 if TYPE_CHECKING:
     from ..experiments.plan import Outcome, Part
     from ..training import Recipe
 
 PIECE = 9.0  # minutes: sittings of ten are common, and starting takes a little
-OPTIONS = {"dataset": "--datasets NAME ...", "method": "--methods NAME ...", "seed": "--seeds N ..."}
 
 
 @dataclass(frozen=True)
@@ -74,7 +73,7 @@ class Sweep:
         from ..training import METHODS
 
         methods = tuple(METHODS) if self.methods == ("all",) else self.methods
-        changes = parsed(self.set, OPTIONS)
+        changes = parsed(self.set)
         recipes = ordered(self.datasets, methods, self.seeds, self.scale, grid(self.grid, changes), **changes)
         if not recipes:
             raise ValueError("there is nothing to sweep: give --datasets, --methods and --seeds a value each, or none")
@@ -123,7 +122,7 @@ def grid(points: tuple[str, ...], changes: Mapping[str, object]) -> dict[str, li
         field, _, values = point.partition("=")
         if field in found or field in changes:
             raise ValueError(f"--grid {point}: {field} is given twice")
-        found[field] = [parsed((f"{field}={value}",), OPTIONS, "--grid")[field] for value in values.split(",")]
+        found[field] = [parsed((f"{field}={value}",))[field] for value in values.split(",")]
     return found
 
 

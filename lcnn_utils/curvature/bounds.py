@@ -24,7 +24,7 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from ..lab import double, nearest
+from ..lab import check_choice, double
 from .bound_graph import Place, Walk, walk_through
 from .premises import _prepare, measuring, scalar_of
 
@@ -36,7 +36,7 @@ def _terms(walk: Walk, out: Place, scalar: str) -> dict[int, Tensor]:
     """Term of (B) of each activation's row: (K,) for logits, (K, K) for margins, entry (y, j) that of z_y − z_j."""
     place, weight = out.linear or (out, double(torch.eye(out.value.shape[1], device=out.value.device)))
     norm = lambda p: weight.norm(p, dim=1)
-    if nearest(scalar, SCALARS, "scalar") == "margin":
+    if check_choice(scalar, SCALARS, "scalar") == "margin":
         norm = lambda p: torch.stack([(weight - row).norm(p, dim=1) for row in weight])
     largest, norm2, terms = norm(torch.inf), norm(2), {}
     for row, reach in place.reach.items():
@@ -86,7 +86,7 @@ def published_bound(
 
 def _local(model: nn.Module, x: Tensor, y: Tensor, scalar: str, certified: bool = True) -> tuple[Any, ...]:
     """Rows of the walk, β (L,), ‖d_i‖_∞ (N, L), ‖A_i‖₂ (N, L), κ (N, L): a row and a column for each activation."""
-    nearest(scalar, SCALARS, "scalar")
+    check_choice(scalar, SCALARS, "scalar")
 
     def inputs_of_activations(x: Tensor) -> tuple[list[Tensor], Tensor]:
         found: list[Tensor] = []

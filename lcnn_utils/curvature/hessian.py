@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..lab import double, nearest
+from ..lab import check_choice, double
 from .premises import SCALARS, _prepare, measuring, scalar_of
 
 CONFIRM = 4  # products after the residual is small: now and then a start holds next to nothing of the top eigenvector
@@ -224,8 +224,8 @@ def geometry(
         raise ValueError(f"batch_size must be at least 1 and eps finite and 0 or more: got {batch_size} and {eps}")
     if not 0 < tol < 1 or max_iter < 1:
         raise ValueError(f"tol must lie between 0 and 1 and max_iter be at least 1, got tol={tol}, max_iter={max_iter}")
-    nearest(scalar, SCALARS, "scalar")
-    solve = METHODS[nearest(method, tuple(METHODS), "method")]
+    check_choice(scalar, SCALARS, "scalar")
+    solve = METHODS[check_choice(method, tuple(METHODS), "method")]
     parts = []
     with measuring(model):
         x, y = _prepare(model, x, y, precise=True)

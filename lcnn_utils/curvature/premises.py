@@ -15,7 +15,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..data import check_images, check_labels
-from ..lab import nearest
+from ..lab import check_choice
 
 SCALARS = ("loss", "margin", "logit")
 
@@ -54,7 +54,7 @@ def scalar_of(logits: Tensor, y: Tensor, scalar: str = "loss") -> Tensor:
     z_m, whose derivatives are exact even where p_m rounds to 1. ``margin``: z_y − max_{j≠y} z_j. ``logit``: z_y.
     """
     own = logits.gather(1, y[:, None]).squeeze(1)
-    if nearest(scalar, SCALARS, "scalar") == "logit":
+    if check_choice(scalar, SCALARS, "scalar") == "logit":
         return own
     if scalar == "margin":
         return own - logits.masked_fill(F.one_hot(y, logits.shape[1]).bool(), -torch.inf).amax(1)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..figures.style import FIGURE, TABLE
-from ..lab import nearest
+from ..lab import check_choice
 
 Records = dict[str, dict[str, Any]]  # name of a figure or table → its NAME.json
 
@@ -49,7 +49,7 @@ def steps_of(asked: Sequence[str], records: Records, steps: Sequence[str]) -> se
         ValueError: an unknown name.
     """
     known = {name: r["step"] for name, r in records.items() if r.get("step") in steps} | {s: s for s in steps}
-    return {known[nearest(name, tuple(known), "figure, table or step")] for name in asked}
+    return {known[check_choice(name, tuple(known), "figure, table or step")] for name in asked}
 
 
 def orphans(folder: Path, fingerprints: Mapping[str, str]) -> list[str]:

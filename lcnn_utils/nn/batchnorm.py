@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from torch import Generator, Tensor, fx, nn
 
-from ..lab import eager_cpu, nearest
+from ..lab import check_choice
+from .softplus import eager_cpu
 from .spectral_norm import (
     Shape,
     SpectralNorm,
@@ -80,7 +81,7 @@ def conv_norm(
     ``input_shape`` is that of this layer's input: the norm grows with it. Scalar like the weight, computed in float64.
     Raises ValueError: not a zero-padded Conv2d, a shape that does not fit, NaN or infinite weights, a matrix too large.
     """
-    nearest(method, ("power", "exact", "bound"), "method")
+    check_choice(method, ("power", "exact", "bound"), "method")
     geometry = _geometry(conv, input_shape)
     original = conv.weight
     if not original.isfinite().all():

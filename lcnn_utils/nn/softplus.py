@@ -19,8 +19,6 @@ from torch import Tensor, fx, nn
 from torch.autograd import forward_ad
 from torch.autograd.function import once_differentiable
 
-from ..lab import eager_cpu
-
 BETA_RANGE = (1e-8, 1e8)  # of a layer: in float32 these are x/2 and the ReLU
 FAR = 1e20  # the capped unit is constant there
 FAST_FROM = 0.05  # smallest β of the fast form, which cancels where β is small
@@ -29,6 +27,13 @@ LOG_HALF = torch.tensor(0.5).log()
 # Above this β the fast form cuts |βx| off at 30. e^−30 is 0 to its precision, and the subnormal numbers that come of
 # smaller ones take a processor a hundred times as long.
 STEEP, CUT = 10.0, 30.0
+
+
+def eager_cpu(x: Tensor) -> bool:
+    """Whether fused CPU kernels with one derivative may compute with x: no compiler, tracer, torch.func or forward
+    mode is at work, which need every operation written out."""
+    traced = torch.compiler.is_compiling() or torch.jit.is_tracing() or torch._C._are_functorch_transforms_active()
+    return x.device.type == "cpu" and not traced and forward_ad._current_level < 0
 
 
 def _bend(x: Tensor, beta: Tensor) -> Tensor:

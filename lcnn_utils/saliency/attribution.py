@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from ..curvature import measuring, scalar_of
 from ..curvature.premises import _prepare
-from ..lab import nearest
+from ..lab import check_choice
 from ..nn import CenteredSoftplus
 
 MAPS = {  # method: label
@@ -90,7 +90,7 @@ def explain(
             does not allow; a network that gives no finite logits, cuts the graph, is random, changes x in place, or
             whose samples change each other's logits.
     """
-    nearest(method, tuple(MAPS), "method")
+    check_choice(method, tuple(MAPS), "method")
     for name, count in {"samples": samples, "steps": steps, "batch_size": batch_size}.items():
         if not isinstance(count, int) or count < 1:
             raise ValueError(f"{name} must be a whole number of at least 1, got {count!r}")

@@ -26,7 +26,7 @@ from ..curvature import evaluating, geometry, measuring, scalar_of
 from ..curvature.hessian import _length
 from ..curvature.premises import _prepare
 from ..data import Images, floats
-from ..lab import nearest
+from ..lab import check_choice
 from ..nn import refresh_norms
 from .attribution import explain
 
@@ -127,10 +127,10 @@ def summary(
     """
     from scipy.stats import bootstrap
 
-    nearest(statistic, ("mean", "median"), "statistic")
+    check_choice(statistic, ("mean", "median"), "statistic")
     by = [by] if isinstance(by, str) else list(by)
     for name in (measure, *by):
-        nearest(name, tuple(map(str, frame.columns)), "column")
+        check_choice(name, tuple(map(str, frame.columns)), "column")
     rows = []
     function = getattr(np, statistic)
     for key, part in frame.groupby(by, sort=False, dropna=False, observed=True):
@@ -254,7 +254,7 @@ def stability(
     if not lengths or not all(0 < e < np.inf for e in lengths):
         raise ValueError(f"eps_grid must hold lengths, finite and above 0, in units of x; got {lengths}")
     for kind in noise:
-        nearest(kind, NOISE, "kind of noise")
+        check_choice(kind, NOISE, "kind of noise")
     if not methods or isinstance(methods, str):
         raise ValueError(f"methods must be a sequence of at least one name, got {methods!r}")
     with measuring(model):

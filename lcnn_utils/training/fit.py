@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from .. import __version__, data
 from ..curvature import geometry
-from ..lab import keep_memory, nearest, pick_device
+from ..lab import check_choice, keep_memory, pick_device
 from ..nn import (
     CenteredSoftplus,
     LipschitzBatchNorm2d,
@@ -62,7 +62,7 @@ def held_out(n: int, share: float) -> tuple[Tensor, Tensor]:
 
 def _part(recipe: Recipe, split: str) -> tuple[str, Tensor | slice]:
     """The dataset's own split that a recipe's split is or is part of, and which of its samples."""
-    nearest(split, ("train", "held_out", "test"), "split")
+    check_choice(split, ("train", "held_out", "test"), "split")
     if split == "held_out" and not recipe.held_out:
         raise ValueError("this recipe holds nothing out: give it held_out=0.2, say, or ask for 'test'")
     if split == "test" or not recipe.held_out:

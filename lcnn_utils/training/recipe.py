@@ -7,7 +7,7 @@ import sys
 from dataclasses import dataclass
 from typing import Any
 
-from ..lab import nearest
+from ..lab import check_choice
 
 INPUTS: dict[str, tuple[tuple[int, ...], int]] = {  # dataset: (shape of a sample, classes)
     "moons": ((2,), 2),
@@ -100,7 +100,7 @@ class Recipe:
 
     def __post_init__(self) -> None:
         for name, known in CHOICES.items():
-            nearest(getattr(self, name), known, name)
+            check_choice(getattr(self, name), known, name)
         if self.dataset == "moons" and self.model != "mlp":
             raise ValueError(f"moons are points (N, 2), which {self.model} cannot take: use model='mlp'")
         for name, low in WHOLE.items():
@@ -157,12 +157,12 @@ def recipe(dataset: str, method: str, seed: int = 0, scale: str | None = None, *
         ValueError: an unknown dataset, method, scale or field (the nearest known one is suggested), a scale that the
             dataset doesn't have, or a value out of range.
     """
-    nearest(dataset, DATASETS, "dataset")
-    nearest(method, tuple(METHODS), "method")
+    check_choice(dataset, DATASETS, "dataset")
+    check_choice(method, tuple(METHODS), "method")
     scales = [name for name, table in SCALES.items() if dataset in table]
-    if nearest(scale or scales[0], tuple(SCALES), "scale") not in scales:
+    if check_choice(scale or scales[0], tuple(SCALES), "scale") not in scales:
         raise ValueError(f"{dataset} has no scale {scale!r}: use {' or '.join(map(repr, scales))}")
     for name in changes:
-        nearest(name, tuple(field.name for field in dataclasses.fields(Recipe)), "field of a recipe")
+        check_choice(name, tuple(field.name for field in dataclasses.fields(Recipe)), "field of a recipe")
     fields: dict[str, Any] = {"dataset": dataset, "method": method, "seed": seed}
     return Recipe(**fields | SCALES[scale or scales[0]][dataset] | changes)

@@ -11,6 +11,7 @@ import json
 import os
 import re
 import secrets
+import shutil
 import socket
 import statistics
 import subprocess
@@ -29,7 +30,6 @@ from nbformat.v4 import new_code_cell, new_notebook
 from playwright.sync_api import Browser, ElementHandle, JSHandle, Page, sync_playwright
 
 from lcnn_utils.cli.commands import lab_command
-from lcnn_utils.cli.doctor import find_browser
 
 HERE = Path(__file__).parent
 NOTEBOOKS = sorted((HERE.parents[1] / "notebooks").glob("*.ipynb"))
@@ -95,7 +95,9 @@ def settings_and_environment(home: Path) -> dict[str, str]:
 @pytest.fixture(scope="module")
 def browser_path() -> str:
     """The browser to test with; without one, and only then, the tests here are skipped."""
-    if not (found := find_browser()):
+    usual = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "microsoft-edge")
+    names = [os.environ["LCNN_BROWSER"]] if os.environ.get("LCNN_BROWSER") else usual
+    if not (found := next(filter(None, map(shutil.which, names)), None)):
         pytest.skip("no browser found: install Chromium, Chrome or Edge, or name one in LCNN_BROWSER")
     return found
 
@@ -120,8 +122,7 @@ def server(browser_path, tmp_path_factory) -> Iterator[Server]:
         *("--ServerApp.ip=127.0.0.1", f"--IdentityProvider.token={token}", f"--ServerApp.root_dir={root}"),
         "--LabApp.expose_app_in_browser=True",
     ]
-    usual = lab_command(port, browser=False, root=IS_ROOT)
-    command = [*(part for part in usual if not part.startswith("--ServerApp.root_dir")), *ours]  # Jupyter takes one
+    command = lab_command(["--no-browser", f"--ServerApp.port={port}", "--ServerApp.port_retries=0", *ours])
     with log.open("w") as to:
         process = subprocess.Popen(
             command, env=settings_and_environment(home), cwd=root, stdout=to, stderr=subprocess.STDOUT

@@ -209,7 +209,7 @@ def test_importing_the_package_costs_little_over_torch():
     code = (
         "import time, torch\n"
         "start = time.perf_counter()\n"
-        "import lcnn_utils, lcnn_utils.runtime, lcnn_utils.activations\n"
+        "import lcnn_utils, lcnn_utils.lab, lcnn_utils.nn\n"
         "print(time.perf_counter() - start)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120)

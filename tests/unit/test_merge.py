@@ -21,10 +21,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_tables import WEIGHTS, Evil, add, curve, run_of
 
-from lcnn_utils.cli import commands as cli
 from lcnn_utils.experiments import merge, results, rows, run, tables
 from lcnn_utils.experiments import runs as experiments
-from lcnn_utils.training import METHODS, MODELS, Recipe, build, make_optimizer, recipe, run_name, state_path, strict
+from lcnn_utils.training import METHODS, MODELS, Recipe, build, make_optimizer, recipe, run_name, strict
 from lcnn_utils.training.checkpoint import DAMAGE, load_state, locked, parse, reached, write
 from lcnn_utils.training.inspection import _size, inspected
 
@@ -616,29 +615,3 @@ def test_what_is_damaged_here_is_named_and_kept(done, begun):
     assert reasons[1].startswith(f"{part} is damaged")
     assert part.read_bytes() == (begun / "runs" / f"{name}.safetensors").read_bytes() == b"damaged"
     assert not (begun / "runs" / f"{name}.json").exists()
-
-
-# ---- lcnn merge --------------------------------------------------------------------------------------------------
-
-
-def test_the_command(done, begun, store, capsys):
-    assert cli.main(["merge", str(done)]) == 0
-    assert capsys.readouterr().out == "runs: 2 new\nparts of tables: 3 new\n"
-    assert cli.main(["merge", str(done), "--into", str(begun)]) == 0
-    assert capsys.readouterr().out.splitlines() == [
-        "runs: 1 further along, 1 new",
-        "parts of tables: 2 new, 1 with rows that were missing, 1 here with other numbers (ours kept)",
-    ]
-    assert cli.main(["merge", str(store)]) == 1
-    assert capsys.readouterr().err == f"lcnn: {store} is the store to merge into: name another one\n"
-    assert cli.main(["merge", str(done / "nothing")]) == 1
-    assert "there is no folder" in capsys.readouterr().err
-    (done / "runs" / "evil\x1b[2J\n.json").write_text("{}")
-    with locked(store / "runs" / f"{run_name(ONE)}.safetensors"):
-        assert cli.main(["merge", str(done)]) == 1
-    lines = capsys.readouterr().out.splitlines()
-    assert lines[0] == "runs: 1 left, as it is being trained here, 1 already here"
-    assert lines[2] == f"left, as it is being trained here: {run_name(ONE)}"
-    assert lines[3].startswith(f"left out: {done}/runs/evil?[2J? (")
-    assert len(lines) == 4
-    assert state_path(ONE).parent == store / "runs"

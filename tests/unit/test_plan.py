@@ -17,9 +17,9 @@ from lcnn_utils.experiments import plan, run, timing
 from lcnn_utils.experiments import runs as experiments
 from lcnn_utils.experiments.plan import Part, epochs_done, missing, one_by_one, ordered, pieces, recorded
 from lcnn_utils.experiments.timing import Expectation, kind, known, probe, timed_runs
-from lcnn_utils.lab import made_on
 from lcnn_utils.training import OBJECTIVES, Recipe, fit, recipe, run_name, state_path
 from lcnn_utils.training.checkpoint import reached
+from lcnn_utils.training.fit import made_on
 
 CPU = torch.device("cpu")
 TINY = recipe("moons", "lcnn", epochs=3, width=4)

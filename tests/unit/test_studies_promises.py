@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from lcnn_utils import data, download
+from lcnn_utils import data
 from lcnn_utils import nn as models
 from lcnn_utils.attacks import Headed, pgd, wilson
 from lcnn_utils.curvature import geometry
@@ -431,7 +431,7 @@ def test_paper_lines(dataset):
 def bare(store, monkeypatch, tmp_path):
     """A machine without datasets and without a network."""
     monkeypatch.setenv("LCNN_DATA", str(tmp_path / "no data"))
-    monkeypatch.setattr(download, "fetch", lambda *_, **__: pytest.fail("it wanted to download"))
+    monkeypatch.setattr(data, "fetch", lambda *_, **__: pytest.fail("it wanted to download"))
 
 
 @needs_digits
