@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from torch import Generator, Tensor, fx, nn
 
-from ..lab import eager_cpu, nearest
+from ..lab import nearest
+from .softplus import eager
 from .spectral_norm import (
     Shape,
     SpectralNorm,
@@ -184,7 +185,7 @@ def _lipschitz_batch_norm(
     if momentum is None or momentum > 0:  # 0: a pass that is not to be felt
         batches.add_(1)
         momentum = 1 / batches.item() if momentum is None else momentum
-    if x.dtype == running_mean.dtype == log_gamma.dtype and eager_cpu(x):
+    if x.dtype == running_mean.dtype == log_gamma.dtype and x.is_cpu and eager():
         mean, var = torch.batch_norm_update_stats(x.detach(), running_mean, running_var, momentum)
         return _FastBatchNorm.apply(x, log_gamma, weight, bias, mean, var, eps)
     mean, var = _batch_statistics(x.to(torch.promote_types(x.dtype, torch.float32)))

@@ -13,7 +13,7 @@ from torch.autograd.functional import hessian, jacobian
 from torch.func import functional_call, jacfwd, jacrev
 
 from lcnn_utils.nn import CenteredSoftplus, centered_softplus
-from lcnn_utils.nn.softplus import BETA_RANGE, FAST_FROM
+from lcnn_utils.nn.softplus import BETA_RANGE, FUSED_FROM
 
 BETAS = [1e-4, 1e-2, 0.3, 1.0, 5.0, 77.0, 1e3, 1e4]
 POINTS = [s * m for m in (0.0, 1e-8, 1e-4, 1e-3, 0.02, 0.3, 1.0, 4.0, 30.0, 1e3, 1e4) for s in (1, -1)]
@@ -216,7 +216,7 @@ layouts = st.sampled_from(["contiguous_format", "channels_last", "sliced", "tran
 
 @settings(deadline=None, max_examples=150, derandomize=True)
 @given(
-    log10_beta=st.floats(math.log10(FAST_FROM) - 1, 8),
+    log10_beta=st.floats(math.log10(FUSED_FROM) - 1, 8),
     log10_scale=st.floats(-6, 4),
     shape=st.sampled_from([(3, 4, 5, 2), (2, 1, 3, 3), (5, 3, 1, 1), (40, 16, 16, 16)]),
     layout=layouts,
