@@ -10,97 +10,9 @@ import math
 from typing import Any
 
 import torch
-from torch import Generator, Tensor, fx, nn
+from torch import Tensor, fx, nn
 
-from ..lab import nearest
 from .softplus import eager
-from .spectral_norm import (
-    Shape,
-    SpectralNorm,
-    _apply,
-    _geometry,
-    _length,
-    _power,
-    _random_unit,
-    norms_once_a_step,
-    refresh_norms,
-    sigma_error,
-    spectral_normalize,
-)
-
-__all__ = [
-    "LipschitzBatchNorm2d", "Shape", "SpectralNorm", "conv_norm", "norms_once_a_step", "refresh_norms",
-    "sigma_error", "spectral_normalize",
-]  # fmt: skip
-
-
-def _torus_norm(weight: Tensor, size: tuple[int, ...], geometry: dict[str, Any]) -> Tensor:
-    """Norm ‖T‖ of the same kernel on a torus (weight in float64, image of ``size`` (H, W)): an upper bound of ‖A‖.
-
-    Embed each side n of the image, followed by zeros (E, an isometry), in a circle of L = s·⌈(n+p)/s⌉ points, with
-    stride s, padding p, dilation d. The windows read positions −p … n−1+p. On the circle −p … −1 fall on L−p … L−1,
-    which are ≥ n, and n … n−1+p stay below L: zeros, just as the padding. So the circular convolution T gets every
-    output right. Output i ≥ L/s would be number i−L/s again, but it begins at i·s−p ≥ n, all padding, so both are
-    zero. With S, which keeps the other true outputs (norm ≤ 1): A = S T E, hence ‖A‖ ≤ ‖T‖.
-    In Fourier space, keeping every s-th output folds the s frequencies f = m + a·L/s, a < s, onto m: T is diagonal
-    in blocks [Ŵ(f) for the s_h·s_w folded f] / √(s_h·s_w), each C_out × s_h·s_w·C_in, Ŵ(f) = Σ_j W_j e^(−2πi f·j·d/L).
-    Blocks (m, m′) and (−m, −m′) of a real kernel are conjugate: half of the m′ suffice.
-    """
-    if weight.shape[2:] == (1, 1) and not any(geometry["padding"]):
-        return torch.linalg.matrix_norm(weight.unflatten(0, (geometry["groups"], -1))[..., 0, 0], 2).max()
-    phases = []
-    stride, padding, dilation, groups = geometry.values()
-    for side, taps, s, p, d in zip(size, weight.shape[2:], stride, padding, dilation, strict=True):
-        length = s * math.ceil((side + p) / s)
-        f = torch.arange(length, device=weight.device).view(s, -1).mT  # (L/s, s): each m with its folded frequencies
-        turns = f[..., None] * d * torch.arange(taps, device=weight.device) % length  # integers: no rounding
-        phases.append(torch.exp(turns.to(weight.dtype) * (-2j * math.pi / length)))
-    rows, columns = phases[0], phases[1][: len(phases[1]) // 2 + 1]
-    kernel = weight.unflatten(0, (groups, -1)).to(rows.dtype)  # (groups, C_out, C_in, kh, kw)
-    partial = torch.einsum("goikl,nbl->gnokbi", kernel, columns)
-    largest = weight.new_zeros(())
-    for row in rows:  # one row of frequencies at a time bounds the memory
-        block = torch.einsum("ak,gnokbi->gnoabi", row, partial).flatten(3)  # (groups, m′, C_out, s_h·s_w·C_in)
-        tall = block.shape[-2] > block.shape[-1]
-        gram = (block.mH @ block if tall else block @ block.mH).flatten(0, 1)
-        eye = torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device)
-        failed = torch.linalg.cholesky_ex(eye * largest - gram).info > 0
-        if bool(failed.any()):  # Cholesky is cheaper: only a block not below the largest so far needs eigenvalues
-            largest = torch.maximum(largest, torch.linalg.eigvalsh(gram[failed])[:, -1].max())
-    return (largest / math.prod(stride)).sqrt()
-
-
-def conv_norm(
-    conv: nn.Conv2d, input_shape: Shape, method: str = "power", iterations: int = 50, generator: Generator | None = None
-) -> Tensor:
-    """Operator norm of the real, zero-padded convolution: the largest ‖A x‖₂ / ‖x‖₂ over x of shape (C, H, W).
-
-    ``"power"`` makes ``iterations`` power iterations, a *lower* estimate, differentiable in ``conv.weight``; its start
-    is always the same unless a ``generator`` draws it. ``"exact"`` takes the SVD of the dense matrix, for small sizes.
-    ``"bound"`` is a certified *upper* bound, within 1 % at 32×32 (3×3 kernels), looser on small images.
-    ``input_shape`` is that of this layer's input: the norm grows with it. Scalar like the weight, computed in float64.
-    Raises ValueError: not a zero-padded Conv2d, a shape that does not fit, NaN or infinite weights, a matrix too large.
-    """
-    nearest(method, ("power", "exact", "bound"), "method")
-    geometry = _geometry(conv, input_shape)
-    original = conv.weight
-    if not original.isfinite().all():
-        raise ValueError("the weight contains NaN or infinity: training diverged, or the checkpoint is broken")
-    weight = (original.cpu() if original.device.type == "mps" else original).double()  # Apple's GPU has no float64
-    if method == "power":
-        v = _power(weight, _random_unit((1, *input_shape), generator), geometry, iterations)
-        return _length(_apply(weight, v, geometry)).to(original)
-    with torch.no_grad():
-        if method == "bound":
-            scale = weight.abs().max()  # Gram matrices square: keep them away from overflow and underflow
-            sigma = scale * _torus_norm(weight / torch.where(scale > 0, scale, 1), input_shape[1:], geometry)
-            limits = torch.finfo(original.dtype)  # round outward, past float64's errors and the final cast
-            return (sigma * (1 + 1e-10 + limits.eps) + (sigma > 0) * limits.tiny * limits.eps).to(original)
-        outputs, inputs = _apply(weight, weight.new_zeros(1, *input_shape), geometry).numel(), math.prod(input_shape)
-        if inputs * max(inputs, outputs) > 2**24:  # 128 MiB
-            raise ValueError(f"a {outputs} × {inputs} matrix is too large for 'exact': use method='bound' or 'power'")
-        basis = torch.eye(inputs, dtype=weight.dtype, device=weight.device).view(inputs, *input_shape)
-        return torch.linalg.matrix_norm(_apply(weight, basis, geometry).flatten(1), 2).to(original)
 
 
 def _slope(square: Tensor, log_gamma: Tensor, weight: Tensor | None) -> Tensor:

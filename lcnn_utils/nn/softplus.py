@@ -17,8 +17,6 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 from torch.autograd import forward_ad
 
-from .spectral_norm import _dot
-
 BETA_RANGE = (1e-8, 1e8)  # of a layer: in float32 these are x/2 and the ReLU
 FUSED_FROM = 0.05  # smallest β of the fused form, which cancels where β is small
 CUT = 40.0  # e^−40 is 0 beside 1 in float64
@@ -47,7 +45,7 @@ def _centered(x: Tensor, beta: Tensor) -> Tensor:
     t = beta * x
     h = torch.tanh(t.clamp(-2, 2) / 2)
     near = x / 2 - torch.log1p(-h * h) / (2 * beta)
-    far = torch.where(t > 0, x, 0) + (torch.log1p(torch.exp(-t.abs())) - math.log(2)) / beta
+    far = torch.where(t > 0, x, 0) + torch.log((1 + torch.exp(-t.abs())) / 2) / beta
     return torch.where(t.abs() < 2, near, far)
 
 
@@ -130,6 +128,13 @@ class _OneBeta(torch.autograd.Function):
             by_x = grad * torch.sigmoid(beta_of(log_beta).to(x.dtype) * x)
         by_log_beta = (_dot(by_x, x) - _dot(grad, y)).to(log_beta.dtype) if ctx.needs_input_grad[1] else None
         return by_x, by_log_beta
+
+
+def _dot(a: Tensor, b: Tensor) -> Tensor:
+    """Σ ab, in one pass where both lie in memory alike."""
+    if a.stride() == b.stride() and (a.is_contiguous() or a.is_contiguous(memory_format=torch.channels_last)):
+        return torch.dot(a.as_strided((a.numel(),), (1,)), b.as_strided((b.numel(),), (1,)))
+    return (a * b).sum()
 
 
 def _near(x: Tensor, beta: float) -> Tensor:
