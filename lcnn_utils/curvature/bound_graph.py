@@ -21,7 +21,7 @@ from torchvision.transforms import Normalize
 
 from ..lab import double
 from ..nn import CenteredSoftplus, LipschitzBatchNorm2d, conv_norm
-from ..nn.tracing import trace
+from ..nn.convert import trace
 from .hessian import evaluating
 
 CURVED = (CenteredSoftplus, nn.Softplus)

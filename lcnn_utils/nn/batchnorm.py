@@ -1,8 +1,4 @@
-"""Lipschitz constants of layers: norms of real convolutions, layers of norm 1, BatchNorm of slope ≤ γ.
-
-References: H. Sedghi, V. Gupta, P. Long, ICLR 2019, arXiv:1805.10408 (circular convolutions by the DFT); S. Srinivas et
-al., NeurIPS 2022, arXiv:2206.07144.
-"""
+"""BatchNorm of slope ≤ γ. Reference: S. Srinivas et al., NeurIPS 2022, arXiv:2206.07144, whose layer it corrects."""
 
 from __future__ import annotations
 
@@ -12,38 +8,17 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from .softplus import eager
+from .softplus import check_positive, eager
 
 
 def _slope(square: Tensor, log_gamma: Tensor, weight: Tensor | None) -> Tensor:
     """The slope of each channel, (C,), from σ² = var + eps."""
-    slope = square.rsqrt()
-    gamma = log_gamma.exp()
+    slope, gamma = square.rsqrt(), log_gamma.exp()
     return torch.clamp(slope if weight is None else slope * weight, -gamma, gamma)
 
 
-def _by_channel(values: Tensor, x: Tensor) -> Tensor:
-    return values.view(1, -1, *[1] * (x.ndim - 2))
-
-
-def _batch_statistics(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and variance of each channel, in passes that are several times faster than torch.var_mean."""
-    reduced = [0, *range(2, x.ndim)]
-    mean = x.mean(reduced)
-    return mean, (x - _by_channel(mean, x)).square().mean(reduced)
-
-
-def _written_out(
-    x: Tensor, log_gamma: Tensor, weight: Tensor | None, bias: Tensor | None, mean: Tensor, var: Tensor, eps: float
-) -> Tensor:
-    """(x − mean)·slope + bias, computed in float32 or wider: has derivatives of every order, statistics included."""
-    wide = x.to(torch.promote_types(x.dtype, torch.float32))
-    y = (wide - _by_channel(mean, x)) * _by_channel(_slope(var + eps, log_gamma, weight), x)
-    return (y if bias is None else y + _by_channel(bias, x)).to(x.dtype)
-
-
 class _FastBatchNorm(torch.autograd.Function):
-    """:func:`_written_out` with the batch's own statistics, at the cost of torch's BatchNorm, whose kernels it calls.
+    """(x − mean)·slope + bias with the batch's own statistics, by the kernels of torch's BatchNorm and at its cost.
 
     With gradient g, Δ = x − mean and n values a channel the gradient in x is w/σ·(g − Σg/n − Δ·Σ(gΔ)/(nσ²)) where the
     slope is w/σ, and slope·(g − Σg/n) where it is ±γ, which doesn't depend on the variance. The second is the first
@@ -83,14 +58,15 @@ def _lipschitz_batch_norm(
     batches: Tensor, training: bool, momentum: float | None, eps: float,
 ) -> Tensor:  # fmt: skip
     """What :class:`LipschitzBatchNorm2d` computes: one node of a graph that torch.fx traces."""
-    channels = len(running_mean)
+    channels, others = len(running_mean), [0, *range(2, x.ndim)]
     if x.ndim not in (2, 4) or x.shape[1] != channels:
         raise ValueError(f"expected (N, C, H, W) or (N, C) with C = {channels}, got {tuple(x.shape)}")
+    by_channel = lambda values: values.view(1, -1, *[1] * (x.ndim - 2))
+    wide = x.to(torch.promote_types(x.dtype, torch.float32))
     if not training:
         slope = _slope(running_var + eps, log_gamma, weight)
         shift = -running_mean * slope if bias is None else bias - running_mean * slope
-        wide = x.to(torch.promote_types(x.dtype, torch.float32))
-        return torch.addcmul(_by_channel(shift, x), wide, _by_channel(slope, x)).to(x.dtype)
+        return torch.addcmul(by_channel(shift), wide, by_channel(slope)).to(x.dtype)
     count = x.numel() // channels
     if count < 2:
         raise ValueError(f"training needs more than 1 value per channel, got {tuple(x.shape)}: use eval()")
@@ -100,10 +76,13 @@ def _lipschitz_batch_norm(
     if x.dtype == running_mean.dtype == log_gamma.dtype and x.is_cpu and eager():
         mean, var = torch.batch_norm_update_stats(x.detach(), running_mean, running_var, momentum)
         return _FastBatchNorm.apply(x, log_gamma, weight, bias, mean, var, eps)
-    mean, var = _batch_statistics(x.to(torch.promote_types(x.dtype, torch.float32)))
+    mean = wide.mean(others)
+    centred = wide - by_channel(mean)
+    var = centred.square().mean(others)  # several times faster than torch.var_mean
     running_mean.lerp_(mean.detach().to(running_mean), momentum)
     running_var.lerp_(var.detach().to(running_var) * (count / (count - 1)), momentum)
-    return _written_out(x, log_gamma, weight, bias, mean, var, eps)
+    y = centred * by_channel(_slope(var + eps, log_gamma, weight))
+    return (y if bias is None else y + by_channel(bias)).to(x.dtype)
 
 
 class LipschitzBatchNorm2d(nn.Module):
@@ -112,9 +91,9 @@ class LipschitzBatchNorm2d(nn.Module):
         slope_c = min(1/σ_c, γ),   or   clamp(w_c/σ_c, −γ, γ) with affine weights w;   σ² = var + eps
 
     the projection of BatchNorm's diagonal map onto the maps of norm ≤ γ. It corrects the published BN·min(1, γ·σ_min),
-    where one dead channel, σ → 0, scales down all the others and training clips by another variance than
-    it divides by; here both use the batch's variance in training, the running one in eval. Statistics, w, b are named
-    as in ``nn.BatchNorm2d``, as is momentum (None: the average of all batches); γ is trained as ``log_gamma``, and
+    where one dead channel, σ → 0, scales down all the others and training clips by another variance than it divides
+    by; here both use the batch's variance in training, the running one in eval. Parameters and statistics are named as
+    in ``nn.BatchNorm2d``, as is momentum (None: the average of all batches); γ is trained as ``log_gamma``, and
     ``layer.gamma = 3.0`` sets it. Input (N, C, H, W) or (N, C), output alike. Raises ValueError: γ not positive and
     finite, a wrong shape, one value a channel in training.
     """
@@ -128,8 +107,6 @@ class LipschitzBatchNorm2d(nn.Module):
         momentum: float | None = 0.1,
     ) -> None:  # fmt: skip
         super().__init__()
-        if num_features < 1:
-            raise ValueError(f"num_features={num_features}: at least one channel is needed")
         self.num_features, self.eps, self.momentum = num_features, eps, momentum
         self.log_gamma = nn.Parameter(torch.zeros(()))
         self.gamma = gamma
@@ -146,9 +123,7 @@ class LipschitzBatchNorm2d(nn.Module):
 
     @gamma.setter
     def gamma(self, value: float) -> None:
-        if not 0 < value < math.inf:
-            raise ValueError(f"gamma={value}: a positive finite number is needed")
-        self.log_gamma.data.fill_(math.log(value))
+        self.log_gamma.data.fill_(math.log(check_positive(value, "gamma")))
 
     def channel_slopes(self) -> Tensor:
         """slope_c in eval mode, with the running statistics: (C,)."""

@@ -13,28 +13,21 @@ import numbers
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, fx, nn
 from torch.autograd import forward_ad
+from torch.autograd.function import once_differentiable
 
 BETA_RANGE = (1e-8, 1e8)  # of a layer: in float32 these are x/2 and the ReLU
 FUSED_FROM = 0.05  # smallest β of the fused form, which cancels where β is small
-CUT = 40.0  # e^−40 is 0 beside 1 in float64
+LOG_HALF = torch.tensor(0.5).log()
 
 
-def check_beta(beta: float | Tensor) -> float:
-    """Return ``beta`` if it is a finite positive number, otherwise raise a ValueError that says what to do."""
-    number = beta.item() if isinstance(beta, Tensor) and beta.numel() == 1 else beta
+def check_positive(value: float | Tensor | None, name: str) -> float:
+    """``value`` as a number if it is finite and positive, otherwise a ValueError that says what ``name`` should be."""
+    number = value.item() if isinstance(value, Tensor) and value.numel() == 1 else value
     if isinstance(number, bool) or not isinstance(number, numbers.Real) or not 0 < number < math.inf:
-        raise ValueError(f"beta must be a finite number > 0, got {beta}: use e.g. 1e-3 for nearly linear, 1e3 for ReLU")
+        raise ValueError(f"{name} must be a finite number > 0, got {value}")
     return float(number)
-
-
-def check_cap(cap: float | None) -> float | None:
-    """Return ``cap`` if it is None or a finite positive number, otherwise raise a ValueError."""
-    if cap is not None and not 0 < cap < math.inf:
-        raise ValueError(f"cap must be a finite number > 0, or None for no cap, got {cap}: ReLU6 has 6.0")
-    return cap
 
 
 def _centered(x: Tensor, beta: Tensor) -> Tensor:
@@ -52,17 +45,14 @@ def _centered(x: Tensor, beta: Tensor) -> Tensor:
 def centered_softplus(x: Tensor, beta: float | Tensor, cap: float | None = None) -> Tensor:
     """s₀(x; β) = (log(1 + e^{βx}) − log 2)/β, elementwise, in the shape and dtype of ``x``.
 
-    For β from 1e-4 to 1e4 and |x| to 1e4 the value and its first derivative in β are exact to a few units in the last
-    place of the dtype, the first and second derivatives in x to a few times 1 + |βx| units: the rounding of βx alone
-    moves e^{−|βx|} by that much. float16 and bfloat16 are computed in float32 and rounded once. Derivatives may be
-    nested, in every mode.
+    For β from 1e-4 to 1e4 and |x| to 1e4 the value and its derivative in β are exact to a few units in the last place,
+    the first and second derivatives in x to a few times 1 + |βx| units. float16 and bfloat16 are computed in float32
+    and rounded once. Derivatives may be nested, in every mode.
 
     Args:
         x: any shape, floating.
-        beta: sharpness β > 0, unit 1/x: a number, or a tensor that broadcasts against ``x`` (where it is not
-            positive the result is NaN, so that no GPU synchronisation is needed to check it).
-        cap: None, or the ceiling c > 0 of a ReLU6-like unit, s₀(x) − s₀(x − c) + s₀(−c), which is exact to a few units
-            in the last place of 40/β + c and has slope 0 from there on.
+        beta: sharpness β > 0, unit 1/x: a number, or a tensor that broadcasts against ``x`` (NaN where not positive).
+        cap: None, or the ceiling c > 0 of a ReLU6-like unit, s₀(x) − s₀(x − c) + s₀(−c), whose slope is 0 beyond 40/β.
 
     Raises:
         ValueError: β or the cap is a number and not finite and positive.
@@ -74,12 +64,12 @@ def centered_softplus(x: Tensor, beta: float | Tensor, cap: float | None = None)
     if isinstance(beta, Tensor):
         beta = torch.where(beta > 0, beta, torch.nan).to(wide.dtype)
     else:
-        beta = torch.tensor(check_beta(beta), dtype=wide.dtype, device=x.device)
-    if check_cap(cap) is None:
+        beta = torch.tensor(check_positive(beta, "beta"), dtype=wide.dtype, device=x.device)
+    if cap is None:
         return _centered(wide, beta).to(x.dtype)
-    reach = CUT / beta.detach()
-    wide = torch.clamp(wide, -reach, cap + reach)
-    return (_centered(wide, beta) - _centered(wide - cap, beta) + _centered(wide.new_tensor(-cap), beta)).to(x.dtype)
+    reach, least = 40 / beta.detach(), wide.new_tensor(-check_positive(cap, "cap"))
+    wide = torch.clamp(wide, -reach, cap + reach)  # beyond, the slope is 0 to the precision of float64
+    return (_centered(wide, beta) - _centered(wide - cap, beta) + _centered(least, beta)).to(x.dtype)
 
 
 def beta_of(log_beta: Tensor) -> Tensor:
@@ -99,37 +89,6 @@ def eager() -> bool:
     )
 
 
-class _OneBeta(torch.autograd.Function):
-    """s₀ as a layer computes it: x in float32 or wider, one β, which it keeps in memory instead of ten steps between.
-
-    The gradient in log β, Σ g (x σ(βx) − s₀), is exact to a few units in the last place of Σ |g| (1/β + |x|); from
-    ``FUSED_FROM`` on, on a CPU, by torch's own softplus, the value is to those of 1/β + |x|.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, log_beta: Tensor) -> Tensor:
-        beta = beta_of(log_beta).to(x.dtype)
-        ctx.beta = beta.item() if x.is_cpu else 0.0  # a number costs no time there
-        if ctx.beta >= FUSED_FROM:
-            near = _near(x, ctx.beta)
-            y = F.softplus(near, ctx.beta, CUT + 1).sub_(math.log(2) / ctx.beta)
-            y = y if near is x else y.add_((x - near).relu_())
-        else:
-            y = _centered(x, beta)
-        ctx.save_for_backward(x, log_beta, y)
-        return y
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor | None]:
-        x, log_beta, y = ctx.saved_tensors
-        if ctx.beta >= FUSED_FROM and not torch.is_grad_enabled():
-            by_x = torch.ops.aten.softplus_backward(grad, _near(x, ctx.beta), ctx.beta, CUT + 1)
-        else:  # has derivatives itself
-            by_x = grad * torch.sigmoid(beta_of(log_beta).to(x.dtype) * x)
-        by_log_beta = (_dot(by_x, x) - _dot(grad, y)).to(log_beta.dtype) if ctx.needs_input_grad[1] else None
-        return by_x, by_log_beta
-
-
 def _dot(a: Tensor, b: Tensor) -> Tensor:
     """Σ ab, in one pass where both lie in memory alike."""
     if a.stride() == b.stride() and (a.is_contiguous() or a.is_contiguous(memory_format=torch.channels_last)):
@@ -137,9 +96,56 @@ def _dot(a: Tensor, b: Tensor) -> Tensor:
     return (a * b).sum()
 
 
-def _near(x: Tensor, beta: float) -> Tensor:
-    """x for torch's softplus: where β is large, without |βx| > CUT, which takes a processor ten times as long."""
-    return x.clamp(-CUT / beta, CUT / beta) if beta > 10 else x
+class _Slope(torch.autograd.Function):
+    """(g, x, log β) ↦ g σ(βx) with its own first derivatives, for Hessians and penalties on gradients."""
+
+    @staticmethod
+    def forward(ctx: Any, grad: Tensor, x: Tensor, log_beta: Tensor, beta: float) -> Tensor:
+        ctx.save_for_backward(grad, x)
+        ctx.beta = beta
+        return torch.ops.aten.softplus_backward(grad, x, beta, 20)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, h: Tensor) -> tuple[Tensor | None, ...]:
+        grad, x = ctx.saved_tensors
+        slope = torch.sigmoid(ctx.beta * x)
+        by_x = torch.ops.aten.sigmoid_backward(h * grad, slope) * ctx.beta  # h g βσ(1 − σ)
+        return slope * h, by_x, (by_x * x).sum() if ctx.needs_input_grad[2] else None, None
+
+
+class _OneBeta(torch.autograd.Function):
+    """s₀ as a layer computes it: x in float32 or wider, one β; keeps x and s₀ in memory, not the ten steps between.
+
+    The gradient in log β, Σ g (x σ(βx) − s₀), is exact to a few units in the last place of Σ |g| (1/β + |x|). On a CPU
+    in float32, for β ≥ ``FUSED_FROM``, fewer and fused operations give the value to those of 1/β + |x|.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, log_beta: Tensor) -> Tensor:
+        ctx.beta = 0.0
+        if x.is_cpu and x.dtype == torch.float32:  # there a number costs no time
+            ctx.beta = math.exp(min(max(log_beta.item(), math.log(BETA_RANGE[0])), math.log(BETA_RANGE[1])))
+        ctx.steep = ctx.beta > 10  # then |βx| is cut off at 30: subnormal numbers take a processor 100 times as long
+        if ctx.beta >= FUSED_FROM:  # relu(x) + log((1 + e^{−β|x|})/2)/β
+            bend = torch.sub(LOG_HALF, x.abs(), alpha=ctx.beta)
+            bend = (bend.clamp_(-30) if ctx.steep else bend).exp_().add_(0.5).log_()
+            y = torch.add(x.relu(), bend, alpha=1 / ctx.beta)
+        else:
+            y = _centered(x, beta_of(log_beta).to(x.dtype))
+        ctx.save_for_backward(x, log_beta, y)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor | None]:
+        x, log_beta, y = ctx.saved_tensors
+        if ctx.beta >= FUSED_FROM:
+            near = x.clamp(-30 / ctx.beta, 30 / ctx.beta) if ctx.steep else x
+            by_x = _Slope.apply(grad, near, log_beta, ctx.beta)
+        else:
+            by_x = grad * torch.sigmoid(beta_of(log_beta).to(x.dtype) * x)
+        by_log_beta = (_dot(by_x, x) - _dot(grad, y)).to(log_beta.dtype) if ctx.needs_input_grad[1] else None
+        return by_x, by_log_beta
 
 
 @fx.wrap
@@ -155,9 +161,7 @@ def _activation(x: Tensor, log_beta: Tensor, cap: float | None) -> Tensor:
 
 
 class CenteredSoftplus(nn.Module):
-    """Centered softplus with one β for the layer, kept positive as e^{log β} (paper §3.3; start β = 5).
-
-    β stays within ``BETA_RANGE``, whatever training does to log β.
+    """Centered softplus with one β for the layer, kept positive as e^{log β} and within ``BETA_RANGE`` (paper §3.3).
 
     Args:
         beta: starting sharpness.
@@ -172,12 +176,12 @@ class CenteredSoftplus(nn.Module):
 
     def __init__(self, beta: float = 5.0, trainable: bool = True, cap: float | None = None) -> None:
         super().__init__()
-        log_beta = torch.tensor(_log_of(beta))
         if trainable:
-            self.log_beta = nn.Parameter(log_beta)
+            self.log_beta = nn.Parameter(torch.zeros(()))
         else:
-            self.register_buffer("log_beta", log_beta)
-        self.cap = check_cap(cap)
+            self.register_buffer("log_beta", torch.zeros(()))
+        self.beta = beta
+        self.cap = None if cap is None else check_positive(cap, "cap")
 
     @property
     def beta(self) -> Tensor:
@@ -186,8 +190,10 @@ class CenteredSoftplus(nn.Module):
 
     @beta.setter
     def beta(self, value: float | Tensor) -> None:
-        with torch.no_grad():
-            self.log_beta.fill_(_log_of(value))
+        low, high = BETA_RANGE
+        if not low <= (number := check_positive(value, "beta")) <= high:
+            raise ValueError(f"beta={value}: a layer keeps its β from {low:g} (x/2 in float32) to {high:g} (ReLU)")
+        self.log_beta.data.fill_(math.log(number))
 
     def forward(self, x: Tensor) -> Tensor:
         return _activation(x, self.log_beta, self.cap)
@@ -195,10 +201,3 @@ class CenteredSoftplus(nn.Module):
     def extra_repr(self) -> str:
         trainable = isinstance(self.log_beta, nn.Parameter)
         return f"beta={self.beta.item():.4g}, trainable={trainable}" + (f", cap={self.cap}" if self.cap else "")
-
-
-def _log_of(beta: float | Tensor) -> float:
-    low, high = BETA_RANGE
-    if not low <= check_beta(beta) <= high:
-        raise ValueError(f"beta={beta}: a layer keeps its β from {low:g} (x/2 in float32) to {high:g} (ReLU)")
-    return math.log(beta)

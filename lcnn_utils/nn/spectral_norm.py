@@ -18,6 +18,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn.utils import parametrize
 
 from ..lab import double, nearest
+from .softplus import _dot
 
 Shape = tuple[int, int, int]  # (C, H, W)
 Layer = nn.Conv2d | nn.Linear
@@ -60,13 +61,23 @@ def _gradients(
     )[:2]
 
 
+def _length(t: Tensor) -> Tensor:
+    """‖t‖₂; t may have any scale."""
+    largest = t.detach().abs().max().clamp(min=torch.finfo(t.dtype).tiny)
+    return largest * torch.linalg.vector_norm(t / largest)
+
+
+def _unit(t: Tensor, otherwise: Tensor | float = 0.0) -> Tensor:
+    """t/‖t‖₂; t may have any scale, and ``otherwise`` stands in where it is zero or broken."""
+    t = t / torch.linalg.vector_norm(t, 1).clamp_(min=torch.finfo(t.dtype).tiny)
+    length = torch.linalg.vector_norm(t)
+    return torch.where(length > 0, t.div_(length), otherwise)
+
+
 def _iterate(weight: Tensor, v: Tensor, geometry: Geometry) -> tuple[Tensor, Tensor]:
     """One power iteration: u = Av/‖Av‖ and then v = Aᵀu/‖Aᵀu‖. A zero or broken weight leaves v as it was."""
-    u = _apply(weight, v, geometry)
-    u /= torch.linalg.vector_norm(u).clamp_(min=torch.finfo(u.dtype).tiny)
-    back = _gradients(weight, v, u, geometry, (True, False))[0]
-    length = torch.linalg.vector_norm(back)
-    return u, torch.where(length > 0, back / length, v)
+    u = _unit(_apply(weight, v, geometry))
+    return u, _unit(_gradients(weight, v, u, geometry, (True, False))[0], v)
 
 
 @torch.no_grad()
@@ -143,7 +154,7 @@ def conv_norm(
     weight = double(original)
     if method == "power":
         v = _power(weight, _random_unit((1, *input_shape), generator), geometry, iterations)
-        return torch.linalg.vector_norm(_apply(weight, v, geometry)).to(original)
+        return _length(_apply(weight, v, geometry)).to(original)
     with torch.no_grad():
         if method == "bound":
             scale = weight.abs().max()  # Gram matrices square: keep them away from overflow and underflow
@@ -170,7 +181,7 @@ class _Normalise(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, weight: Tensor, slope: Tensor) -> Tensor:
-        sigma = (weight * slope).sum()
+        sigma = _dot(weight, slope)
         normalised = _divide(weight, sigma)
         ctx.kept = normalised.detach(), slope, sigma
         return normalised
@@ -179,7 +190,7 @@ class _Normalise(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         normalised, slope, sigma = ctx.kept
-        return _divide(torch.addcmul(grad, slope, (grad * normalised).sum(), value=-1), sigma), None
+        return _divide(torch.addcmul(grad, slope, _dot(grad, normalised), value=-1), sigma), None
 
 
 class SpectralNorm(nn.Module):
@@ -221,7 +232,7 @@ class SpectralNorm(nn.Module):
             if self.training:
                 self.v.copy_(_power(w, self.v, self.geometry, 1))
             v = self.v.to(w.dtype, copy=True)  # a copy: the buffer may move before the backward pass
-            return _divide(w, torch.linalg.vector_norm(_apply(w, v, self.geometry))).to(weight.dtype)
+            return _divide(w, _length(_apply(w, v, self.geometry))).to(weight.dtype)
 
 
 def _normalised(model: nn.Module) -> list[tuple[SpectralNorm, Tensor]]:
@@ -277,6 +288,6 @@ def sigma_error(model: nn.Module, iterations: int = 20) -> float:
     worst = [0.0]
     for norm, weight in _normalised(model):
         directions = (norm.v, _power(weight, norm.v, norm.geometry, iterations))
-        now, then = (torch.linalg.vector_norm(_apply(weight.float(), v.float(), norm.geometry)) for v in directions)
+        now, then = (_length(_apply(weight.float(), v.float(), norm.geometry)) for v in directions)
         worst.append((1 - now / then).item() if then > 0 else 0.0)
     return max(worst)
