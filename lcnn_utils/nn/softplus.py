@@ -19,6 +19,7 @@ from torch.autograd.function import once_differentiable
 
 BETA_RANGE = (1e-8, 1e8)  # of a layer: in float32 these are x/2 and the ReLU
 FUSED_FROM = 0.05  # smallest β of the fused form, which cancels where β is small
+STEEP = 10.0  # above, |βx| is cut off at 30: subnormal numbers take a processor 100 times as long
 LOG_HALF = torch.tensor(0.5).log()
 
 
@@ -101,9 +102,10 @@ class _Slope(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, grad: Tensor, x: Tensor, log_beta: Tensor, beta: float) -> Tensor:
-        ctx.save_for_backward(grad, x)
+        near = x.clamp(-30 / beta, 30 / beta) if beta > STEEP else x
+        ctx.save_for_backward(grad, near)
         ctx.beta = beta
-        return torch.ops.aten.softplus_backward(grad, x, beta, 20)
+        return torch.ops.aten.softplus_backward(grad, near, beta, 20)
 
     @staticmethod
     @once_differentiable
@@ -126,10 +128,9 @@ class _OneBeta(torch.autograd.Function):
         ctx.beta = 0.0
         if x.is_cpu and x.dtype == torch.float32:  # there a number costs no time
             ctx.beta = math.exp(min(max(log_beta.item(), math.log(BETA_RANGE[0])), math.log(BETA_RANGE[1])))
-        ctx.steep = ctx.beta > 10  # then |βx| is cut off at 30: subnormal numbers take a processor 100 times as long
         if ctx.beta >= FUSED_FROM:  # relu(x) + log((1 + e^{−β|x|})/2)/β
             bend = torch.sub(LOG_HALF, x.abs(), alpha=ctx.beta)
-            bend = (bend.clamp_(-30) if ctx.steep else bend).exp_().add_(0.5).log_()
+            bend = (bend.clamp_(-30) if ctx.beta > STEEP else bend).exp_().add_(0.5).log_()
             y = torch.add(x.relu(), bend, alpha=1 / ctx.beta)
         else:
             y = _centered(x, beta_of(log_beta).to(x.dtype))
@@ -140,8 +141,7 @@ class _OneBeta(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor | None]:
         x, log_beta, y = ctx.saved_tensors
         if ctx.beta >= FUSED_FROM:
-            near = x.clamp(-30 / ctx.beta, 30 / ctx.beta) if ctx.steep else x
-            by_x = _Slope.apply(grad, near, log_beta, ctx.beta)
+            by_x = _Slope.apply(grad, x, log_beta, ctx.beta)
         else:
             by_x = grad * torch.sigmoid(beta_of(log_beta).to(x.dtype) * x)
         by_log_beta = (_dot(by_x, x) - _dot(grad, y)).to(log_beta.dtype) if ctx.needs_input_grad[1] else None
