@@ -9,6 +9,7 @@ import torch.nn.functional as F
 import torchvision
 from torch import fx, nn
 from torch.nn.utils import parametrizations
+from torch.utils.checkpoint import checkpoint
 
 from lcnn_utils.nn import CenteredSoftplus, LipschitzBatchNorm2d, conv_norm, to_low_curvature
 

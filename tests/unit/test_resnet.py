@@ -7,6 +7,7 @@ import pytest
 import torch
 import torchvision
 from torch import fx, nn
+from torchvision.models.feature_extraction import create_feature_extractor
 
 from lcnn_utils.nn import (
     AveragedBlock,

@@ -229,8 +229,8 @@ def test_an_objective_is_told_where_training_stands(batch_size, sizes, monkeypat
 
 
 def test_norms_advance_once_a_step_and_once_before_measuring(monkeypatch):
-    calls, advance = [], spectral._advance
-    monkeypatch.setattr(spectral, "_advance", lambda layers: (calls.extend(layers), advance(layers))[1])
+    calls, advance = [], spectral.SpectralNorm.advance
+    monkeypatch.setattr(spectral.SpectralNorm, "advance", lambda *args: (calls.append(args), advance(*args))[1])
     train(replace(DIGITS, method="lcnn_gradreg"))
     assert len(calls) == 13 * 3 * (2 + 1), "layers, epochs, steps: however many forward passes a step makes"
 
@@ -248,7 +248,7 @@ def test_fast_layers_train_the_net_that_written_out_ones_do(method, derivative, 
     for dtype, fast in ((torch.float32, True), (torch.float32, False), (torch.float64, False)):
         if not fast:
             for module in (activations, lipschitz):
-                monkeypatch.setattr(module, "eager_cpu", lambda _: False)
+                monkeypatch.setattr(module, "eager", lambda: False)
         model = build(recipe).to(dtype).train()
         optimizer, _ = make_optimizer(recipe, model)
         with spectral.norms_once_a_step(model) as advance:
