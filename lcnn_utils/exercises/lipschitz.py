@@ -23,7 +23,8 @@ def _conv(seed: int, c_in: int, c_out: int, kernel: int, stride: int, bias: bool
 
 def power_step(f: Callable) -> bool | None:
     """f(conv, x) → one step of power iteration, AᵀAx / ‖AᵀAx‖₂, with x and the result of shape (1, C, H, W).
-    A is the linear map of the nn.Conv2d without its bias; any stride. Solution: ``lcnn_utils.nn.spectral_norm._iterate``.
+    A is the linear map of the nn.Conv2d without its bias; any stride.
+    Solution: ``lcnn_utils.nn.spectral_norm._iterate``.
     """
     unit = lambda x: x / x.norm()
     forward = lambda conv, x: F.conv2d(x, conv.weight, None, conv.stride, conv.padding)

@@ -122,7 +122,8 @@ def _copy_and_graph(module: nn.Module, example: Tensor) -> tuple[nn.Module, fx.G
     for node in graph.nodes:
         layer = root.get_submodule(str(node.target)) if node.op == "call_module" else None
         called = node.target if layer is None else parametrize.type_before_parametrizations(layer)
-        reads = [read for read in node.all_input_nodes if read in varying]
+        reads: list[fx.Node] = []  # with repeats, unlike all_input_nodes: h * h is no linear map
+        fx.node.map_arg((node.args, node.kwargs), lambda a, reads=reads: reads.append(a) if a in varying else None)  # type: ignore
         node.meta |= {"layer": layer, "name": getattr(called, "__name__", str(called)), "reads": reads}
         if reads and "tensor_meta" in node.meta:
             varying.add(node)
