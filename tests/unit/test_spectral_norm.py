@@ -89,7 +89,7 @@ def test_three_methods_against_the_dense_matrix(geometry):
 sides = st.integers(1, 3)
 
 
-@settings(max_examples=50, deadline=None, derandomize=True)
+@settings(max_examples=150, deadline=None, derandomize=True)
 @given(
     kernel=st.tuples(st.integers(1, 5), st.integers(1, 5)),
     stride=st.tuples(sides, sides),
