@@ -19,7 +19,7 @@ from torchvision.transforms import Normalize
 
 from ..lab import double
 from ..nn import CenteredSoftplus, LipschitzBatchNorm2d, conv_norm
-from ..nn.tracing import trace
+from ..nn.convert import trace
 from .premises import evaluating
 
 Slopes = tuple[float, float]  # of a layer's Jacobian J in eval mode: ‖J‖₂, and a bound of the norms of its columns

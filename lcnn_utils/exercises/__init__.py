@@ -95,7 +95,7 @@ def _randn(seed: int, *shape: int) -> Tensor:
 
 def centered_softplus(f: Callable) -> bool | None:
     """f(x, beta) → (log(1 + e^{βx}) − log 2)/β, like x in shape and dtype, for a number β > 0 and however large x.
-    Solution: ``lcnn_utils.activations.centered_softplus``.
+    Solution: ``lcnn_utils.nn.centered_softplus``.
     """
     settings = [(b, s, d) for b in (3.0, 0.5, 0.01, 1e3) for s in ((7,), (2, 3, 4), ()) for d in ("float32", "float64")]
     inputs: list = [((3 * _randn(0, *shape)).to(getattr(torch, dtype)), beta) for beta, shape, dtype in settings]
@@ -116,7 +116,7 @@ def centered_softplus(f: Callable) -> bool | None:
 
 def derivatives(f: Callable) -> bool | None:
     """f(x, beta) → the pair (s₀′, s₀″) of the centered softplus, each like x (any shape), for a number β > 0.
-    Solution: ``lcnn_utils.activations`` (``_Slope``, ``_bump``).
+    Solution: ``lcnn_utils.nn.softplus`` (``_Slope``).
     """
     tensors = lambda got: isinstance(got, tuple | list) and all(isinstance(one, Tensor) for one in got)
     stacked = lambda x, b: torch.stack(list(got)) if tensors(got := f(x, b)) else got

@@ -23,7 +23,8 @@ def _conv(seed: int, c_in: int, c_out: int, kernel: int, stride: int, bias: bool
 
 def power_step(f: Callable) -> bool | None:
     """f(conv, x) → one step of power iteration, AᵀAx / ‖AᵀAx‖₂, with x and the result of shape (1, C, H, W).
-    A is the linear map of the nn.Conv2d without its bias; any stride. Solution: ``lcnn_utils.lipschitz._power``.
+    A is the linear map of the nn.Conv2d without its bias; any stride.
+    Solution: ``lcnn_utils.nn.spectral_norm._iterate``.
     """
     unit = lambda x: x / x.norm()
     forward = lambda conv, x: F.conv2d(x, conv.weight, None, conv.stride, conv.padding)
@@ -56,7 +57,7 @@ def power_step(f: Callable) -> bool | None:
 def batchnorm_slopes(f: Callable) -> bool | None:
     """f(var, gamma, eps) → slopes (C,) of a γ-BatchNorm without weights: var (C,) are the channels' variances.
     Each channel is multiplied by 1/σ_c, σ_c² = var_c + eps, but by no more than γ.
-    Solution: ``lcnn_utils.lipschitz._slope``.
+    Solution: ``lcnn_utils.nn.batchnorm._slope``.
     """
     inverse = lambda var, eps: 1 / (var + eps).sqrt()
     truth = lambda var, gamma, eps: inverse(var, eps).clamp(max=gamma)

@@ -1,10 +1,10 @@
 """Layers and networks: centered softplus, spectral norms, γ-Lipschitz BatchNorm, ResNets, conversion."""
 
-from .batchnorm import LipschitzBatchNorm2d, conv_norm
+from .batchnorm import LipschitzBatchNorm2d
 from .convert import replace_layers, to_low_curvature
 from .resnet import BLOCKS, AveragedBlock, OrdinaryBlock, mlp, relu_reading, resnet, set_beta, vgg11
 from .softplus import CenteredSoftplus, beta_of, centered_softplus
-from .spectral_norm import SpectralNorm, norms_once_a_step, refresh_norms, sigma_error, spectral_normalize
+from .spectral_norm import SpectralNorm, conv_norm, norms_once_a_step, refresh_norms, sigma_error, spectral_normalize
 
 __all__ = [
     "BLOCKS",

@@ -1,8 +1,4 @@
-"""Lipschitz constants of layers: norms of real convolutions, layers of norm 1, BatchNorm of slope ≤ γ.
-
-References: H. Sedghi, V. Gupta, P. Long, ICLR 2019, arXiv:1805.10408 (circular convolutions by the DFT); S. Srinivas et
-al., NeurIPS 2022, arXiv:2206.07144.
-"""
+"""BatchNorm of slope ≤ γ. Reference: S. Srinivas et al., NeurIPS 2022, arXiv:2206.07144, whose layer it corrects."""
 
 from __future__ import annotations
 
@@ -10,128 +6,19 @@ import math
 from typing import Any
 
 import torch
-from torch import Generator, Tensor, fx, nn
+from torch import Tensor, fx, nn
 
-from ..lab import check_choice
-from .softplus import eager_cpu
-from .spectral_norm import (
-    Shape,
-    SpectralNorm,
-    _apply,
-    _geometry,
-    _length,
-    _power,
-    _random_unit,
-    norms_once_a_step,
-    refresh_norms,
-    sigma_error,
-    spectral_normalize,
-)
-
-__all__ = [
-    "LipschitzBatchNorm2d", "Shape", "SpectralNorm", "conv_norm", "norms_once_a_step", "refresh_norms",
-    "sigma_error", "spectral_normalize",
-]  # fmt: skip
-
-
-def _torus_norm(weight: Tensor, size: tuple[int, ...], geometry: dict[str, Any]) -> Tensor:
-    """Norm ‖T‖ of the same kernel on a torus (weight in float64, image of ``size`` (H, W)): an upper bound of ‖A‖.
-
-    Embed each side n of the image, followed by zeros (E, an isometry), in a circle of L = s·⌈(n+p)/s⌉ points, with
-    stride s, padding p, dilation d. The windows read positions −p … n−1+p. On the circle −p … −1 fall on L−p … L−1,
-    which are ≥ n, and n … n−1+p stay below L: zeros, just as the padding. So the circular convolution T gets every
-    output right. Output i ≥ L/s would be number i−L/s again, but it begins at i·s−p ≥ n, all padding, so both are
-    zero. With S, which keeps the other true outputs (norm ≤ 1): A = S T E, hence ‖A‖ ≤ ‖T‖.
-    In Fourier space, keeping every s-th output folds the s frequencies f = m + a·L/s, a < s, onto m: T is diagonal
-    in blocks [Ŵ(f) for the s_h·s_w folded f] / √(s_h·s_w), each C_out × s_h·s_w·C_in, Ŵ(f) = Σ_j W_j e^(−2πi f·j·d/L).
-    Blocks (m, m′) and (−m, −m′) of a real kernel are conjugate: half of the m′ suffice.
-    """
-    if weight.shape[2:] == (1, 1) and not any(geometry["padding"]):
-        return torch.linalg.matrix_norm(weight.unflatten(0, (geometry["groups"], -1))[..., 0, 0], 2).max()
-    phases = []
-    stride, padding, dilation, groups = geometry.values()
-    for side, taps, s, p, d in zip(size, weight.shape[2:], stride, padding, dilation, strict=True):
-        length = s * math.ceil((side + p) / s)
-        f = torch.arange(length, device=weight.device).view(s, -1).mT  # (L/s, s): each m with its folded frequencies
-        turns = f[..., None] * d * torch.arange(taps, device=weight.device) % length  # integers: no rounding
-        phases.append(torch.exp(turns.to(weight.dtype) * (-2j * math.pi / length)))
-    rows, columns = phases[0], phases[1][: len(phases[1]) // 2 + 1]
-    kernel = weight.unflatten(0, (groups, -1)).to(rows.dtype)  # (groups, C_out, C_in, kh, kw)
-    partial = torch.einsum("goikl,nbl->gnokbi", kernel, columns)
-    largest = weight.new_zeros(())
-    for row in rows:  # one row of frequencies at a time bounds the memory
-        block = torch.einsum("ak,gnokbi->gnoabi", row, partial).flatten(3)  # (groups, m′, C_out, s_h·s_w·C_in)
-        tall = block.shape[-2] > block.shape[-1]
-        gram = (block.mH @ block if tall else block @ block.mH).flatten(0, 1)
-        eye = torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device)
-        failed = torch.linalg.cholesky_ex(eye * largest - gram).info > 0
-        if bool(failed.any()):  # Cholesky is cheaper: only a block not below the largest so far needs eigenvalues
-            largest = torch.maximum(largest, torch.linalg.eigvalsh(gram[failed])[:, -1].max())
-    return (largest / math.prod(stride)).sqrt()
-
-
-def conv_norm(
-    conv: nn.Conv2d, input_shape: Shape, method: str = "power", iterations: int = 50, generator: Generator | None = None
-) -> Tensor:
-    """Operator norm of the real, zero-padded convolution: the largest ‖A x‖₂ / ‖x‖₂ over x of shape (C, H, W).
-
-    ``"power"`` makes ``iterations`` power iterations, a *lower* estimate, differentiable in ``conv.weight``; its start
-    is always the same unless a ``generator`` draws it. ``"exact"`` takes the SVD of the dense matrix, for small sizes.
-    ``"bound"`` is a certified *upper* bound, within 1 % at 32×32 (3×3 kernels), looser on small images.
-    ``input_shape`` is that of this layer's input: the norm grows with it. Scalar like the weight, computed in float64.
-    Raises ValueError: not a zero-padded Conv2d, a shape that does not fit, NaN or infinite weights, a matrix too large.
-    """
-    check_choice(method, ("power", "exact", "bound"), "method")
-    geometry = _geometry(conv, input_shape)
-    original = conv.weight
-    if not original.isfinite().all():
-        raise ValueError("the weight contains NaN or infinity: training diverged, or the checkpoint is broken")
-    weight = (original.cpu() if original.device.type == "mps" else original).double()  # Apple's GPU has no float64
-    if method == "power":
-        v = _power(weight, _random_unit((1, *input_shape), generator), geometry, iterations)
-        return _length(_apply(weight, v, geometry)).to(original)
-    with torch.no_grad():
-        if method == "bound":
-            scale = weight.abs().max()  # Gram matrices square: keep them away from overflow and underflow
-            sigma = scale * _torus_norm(weight / torch.where(scale > 0, scale, 1), input_shape[1:], geometry)
-            limits = torch.finfo(original.dtype)  # round outward, past float64's errors and the final cast
-            return (sigma * (1 + 1e-10 + limits.eps) + (sigma > 0) * limits.tiny * limits.eps).to(original)
-        outputs, inputs = _apply(weight, weight.new_zeros(1, *input_shape), geometry).numel(), math.prod(input_shape)
-        if inputs * max(inputs, outputs) > 2**24:  # 128 MiB
-            raise ValueError(f"a {outputs} × {inputs} matrix is too large for 'exact': use method='bound' or 'power'")
-        basis = torch.eye(inputs, dtype=weight.dtype, device=weight.device).view(inputs, *input_shape)
-        return torch.linalg.matrix_norm(_apply(weight, basis, geometry).flatten(1), 2).to(original)
+from .softplus import check_positive, eager
 
 
 def _slope(square: Tensor, log_gamma: Tensor, weight: Tensor | None) -> Tensor:
     """The slope of each channel, (C,), from σ² = var + eps."""
-    slope = square.rsqrt()
-    gamma = log_gamma.exp()
+    slope, gamma = square.rsqrt(), log_gamma.exp()
     return torch.clamp(slope if weight is None else slope * weight, -gamma, gamma)
 
 
-def _by_channel(values: Tensor, x: Tensor) -> Tensor:
-    return values.view(1, -1, *[1] * (x.ndim - 2))
-
-
-def _batch_statistics(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and variance of each channel, in passes that are several times faster than torch.var_mean."""
-    reduced = [0, *range(2, x.ndim)]
-    mean = x.mean(reduced)
-    return mean, (x - _by_channel(mean, x)).square().mean(reduced)
-
-
-def _written_out(
-    x: Tensor, log_gamma: Tensor, weight: Tensor | None, bias: Tensor | None, mean: Tensor, var: Tensor, eps: float
-) -> Tensor:
-    """(x − mean)·slope + bias, computed in float32 or wider: has derivatives of every order, statistics included."""
-    wide = x.to(torch.promote_types(x.dtype, torch.float32))
-    y = (wide - _by_channel(mean, x)) * _by_channel(_slope(var + eps, log_gamma, weight), x)
-    return (y if bias is None else y + _by_channel(bias, x)).to(x.dtype)
-
-
 class _FastBatchNorm(torch.autograd.Function):
-    """:func:`_written_out` with the batch's own statistics, at the cost of torch's BatchNorm, whose kernels it calls.
+    """(x − mean)·slope + bias with the batch's own statistics, by the kernels of torch's BatchNorm and at its cost.
 
     With gradient g, Δ = x − mean and n values a channel the gradient in x is w/σ·(g − Σg/n − Δ·Σ(gΔ)/(nσ²)) where the
     slope is w/σ, and slope·(g − Σg/n) where it is ±γ, which doesn't depend on the variance. The second is the first
@@ -171,27 +58,31 @@ def _lipschitz_batch_norm(
     batches: Tensor, training: bool, momentum: float | None, eps: float,
 ) -> Tensor:  # fmt: skip
     """What :class:`LipschitzBatchNorm2d` computes: one node of a graph that torch.fx traces."""
-    channels = len(running_mean)
+    channels, others = len(running_mean), [0, *range(2, x.ndim)]
     if x.ndim not in (2, 4) or x.shape[1] != channels:
         raise ValueError(f"expected (N, C, H, W) or (N, C) with C = {channels}, got {tuple(x.shape)}")
+    by_channel = lambda values: values.view(1, -1, *[1] * (x.ndim - 2))
+    wide = x.to(torch.promote_types(x.dtype, torch.float32))
     if not training:
         slope = _slope(running_var + eps, log_gamma, weight)
         shift = -running_mean * slope if bias is None else bias - running_mean * slope
-        wide = x.to(torch.promote_types(x.dtype, torch.float32))
-        return torch.addcmul(_by_channel(shift, x), wide, _by_channel(slope, x)).to(x.dtype)
+        return torch.addcmul(by_channel(shift), wide, by_channel(slope)).to(x.dtype)
     count = x.numel() // channels
     if count < 2:
         raise ValueError(f"training needs more than 1 value per channel, got {tuple(x.shape)}: use eval()")
     if momentum is None or momentum > 0:  # 0: a pass that is not to be felt
         batches.add_(1)
         momentum = 1 / batches.item() if momentum is None else momentum
-    if x.dtype == running_mean.dtype == log_gamma.dtype and eager_cpu(x):
+    if x.dtype == running_mean.dtype == log_gamma.dtype and x.is_cpu and eager():
         mean, var = torch.batch_norm_update_stats(x.detach(), running_mean, running_var, momentum)
         return _FastBatchNorm.apply(x, log_gamma, weight, bias, mean, var, eps)
-    mean, var = _batch_statistics(x.to(torch.promote_types(x.dtype, torch.float32)))
+    mean = wide.mean(others)
+    centred = wide - by_channel(mean)
+    var = centred.square().mean(others)  # several times faster than torch.var_mean
     running_mean.lerp_(mean.detach().to(running_mean), momentum)
     running_var.lerp_(var.detach().to(running_var) * (count / (count - 1)), momentum)
-    return _written_out(x, log_gamma, weight, bias, mean, var, eps)
+    y = centred * by_channel(_slope(var + eps, log_gamma, weight))
+    return (y if bias is None else y + by_channel(bias)).to(x.dtype)
 
 
 class LipschitzBatchNorm2d(nn.Module):
@@ -200,9 +91,9 @@ class LipschitzBatchNorm2d(nn.Module):
         slope_c = min(1/σ_c, γ),   or   clamp(w_c/σ_c, −γ, γ) with affine weights w;   σ² = var + eps
 
     the projection of BatchNorm's diagonal map onto the maps of norm ≤ γ. It corrects the published BN·min(1, γ·σ_min),
-    where one dead channel, σ → 0, scales down all the others and training clips by another variance than
-    it divides by; here both use the batch's variance in training, the running one in eval. Statistics, w, b are named
-    as in ``nn.BatchNorm2d``, as is momentum (None: the average of all batches); γ is trained as ``log_gamma``, and
+    where one dead channel, σ → 0, scales down all the others and training clips by another variance than it divides
+    by; here both use the batch's variance in training, the running one in eval. Parameters and statistics are named as
+    in ``nn.BatchNorm2d``, as is momentum (None: the average of all batches); γ is trained as ``log_gamma``, and
     ``layer.gamma = 3.0`` sets it. Input (N, C, H, W) or (N, C), output alike. Raises ValueError: γ not positive and
     finite, a wrong shape, one value a channel in training.
     """
@@ -216,8 +107,6 @@ class LipschitzBatchNorm2d(nn.Module):
         momentum: float | None = 0.1,
     ) -> None:  # fmt: skip
         super().__init__()
-        if num_features < 1:
-            raise ValueError(f"num_features={num_features}: at least one channel is needed")
         self.num_features, self.eps, self.momentum = num_features, eps, momentum
         self.log_gamma = nn.Parameter(torch.zeros(()))
         self.gamma = gamma
@@ -234,9 +123,7 @@ class LipschitzBatchNorm2d(nn.Module):
 
     @gamma.setter
     def gamma(self, value: float) -> None:
-        if not 0 < value < math.inf:
-            raise ValueError(f"gamma={value}: a positive finite number is needed")
-        self.log_gamma.data.fill_(math.log(value))
+        self.log_gamma.data.fill_(math.log(check_positive(value, "gamma")))
 
     def channel_slopes(self) -> Tensor:
         """slope_c in eval mode, with the running statistics: (C,)."""

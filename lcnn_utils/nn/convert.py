@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import re
+import threading
 import warnings
 from collections import defaultdict
 from collections.abc import Callable
@@ -15,14 +16,16 @@ from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor, fx, nn
+from torch.fx.passes.shape_prop import ShapeProp
 from torch.nn.utils import parametrize
 from torchvision.transforms import Normalize
 
 from ..lab import double
 from .batchnorm import LipschitzBatchNorm2d
-from .softplus import CenteredSoftplus, check_beta
+from .softplus import CenteredSoftplus, check_positive
 from .spectral_norm import spectral_normalize
-from .tracing import trace
+
+TRACING = threading.Lock()  # torch.fx swaps nn.Module.__call__ while it traces: two traces at once never swap it back
 
 # Layers, functions, methods and operators in one spelling: nn.AvgPool2d and F.avg_pool2d are "avgpool".
 LINEAR = {
@@ -33,18 +36,50 @@ LINEAR = {
     "reshape", "roll", "select", "size", "split", "squeeze", "stack", "stochasticdepth", "sub", "sum", "t", "to",
     "transpose", "unbind", "unflatten", "unfold", "unsqueeze", "upsample", "view", "zeropad",
 }  # fmt: skip
-PRODUCTS = {"bmm", "div", "einsum", "imul", "itruediv", "linear", "matmul", "mm", "mul", "truediv"}  # see _cause
-SMOOTH = {
-    "cos", "erf", "exp", "gelu", "glu", "groupnorm", "instancenorm", "layernorm", "localresponsenorm", "logsigmoid",
-    "logsoftmax", "logsumexp", "mish", "multiheadattention", "rmsnorm", "scaleddotproductattention",
-    "shiftedwindowattention", "sigmoid", "silu", "sin", "softmax", "softplus", "square", "tanh", "var",
-}  # fmt: skip
+PRODUCTS = {"bmm", "div", "einsum", "imul", "itruediv", "linear", "matmul", "mm", "mul", "truediv"}
+UNBOUNDED = {"batchnorm", "frozenbatchnorm", "syncbatchnorm", "conv", "convtranspose"}
+REPLACED = (nn.ReLU, nn.ReLU6, nn.BatchNorm2d, CenteredSoftplus, LipschitzBatchNorm2d, Normalize)
+CAUSES = {
+    "lost": "scale lost, since not only BatchNorm reads them",
+    "unbounded": "kept, with no bound on their norm, or never run",
+    "curved": "kept, with a curvature that no β bounds, or with kinks (nn.ReLU is converted, F.relu is not)",
+}
 
-LOST = "scale lost, since not only BatchNorm reads them"
-OVERWROTE = "no longer in place, though something else reads their input"
-UNBOUNDED = "kept, with no bound on their norm, or never run"
-CURVED = "kept, smooth, with a curvature that no β bounds"
-KINKED = "kept, with no Hessian at their kinks, if any (F.relu is not converted, nn.ReLU is)"
+
+class _Tracer(fx.Tracer):
+    """Traces what its own thread calls: JupyterLab runs the callbacks of widgets beside the cells."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.thread = threading.get_ident()
+
+    def call_module(self, m: nn.Module, forward: Callable, args: tuple, kwargs: dict) -> Any:
+        ours = threading.get_ident() == self.thread
+        return super().call_module(m, forward, args, kwargs) if ours else forward(*args, **kwargs)
+
+    def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict) -> Any:
+        ours = threading.get_ident() == self.thread
+        return super().getattr(attr, attr_val, parameter_proxy_cache) if ours else attr_val
+
+    def is_leaf_module(self, module: nn.Module, name: str) -> bool:
+        empty = not any(module.children()) and not isinstance(module, nn.Sequential)
+        return empty or isinstance(module, nn.Linear | nn.Conv2d | nn.MultiheadAttention)  # also if parametrised
+
+
+def trace(root: nn.Module, name: str) -> fx.Graph:
+    """The graph of a forward, down to layers without children, or a ValueError about the model called ``name``.
+
+    Tensors that the forward makes become attributes of ``root``, none of its layers.
+    """
+    try:
+        with TRACING:
+            return _Tracer().trace(root)
+    except Exception as error:  # whatever a forward raises when it is traced
+        reason = str(error).strip().partition("\n")[0]
+        raise ValueError(
+            f"the forward of {name} depends on its data or can't be followed ({reason}): "
+            "write it as nn.Sequential of layers, sums and concatenations"
+        ) from error
 
 
 def replace_layers(model: nn.Module, new: Callable[[nn.Module], nn.Module | None]) -> nn.Module:
@@ -65,41 +100,33 @@ def replace_layers(model: nn.Module, new: Callable[[nn.Module], nn.Module | None
     return root[0]
 
 
-class _Trial(fx.Interpreter):
-    """Runs a graph on an example. The ``meta`` of a node then holds the ``name`` of the class, function or method that
-    it calls, the ``layer`` if it calls one, the ``shape`` of its value, whether that ``varies`` with the input, and the
-    arguments that do, ``reads``."""
-
-    def run_node(self, n: fx.Node) -> Any:
-        value = super().run_node(n)
-        layer = self.fetch_attr(str(n.target)) if n.op == "call_module" else None
-        called = n.target if layer is None else parametrize.type_before_parametrizations(layer)
-        reads: list[fx.Node] = []
-        fx.node.map_arg((n.args, n.kwargs), lambda a: reads.append(a) if a.meta["varies"] else None)  # type: ignore
-        tensors = any(isinstance(v, Tensor) for v in (value if isinstance(value, tuple | list) else [value]))
-        n.meta.update(layer=layer, name=getattr(called, "__name__", str(called)), shape=getattr(value, "shape", None))
-        n.meta.update(reads=reads, varies=tensors and (n.op == "placeholder" or bool(reads)))
-        return value
-
-
 def _copy_and_graph(module: nn.Module, example: Tensor) -> tuple[nn.Module, fx.Graph]:
-    """A copy of ``module`` and its graph in eval mode, tried on an example. Raises ValueError where that fails."""
+    """A copy of ``module`` and its graph in eval mode, tried on an example. Raises ValueError where that fails.
+
+    ``meta`` of a node then holds the ``layer`` it calls, if any, the ``name`` of the layer's class, function or method,
+    its value's ``tensor_meta`` with a shape, and ``reads``: the arguments that depend on the input.
+    """
+    problem = f"can't be copied or does not run on an input of shape {tuple(example.shape)}, {example.dtype}"
     try:
         model = copy.deepcopy(module).eval()
-        output = model(example.clone())
-    except Exception as error:  # whatever a forward raises
-        shape = f"{tuple(example.shape)}, {example.dtype}, {example.device}"
-        raise ValueError(f"the model can't be copied or does not run on an input of shape {shape}: {error}") from error
-    root, name = nn.Sequential(model), type(model).__name__  # takes what tracing leaves behind
-    graph = trace(root, name)
-    try:
-        again = _Trial(root, graph=graph).run(example.clone())
-        torch.testing.assert_close(again, output, rtol=1e-3, atol=1e-3, equal_nan=True)
-    except Exception as error:
+        output, root = model(example.clone()), nn.Sequential(model)  # which takes what tracing leaves behind
+        graph = trace(root, type(model).__name__)
         problem = "does something else when it is traced: chance, a state, or a question for the type of a tensor"
-        raise ValueError(f"the forward of {name} {problem} ({str(error).strip().partition(chr(10))[0]})") from error
+        again = ShapeProp(fx.GraphModule(root, graph)).propagate(example.clone())
+        torch.testing.assert_close(again, output, rtol=1e-3, atol=1e-3, equal_nan=True)
+    except (RuntimeError, TypeError, IndexError, AttributeError, AssertionError, NotImplementedError) as error:
+        raise ValueError(f"{type(module).__name__} {problem} ({str(error).strip().partition(chr(10))[0]})") from error
     for path, layer in model.named_modules():
         layer.training = module.get_submodule(path).training
+    varying = set(graph.find_nodes(op="placeholder"))
+    for node in graph.nodes:
+        layer = root.get_submodule(str(node.target)) if node.op == "call_module" else None
+        called = node.target if layer is None else parametrize.type_before_parametrizations(layer)
+        reads: list[fx.Node] = []  # with repeats, unlike all_input_nodes: h * h is no linear map
+        fx.node.map_arg((node.args, node.kwargs), lambda a, reads=reads: reads.append(a) if a in varying else None)  # type: ignore
+        node.meta |= {"layer": layer, "name": getattr(called, "__name__", str(called)), "reads": reads}
+        if reads and "tensor_meta" in node.meta:
+            varying.add(node)
     return model, graph
 
 
@@ -107,27 +134,28 @@ def _is_batch_norm(layer: nn.Module | None) -> TypeGuard[nn.BatchNorm2d]:
     return type(layer) is nn.BatchNorm2d and layer.running_var is not None
 
 
-def _normalise(graph: fx.Graph, iterations: int) -> dict[nn.Module, float]:
+def _normalise(graph: fx.Graph, iterations: int) -> dict[nn.Module, Tensor]:
     """Give each convolution norm 1 on its largest image; returns the scales that BatchNorms have to take over: of those
     that nothing but BatchNorms reads, which read nothing else."""
     calls: dict[nn.Module, list[fx.Node]] = defaultdict(list)
     for node in graph.find_nodes(op="call_module"):
         calls[node.meta["layer"]].append(node)
-    scales: dict[nn.Module, float] = {}
+    scales: dict[nn.Module, Tensor] = {}
     for conv, nodes in list(calls.items()):
         if type(conv) is not nn.Conv2d:
             continue
-        (channels, *_), heights, widths = zip(*(n.all_input_nodes[0].meta["shape"][-3:] for n in nodes), strict=True)
+        shapes = [node.all_input_nodes[0].meta["tensor_meta"].shape for node in nodes]
+        largest = (shapes[0][-3], max(shape[-2] for shape in shapes), max(shape[-1] for shape in shapes))
         before = double(conv.weight.detach()).norm()
         try:
-            spectral_normalize(conv, (channels, max(heights), max(widths)), iterations).train(conv.training)
+            spectral_normalize(conv, largest, iterations).train(conv.training)
         except ValueError:
             continue  # a geometry without one: stays, and is named
         after = double(conv.weight.detach()).norm()
         readers = {user.meta["layer"] for node in nodes for user in node.users}
         read = {source.meta["layer"] for bn in readers for call in calls[bn] for source in call.all_input_nodes}
         if all(map(_is_batch_norm, readers)) and read == {conv}:
-            scale = (before / after).item() if after > 0 else 1.0  # a zero kernel stays one
+            scale = before / after if after > 0 else torch.ones_like(after)  # a zero kernel stays one
             scales |= dict.fromkeys(readers, scale)
             if conv.bias is not None:
                 conv.bias.data /= scale
@@ -145,38 +173,32 @@ def _lipschitz_from(bn: nn.BatchNorm2d, gamma: float, scale: float) -> Lipschitz
     return made
 
 
-def _cause(node: fx.Node, scales: dict[nn.Module, float]) -> str | None:
-    """Why a call stays as it is; None: it is converted or linear, or does not depend on the input."""
+def _cause(node: fx.Node, scales: dict[nn.Module, Tensor]) -> str | None:
+    """Why a call stays as it is, a key of ``CAUSES``; None: it is converted or linear, or no function of the input."""
     layer, reads = node.meta["layer"], node.meta["reads"]
     if isinstance(layer, nn.Conv2d) and parametrize.is_parametrized(layer):
-        return None if node.users and all(user.meta["layer"] in scales for user in node.users) else LOST
-    known = type(layer) in (nn.ReLU, nn.ReLU6, CenteredSoftplus, LipschitzBatchNorm2d, Normalize)
-    if known and getattr(layer, "inplace", False) and any(len(read.users) > 1 for read in reads):
-        return OVERWROTE
-    if node.op == "output" or not reads or known or _is_batch_norm(layer):
+        return None if node.users and all(user.meta["layer"] in scales for user in node.users) else "lost"
+    if node.op == "output" or not reads or (type(layer) in REPLACED and getattr(layer, "running_var", 0) is not None):
         return None
     if layer is not None and type(layer).__module__.partition(".")[0] not in ("torch", "torchvision"):
-        return KINKED  # someone's own, whatever its name
+        return "curved"  # someone's own, whatever its name
     word = re.sub("[123]d$", "", node.meta["name"].strip("_")).replace("_", "").lower()
     if word in PRODUCTS:  # linear, unless two factors depend on the input
-        linear = len(reads) == 1 and ("div" not in word or node.args[:1] == (reads[0],))
-        return None if linear else CURVED
-    if word in ("batchnorm", "frozenbatchnorm", "syncbatchnorm", "conv", "convtranspose"):
-        return UNBOUNDED
-    return None if word in LINEAR else CURVED if word in SMOOTH else KINKED
+        return None if len(reads) == 1 and ("div" not in word or node.args[:1] == (reads[0],)) else "curved"
+    return "unbounded" if word in UNBOUNDED else None if word in LINEAR else "curved"
 
 
-def _warn(model: nn.Module, graph: fx.Graph, scales: dict[nn.Module, float]) -> None:
+def _warn(model: nn.Module, graph: fx.Graph, scales: dict[nn.Module, Tensor]) -> None:
     """Name what stays, by cause: "conv1 (Conv2d)", "features.3 (max_pool2d)", "layer1.0 (relu_)"."""
-    left: dict[str, list[str]] = {LOST: [], OVERWROTE: [], UNBOUNDED: [], CURVED: [], KINKED: []}
+    left: dict[str, list[str]] = {cause: [] for cause in CAUSES}
     for node in graph.nodes:
         if cause := _cause(node, scales):
             path = list(node.meta["nn_module_stack"].values())[-1][0]
             left[cause].append(f"{path[2:] or 'the model'} ({node.meta['name']})")  # of an nn.Sequential
     run = {node.meta["layer"] for node in graph.nodes}
-    left[UNBOUNDED] += [path for path, m in model.named_modules() if type(m) is nn.Conv2d and m not in run]
+    left["unbounded"] += [path for path, m in model.named_modules() if type(m) is nn.Conv2d and m not in run]
     few = lambda names: ", ".join(names[:2]) + (f" and {len(names) - 2} more" if len(names) > 2 else "")
-    said = [f"{cause}: {few(list(dict.fromkeys(names)))}" for cause, names in left.items() if names]
+    said = [f"{CAUSES[cause]}: {few(list(dict.fromkeys(names)))}" for cause, names in left.items() if names]
     if said:
         warnings.warn("to_low_curvature left something: " + "; ".join(said), stacklevel=3)
 
@@ -189,13 +211,9 @@ def _check(module: nn.Module, example_input: Tensor) -> None:
         parametrised = parametrize.is_parametrized(layer) and not isinstance(layer, nn.Linear)
         if parametrised or layer._forward_hooks or layer._forward_pre_hooks:
             raise ValueError(
-                f"{path or 'the model'} has hooks, or a parametrised weight as that of a converted net: end that with "
-                "torch.nn.utils.parametrize.remove_parametrizations, or remove_weight_norm, remove_spectral_norm or "
-                "prune.remove of torch.nn.utils, or the hook's remove()"
+                f"{path or 'the model'} has hooks, or a parametrised weight as that of a converted net: remove them, "
+                "by torch.nn.utils.parametrize.remove_parametrizations, remove_weight_norm, remove_spectral_norm, …"
             )
-        held = [v for value in vars(layer).values() if isinstance(value, list | tuple) for v in value]
-        if any(isinstance(v, nn.Module) for v in held):
-            raise ValueError(f"{path or 'the model'} holds layers in a list: make it an nn.ModuleList")
     if not any(type(layer) in (nn.ReLU, nn.ReLU6, nn.BatchNorm2d, nn.Conv2d) for layer in module.modules()):
         raise ValueError("nothing to convert: no ReLU, ReLU6, BatchNorm2d or Conv2d module was found")
 
@@ -208,9 +226,7 @@ def to_low_curvature(
 
     A convolution is divided by its norm σ on the largest image it is used on; the BatchNorms that alone read it take σ
     back (mean/σ, var/σ², ε/σ²), so with β and γ large the function is kept. What can't be carried over is named in one
-    warning, by cause: convolutions that something else reads, so that their scale is lost; layers with no bound on
-    their norm; smooth functions, whose curvature no β bounds; what may have kinks, where there is no Hessian, such as
-    max-pooling and ``F.relu``. New parameters have dtype, device and ``requires_grad`` of those before them.
+    warning, by cause (``CAUSES``). New parameters have dtype, device and ``requires_grad`` of those before them.
 
     Args:
         module: the network, seen in eval mode; it is not changed. Linear layers are kept as they are.
@@ -219,13 +235,11 @@ def to_low_curvature(
         iterations: power iterations for each convolution.
 
     Raises:
-        ValueError: β, γ or iterations not positive; nothing to convert; hooks, parametrised weights, layers in lists;
-            a model that does not run on ``example_input``, or whose forward depends on its data.
+        ValueError: β, γ or iterations not positive; nothing to convert; hooks, parametrised weights; a model that does
+            not run on ``example_input``, or whose forward depends on its data.
     """
-    check_beta(beta)
-    LipschitzBatchNorm2d(1, gamma)  # raises for a bad γ
-    if iterations < 1:
-        raise ValueError(f"iterations={iterations}: at least 1 is needed")
+    for name, value in (("beta", beta), ("gamma", gamma), ("iterations", iterations)):
+        check_positive(value, name)
     module = module.module if isinstance(module, nn.DataParallel) else module
     _check(module, example_input)
     with torch.no_grad():
@@ -238,16 +252,17 @@ def to_low_curvature(
         latest = like[node.meta["layer"]] = next(node.meta["layer"].parameters(), latest)
 
     def new(layer: nn.Module) -> nn.Module | None:
+        made: LipschitzBatchNorm2d | CenteredSoftplus
         before = like.get(layer, latest)
         if _is_batch_norm(layer):
-            norm = _lipschitz_from(layer, gamma, scales.get(layer, 1.0))
-            norm.log_gamma.requires_grad_(before.requires_grad)
-            return norm.train(layer.training)
-        if type(layer) in (nn.ReLU, nn.ReLU6):
-            unit = CenteredSoftplus(beta, cap=6.0 if type(layer) is nn.ReLU6 else None).to(before)
-            unit.beta = beta  # in the model's precision
-            unit.log_beta.requires_grad_(before.requires_grad)
-            return unit.train(layer.training)
-        return None
+            made = _lipschitz_from(layer, gamma, float(scales.get(layer, 1.0)))
+            made.log_gamma.requires_grad_(before.requires_grad)
+        elif type(layer) in (nn.ReLU, nn.ReLU6):
+            made = CenteredSoftplus(beta, cap=6.0 if type(layer) is nn.ReLU6 else None).to(before)
+            made.beta = beta  # in the model's precision
+            made.log_beta.requires_grad_(before.requires_grad)
+        else:
+            return None
+        return made.train(layer.training)
 
     return replace_layers(model, new)

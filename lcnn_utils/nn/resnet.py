@@ -2,9 +2,8 @@
 
 Standard means the authors' baseline: their residual block, BatchNorm without scale and shift, softplus with β = 1000
 (nearly a ReLU, but with a Hessian). LCNN: β trainable from 5, convolutions of norm 1, γ-Lipschitz BatchNorm.
-``activation`` puts another one in place; ``ordinary`` gives everybody else's net: blocks that add, BatchNorm with scale
-and shift, a free classifier. All nets are plain nn.Sequential trees and take images in [0, 1]; where pixels need
-standardising, put ``torchvision.transforms.Normalize`` in front: ``nn.Sequential(Normalize(mean, std), net)``.
+All nets are plain nn.Sequential trees and take images in [0, 1]; where pixels need standardising, put
+``torchvision.transforms.Normalize`` in front: ``nn.Sequential(Normalize(mean, std), net)``.
 """
 
 from __future__ import annotations
@@ -18,15 +17,12 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from .batchnorm import LipschitzBatchNorm2d
-from .convert import replace_layers, to_low_curvature
+from .convert import replace_layers
 from .softplus import CenteredSoftplus
 from .spectral_norm import spectral_normalize
 
-__all__ = ["BLOCKS", "AveragedBlock", "mlp", "relu_reading", "resnet", "set_beta", "to_low_curvature", "vgg11"]
-
 BLOCKS = {10: (1, 1, 1, 1), 18: (2, 2, 2, 2), 34: (3, 4, 6, 3)}
-
-
+VGG11 = ((1,), (2,), (4, 4), (8, 8), (8, 8))  # channels over ``width``, with average pooling after each group
 Activation = Callable[[], nn.Module]
 
 
@@ -72,11 +68,8 @@ class AveragedBlock(nn.Module):
 
     def __init__(self, c_in: int, c_out: int, stride: int, size: int, parts: _Parts) -> None:
         super().__init__()
-        self.branch = nn.Sequential(
-            *parts.conv(c_in, c_out, 3, stride, size),
-            parts.activation(),
-            *parts.conv(c_out, c_out, 3, 1, math.ceil(size / stride)),
-        )
+        first, second = (c_in, c_out, 3, stride, size), (c_out, c_out, 3, 1, math.ceil(size / stride))
+        self.branch = nn.Sequential(*parts.conv(*first), parts.activation(), *parts.conv(*second))
         same = stride == 1 and c_in == c_out
         self.shortcut = nn.Identity() if same else nn.Sequential(*parts.conv(c_in, c_out, 1, stride, size))
         self.activation = parts.activation()
@@ -96,18 +89,10 @@ class OrdinaryBlock(AveragedBlock):
 
 
 def resnet(
-    depth: int = 18,
-    *,
-    num_classes: int,
-    width: int = 64,
-    in_channels: int = 3,
-    image_size: int = 32,
-    lcnn: bool = False,
-    beta: float | None = None,
-    gamma: float = 10.0,
-    activation: Activation | None = None,
+    depth: int = 18, *, num_classes: int, width: int = 64, in_channels: int = 3, image_size: int = 32,
+    lcnn: bool = False, beta: float | None = None, gamma: float = 10.0, activation: Activation | None = None,
     ordinary: bool = False,
-) -> nn.Sequential:
+) -> nn.Sequential:  # fmt: skip
     """ResNet for small images with the authors' averaged blocks: (N, C, H, W) in [0, 1] → logits (N, num_classes).
 
     Args:
@@ -118,7 +103,7 @@ def resnet(
         beta: starting β; default 5 (LCNN, trainable) or 1000 (Standard, fixed).
         gamma: starting γ of each BatchNorm (LCNN).
         activation: makes each activation, such as ``nn.ReLU``; default as said for ``beta``.
-        ordinary: blocks that add, BatchNorm with scale and shift, a classifier of any norm (not for an LCNN).
+        ordinary: everybody else's net: blocks that add, BatchNorm with scale and shift, a free classifier; no LCNN.
 
     Raises:
         ValueError: unknown depth, a number that is not positive, an LCNN with ordinary layers.
@@ -138,23 +123,15 @@ def resnet(
 
 
 def vgg11(
-    *,
-    num_classes: int,
-    width: int = 64,
-    in_channels: int = 3,
-    image_size: int = 32,
-    lcnn: bool = False,
-    beta: float | None = None,
-    gamma: float = 10.0,
-    activation: Activation | None = None,
-    ordinary: bool = False,
-) -> nn.Sequential:
+    *, num_classes: int, width: int = 64, in_channels: int = 3, image_size: int = 32, lcnn: bool = False,
+    beta: float | None = None, gamma: float = 10.0, activation: Activation | None = None, ordinary: bool = False,
+) -> nn.Sequential:  # fmt: skip
     """VGG-11 with average pooling (a maximum has kinks) and one β a layer; arguments and errors as :func:`resnet`."""
     _check_positive(num_classes=num_classes, width=width, in_channels=in_channels, image_size=image_size)
     parts, size, channels = _Parts(lcnn, beta, gamma, activation, ordinary), image_size, in_channels
     layers: list[nn.Module] = []
-    for factors in ((1,), (2,), (4, 4), (8, 8), (8, 8)):
-        for factor in factors:
+    for group in VGG11:
+        for factor in group:
             layers += [*parts.conv(channels, width * factor, 3, 1, size), parts.activation()]
             channels = width * factor
         if size > 1:
@@ -164,21 +141,14 @@ def vgg11(
 
 
 def mlp(
-    sizes: Sequence[int],
-    *,
-    lcnn: bool = False,
-    beta: float | None = None,
-    gamma: float = 10.0,
+    sizes: Sequence[int], *, lcnn: bool = False, beta: float | None = None, gamma: float = 10.0,
     activation: Activation | None = None,
-) -> nn.Sequential:
+) -> nn.Sequential:  # fmt: skip
     """Multilayer perceptron (N, sizes[0]) → logits (N, sizes[-1]); images are flattened first.
 
     A hidden layer of the LCNN is built as one of a CNN: a linear map of norm 1, γ-BatchNorm, a trainable β. Its
     read-out is free: it mostly sets the scale of the logits, which the curvature of a margin or a logit doesn't see
-    (that of the loss does).
-
-    Raises:
-        ValueError: fewer than two sizes, or one that is not positive.
+    (that of the loss does). Raises ValueError: fewer than two sizes, or one that is not positive.
     """
     if len(sizes) < 2:
         raise ValueError(f"mlp needs the sizes of its input and output at least, got {list(sizes)}")
@@ -201,8 +171,7 @@ def _check_positive(**numbers: int) -> None:
 def set_beta(model: nn.Module, beta: float) -> nn.Module:
     """Give every centered softplus of ``model`` the sharpness ``beta`` (in place); returns the model.
 
-    Raises:
-        ValueError: β is not finite and positive, or there is no centered softplus.
+    Raises ValueError: β is not finite and positive, or there is no centered softplus.
     """
     layers = [module for module in model.modules() if isinstance(module, CenteredSoftplus)]
     if not layers:
@@ -214,11 +183,10 @@ def set_beta(model: nn.Module, beta: float) -> nn.Module:
 
 def relu_reading(model: nn.Module) -> nn.Module:
     """A copy with the same weights whose activations are ReLUs (the limit β → ∞)."""
-    return replace_layers(
-        copy.deepcopy(model),
-        lambda module: (
-            None
-            if not isinstance(module, CenteredSoftplus)
-            else (nn.ReLU() if module.cap is None else nn.Hardtanh(0.0, module.cap))
-        ),
-    )
+
+    def new(layer: nn.Module) -> nn.Module | None:
+        if not isinstance(layer, CenteredSoftplus):
+            return None
+        return nn.ReLU() if layer.cap is None else nn.Hardtanh(0.0, layer.cap)
+
+    return replace_layers(copy.deepcopy(model), new)

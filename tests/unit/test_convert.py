@@ -1,0 +1,257 @@
+"""Conversion keeps the function where it should, and names what stays."""
+
+import copy
+import warnings
+
+import pytest
+import torch
+import torch.nn.functional as F
+import torchvision
+from torch import fx, nn
+from torch.nn.utils import parametrizations
+from torch.utils.checkpoint import checkpoint
+
+from lcnn_utils.nn import CenteredSoftplus, LipschitzBatchNorm2d, conv_norm, to_low_curvature
+
+
+def warm(model: nn.Module, size: int) -> nn.Module:
+    """Random weights, scale and shift, and statistics of random images, as a trained network would have."""
+    torch.manual_seed(0)
+    for m in model.modules():
+        if isinstance(m, nn.BatchNorm2d):
+            m.weight.data.uniform_(0.5, 1.5)
+            m.bias.data.uniform_(-0.5, 0.5)
+            m.momentum = None  # plain average
+    model.train()
+    for _ in range(2):
+        with torch.no_grad():
+            model(torch.rand(8, 3, size, size).to(next(model.parameters())))
+    return model.eval()
+
+
+TORCHVISION = {
+    "resnet18": (torchvision.models.resnet18, 32, "maxpool"),
+    "resnet50": (torchvision.models.resnet50, 32, "maxpool"),
+    "shufflenet": (torchvision.models.shufflenet_v2_x0_5, 32, "maxpool"),
+    "mobilenet_v2": (torchvision.models.mobilenet_v2, 32, None),
+}
+
+
+@pytest.mark.parametrize("name", TORCHVISION)
+def test_conversion_keeps_the_function_when_the_constraints_are_slack(name):
+    build, size, named = TORCHVISION[name]
+    model = warm(build(num_classes=7).double(), size)
+    x = torch.rand(4, 3, size, size).double()
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        converted = to_low_curvature(model, x, beta=1e8, gamma=1e6, iterations=2)
+    assert [named in str(w.message) for w in caught] == ([] if named is None else [True])
+    want, got = model(x), converted(x)
+    assert (got - want).abs().max() <= 1e-4 * want.abs().max()
+    floating = [v for v in (*converted.parameters(), *converted.buffers()) if v.is_floating_point()]
+    assert {v.dtype for v in floating} == {torch.float64}
+    constants = [m.beta for m in converted.modules() if isinstance(m, CenteredSoftplus)]
+    constants += [m.gamma * 100 for m in converted.modules() if isinstance(m, LipschitzBatchNorm2d)]
+    assert torch.stack(constants).tolist() == pytest.approx([1e8] * len(constants), rel=1e-12)
+    left = [type(m).__name__ for m in converted.modules() if isinstance(m, nn.ReLU | nn.ReLU6 | nn.BatchNorm2d)]
+    assert not left
+    assert {m.momentum for m in converted.modules() if isinstance(m, LipschitzBatchNorm2d)} == {None}, "as before"
+    assert [m for m in model.modules() if isinstance(m, nn.BatchNorm2d)], "the original was changed"
+
+
+class Net(nn.Module):
+    """``f(self, x)``, with a convolution, a BatchNorm with statistics, a ReLU and more layers to call."""
+
+    def __init__(self, f, **layers):
+        super().__init__()
+        self.f, self.conv, self.bn, self.relu = f, conv(), bn(), nn.ReLU()
+        for name, layer in layers.items():
+            setattr(self, name, layer)
+
+    def forward(self, x):
+        return self.f(self, x)
+
+
+def conv(c_in=2, c_out=2, kernel=3, **options):
+    return nn.Conv2d(c_in, c_out, kernel, **{"padding": 1} | options)
+
+
+def bn(**options):
+    layer = nn.BatchNorm2d(2, **options)
+    for value, low in ((layer.running_mean, -1), (layer.running_var, 0.5), (layer.weight, 0.5), (layer.bias, -1)):
+        if value is not None:
+            value.data.uniform_(low, 1.5)
+    return layer
+
+
+def usual(net, x):
+    return net.relu(net.bn(net.conv(x)))
+
+
+def small(net, x):
+    return usual(net, F.avg_pool2d(x, 2))
+
+
+def with_conv(change):
+    net = Net(usual)
+    change(net.conv)
+    return net
+
+
+def zeroed(layer):
+    layer.weight.data.zero_()
+
+
+def with_sizes(net, x):
+    h = usual(net, x)
+    n, c, height, width = h.shape
+    return h.view(n, c, -1)[:, :, : height * width // 2]
+
+
+def on_both(net, x):
+    h = net.conv(x)
+    return net.relu(net.bn(h)) + net.other(h)
+
+
+def hooked(layer):
+    layer.register_forward_hook(lambda _, __, out: out * 2)
+    return layer
+
+
+KEPT = {
+    "two image sizes": lambda: Net(lambda net, x: small(net, x).sum() + usual(net, x)),
+    "two calls, two BatchNorms": lambda: Net(lambda net, x: usual(net, x) + net.other(net.conv(x)), other=bn()),
+    "one call, two BatchNorms": lambda: Net(on_both, other=bn()),
+    "sizes and slices": lambda: Net(with_sizes),
+    "grouped, dilated": lambda: Net(usual, conv=conv(padding=2, dilation=2, groups=2)),
+    "no padding, strided": lambda: Net(usual, conv=conv(padding="valid", stride=2)),
+    "zero kernel": lambda: with_conv(zeroed),
+    "no affine": lambda: Net(usual, bn=bn(affine=False)),
+    "root ReLU": nn.ReLU,
+    "root BatchNorm": bn,
+    "checkpoint": lambda: Net(lambda net, x: checkpoint(lambda y: usual(net, y), x, use_reentrant=False)),
+    "another trace": lambda: fx.symbolic_trace(Net(usual)),
+    "no input": lambda: Net(lambda net, x: usual(net, x) * net.a.relu(), a=nn.Parameter(torch.ones(()))),
+    "linear": lambda: Net(lambda net, x: (usual(net, x) / 3 @ torch.ones(8, 3) - 1).mean((2, 3))),
+    "float64": lambda: Net(usual).double(),
+}
+
+
+@pytest.mark.parametrize("case", KEPT)
+def test_conversion_is_silent_where_it_keeps_the_function(case):
+    torch.manual_seed(0)
+    net = KEPT[case]().eval()
+    x = torch.randn(2, 2, 8, 8).to(next(net.parameters(), torch.zeros(())).dtype)
+    state = copy.deepcopy(net.state_dict())
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        converted = to_low_curvature(net, x, beta=1e8, gamma=1e6)
+    torch.testing.assert_close(converted(x), net(x), rtol=1e-4, atol=1e-5)
+    assert not [m for m in converted.modules() if isinstance(m, nn.ReLU | nn.BatchNorm2d)]
+    assert not [name for m in converted.modules() for name in vars(m) if "constant" in name], "tracing left something"
+    for name, value in net.state_dict().items():
+        torch.testing.assert_close(value, state[name], rtol=0, atol=0)
+    for layer in converted.modules():
+        if isinstance(layer, nn.Conv2d):
+            assert conv_norm(layer, (2, 8, 8), "exact").item() == pytest.approx(float(case != "zero kernel"), abs=0.03)
+
+
+class OwnConv(nn.Conv2d):
+    """Weights of mean 0, as in weight standardisation."""
+
+    def forward(self, x):
+        return F.conv2d(x, self.weight - self.weight.mean(), self.bias)
+
+
+class Shifted(nn.Module):
+    def forward(self, x):
+        return torch.where(x > 0, x, -1.0) if x.sum() > 0 else x
+
+
+NAMED = {
+    "output": (lambda net, x: (usual(net, x), net.conv(x)), {}, ["conv"]),
+    "read twice": (on_both, dict(other=nn.Identity()), ["conv"]),
+    "one BatchNorm": (lambda net, x: usual(net, x) + net.bn(net.other(x)), dict(other=conv()), ["conv", "other"]),
+    "no BatchNorm": (lambda net, x: net.conv(x), {}, ["conv"]),
+    "padding": (usual, dict(conv=conv(padding_mode="circular")), ["conv"]),
+    "lopsided": (usual, dict(conv=conv(kernel=2, padding="same")), ["conv"]),
+    "transposed": (usual, dict(conv=nn.ConvTranspose2d(2, 2, 3)), ["conv"]),
+    "one dimension": (lambda net, x: net.c(usual(net, x)[0]), dict(c=nn.Conv1d(8, 2, 3)), ["c (Conv1d)"]),
+    "no statistics": (usual, dict(bn=bn(track_running_stats=False)), ["conv", "bn"]),
+    "BatchNorm1d": (lambda net, x: net.b(usual(net, x).flatten(1)), dict(b=nn.BatchNorm1d(128)), ["b (BatchNorm1d)"]),
+    "unused": (usual, dict(other=conv()), ["other"]),
+    "functional": (lambda net, x: usual(net, F.conv2d(x, net.other.weight)), dict(other=conv()), ["conv2d", "other"]),
+    "custom": (lambda net, x: net.other(usual(net, x)), dict(other=Shifted()), ["other (Shifted)"]),
+    "squeeze": (lambda net, x: usual(net, x) * usual(net, x).mean(), {}, ["mul"]),
+    "square": (lambda net, x: (h := usual(net, x), h * h)[1], {}, ["mul"]),
+    "read by a value": (lambda net, x: usual(net, x) * x.mean().item(), {}, ["item"]),
+    "own layer": (usual, dict(conv=OwnConv(2, 2, 3)), ["conv"]),
+}
+
+
+KINKS = {
+    "threshold": lambda x: F.threshold(x, 0.1, 0.0), "where": lambda x: torch.where(x > 0, x, x / 2), "celu": F.celu,
+    "leaky_relu": F.leaky_relu_, "elu": lambda x: F.elu(x, inplace=True), "max_pool1d": lambda x: F.max_pool1d(x[0], 2),
+    "sort": lambda x: x.sort(-1)[0], "topk": lambda x: x.topk(2).values, "clamp": lambda x: x.clamp(0, 1), "abs": abs,
+    "maximum": lambda x: torch.maximum(x, -x), "relu": F.relu, "relu_": lambda x: x.relu_(), "sign": torch.sign,
+    "max_pool2d": nn.MaxPool2d(2), "adaptive_max_pool2d": nn.AdaptiveMaxPool2d(2), "hardswish": nn.Hardswish(),
+    "norm": lambda x: x / x.norm(), "prelu": nn.PReLU(), "silu": nn.SiLU(), "gelu": nn.GELU(), "mish": nn.Mish(),
+    "sigmoid": nn.Sigmoid(), "tanh": torch.tanh, "softmax": nn.Softmax(-1), "layer_norm": nn.LayerNorm(8),
+    "scaled_dot_product_attention": lambda x: F.scaled_dot_product_attention(x, x, x), "truediv": lambda x: 1 / (x + 9),
+}  # fmt: skip
+
+
+NAMED |= {name: (lambda net, x: net.g(usual(net, x)), dict(g=g), [name.strip("_")]) for name, g in KINKS.items()}
+
+
+@pytest.mark.parametrize("case", NAMED)
+@pytest.mark.filterwarnings("ignore:Using padding='same'")
+def test_conversion_names_what_stays(case):
+    torch.manual_seed(0)
+    f, layers, names = NAMED[case]
+    with pytest.warns(UserWarning, match="to_low_curvature left something") as caught:
+        to_low_curvature(Net(f, **layers).eval(), torch.rand(2, 2, 8, 8))
+    text = str(caught[-1].message).partition(": ")[2]
+    assert all(name.replace("_", "") in text.replace("_", "").lower() for name in map(str.lower, names))
+    assert len(text) < 600
+
+
+def test_new_parameters_and_training_follow_the_layers_they_stand_in_for():
+    """A frozen part stays frozen; a BatchNorm in eval mode stays there."""
+    backbone = nn.Sequential(conv(), bn(), nn.ReLU()).requires_grad_(False)
+    net = nn.Sequential(backbone, conv(bias=False), bn(), nn.ReLU()).bfloat16().train()
+    backbone[1].eval()
+    converted = to_low_curvature(net, torch.rand(2, 2, 8, 8).bfloat16())
+    assert {p.requires_grad for p in converted[0].parameters()} == {False}
+    assert {p.requires_grad for p in converted[1:].parameters()} == {True}
+    assert {v.dtype for v in converted.state_dict().values() if v.is_floating_point()} == {torch.bfloat16}
+    frozen = {name for name, m in converted.named_modules() if not m.training}
+    assert frozen == {"0.1"}
+
+
+def one_by_one(net, x):
+    return torch.cat([usual(net, image[None]) for image in x])
+
+
+REFUSED = {
+    "weight norm by hooks": (lambda: with_conv(torch.nn.utils.weight_norm), "conv.*remove_weight_norm"),
+    "spectral norm by hooks": (lambda: with_conv(torch.nn.utils.spectral_norm), "conv.*remove_spectral_norm"),
+    "weight norm": (lambda: with_conv(parametrizations.weight_norm), "conv.*remove_parametrizations"),
+    "spectral norm": (lambda: with_conv(parametrizations.spectral_norm), "conv.*remove_parametrizations"),
+    "converted": (lambda: to_low_curvature(Net(usual), torch.rand(1, 2, 8, 8)), "conv.*a converted net"),
+    "hook": (lambda: Net(usual, conv=hooked(conv())), "conv has hooks"),
+    "branch": (lambda: Net(lambda net, x: usual(net, x) if x.sum() > 0 else x), "forward of Net depends on its data"),
+    "loop": (lambda: Net(one_by_one), "forward of Net depends on its data"),
+    "type": (lambda: Net(lambda net, x: usual(net, x) if isinstance(x, torch.Tensor) else x), "type of a tensor"),
+    "chance": (lambda: Net(lambda net, x: usual(net, x + torch.randn_like(x))), "chance"),
+    "shape": (lambda: nn.Sequential(nn.Linear(3, 2), nn.ReLU()), "does not run"),
+    "functions only": (lambda: nn.Sequential(Shifted()), "nothing to convert"),
+}
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm.*deprecated")
+@pytest.mark.parametrize("case", REFUSED)
+def test_conversion_refuses_with_a_way_out(case):
+    build, message = REFUSED[case]
+    with pytest.raises(ValueError, match=message):
+        to_low_curvature(build(), torch.rand(1, 2, 8, 8))

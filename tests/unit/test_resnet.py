@@ -1,0 +1,170 @@
+"""The nets: shapes, what LCNN layers promise, torchvision's ResNet-18 as reference, graphs and ensembles of them."""
+
+import copy
+import math
+
+import pytest
+import torch
+import torchvision
+from torch import fx, nn
+from torchvision.models.feature_extraction import create_feature_extractor
+
+from lcnn_utils.nn import (
+    AveragedBlock,
+    CenteredSoftplus,
+    LipschitzBatchNorm2d,
+    conv_norm,
+    mlp,
+    refresh_norms,
+    relu_reading,
+    resnet,
+    set_beta,
+    vgg11,
+)
+
+NETS = {
+    "resnet10": lambda lcnn: resnet(10, num_classes=5, width=4, in_channels=1, image_size=8, lcnn=lcnn),
+    "resnet18": lambda lcnn: resnet(18, num_classes=10, width=4, image_size=16, lcnn=lcnn),
+    "resnet34": lambda lcnn: resnet(34, num_classes=10, width=2, image_size=32, lcnn=lcnn),
+    "vgg11": lambda lcnn: vgg11(num_classes=10, width=2, image_size=32, lcnn=lcnn),
+}
+
+
+@pytest.mark.parametrize("lcnn", [False, True])
+@pytest.mark.parametrize("name", NETS)
+def test_networks_give_finite_logits_and_gradients_to_every_parameter(name, lcnn):
+    torch.manual_seed(0)
+    net = NETS[name](lcnn)
+    first = next(m for m in net.modules() if isinstance(m, nn.Conv2d))
+    side = {"resnet10": 8, "resnet18": 16}.get(name, 32)
+    x = torch.rand(4, first.in_channels, side, side)
+    logits = net(x)
+    assert logits.shape == (4, 5 if name == "resnet10" else 10)
+    logits.logsumexp(1).sum().backward()
+    missing = [n for n, p in net.named_parameters() if p.grad is None]
+    assert not missing
+    assert all(p.grad.isfinite().all() for p in net.parameters())
+
+
+def test_lcnn_layers_are_what_they_are_called():
+    torch.manual_seed(0)
+    net = resnet(18, num_classes=10, width=4, image_size=16, lcnn=True)
+    refresh_norms(net, 200)
+    shapes = {}
+    for m in net.modules():
+        if isinstance(m, nn.Conv2d):
+            m.register_forward_pre_hook(lambda m, inputs: shapes.update({m: tuple(inputs[0].shape[1:])}))
+    net.eval()(torch.rand(1, 3, 16, 16))
+    assert len(shapes) == 20
+    for conv, shape in shapes.items():  # normalised at the size that really arrives
+        assert conv_norm(conv, shape, "exact").item() == pytest.approx(1, abs=0.02)
+    assert torch.linalg.matrix_norm(net[-1].weight, 2).item() == pytest.approx(1, abs=1e-3)
+    assert not [m for m in net.modules() if isinstance(m, nn.BatchNorm2d)]
+    betas = [m for m in net.modules() if isinstance(m, CenteredSoftplus)]
+    assert len(betas) == 17
+    assert all(m.beta.item() == pytest.approx(5) and m.log_beta.requires_grad for m in betas)
+    standard = resnet(18, num_classes=10, width=4, image_size=16)
+    fixed = [m.beta.item() for m in standard.modules() if isinstance(m, CenteredSoftplus)]
+    assert fixed == pytest.approx([1000] * 17, rel=1e-5)
+    assert not [n for n, _ in standard.named_parameters() if "beta" in n]
+
+
+def test_averaged_block_has_the_slope_its_docstring_claims():
+    """max(slope F, slope S)/√2 against the Jacobian's norm, with F and S of known slope."""
+    torch.manual_seed(0)
+    net = resnet(10, num_classes=2, width=3, in_channels=1, image_size=5, lcnn=True, gamma=1.5).double()
+    block = next(m for m in net.modules() if isinstance(m, AveragedBlock))
+    refresh_norms(block, 300)
+    block.eval()
+    norms = [m.lipschitz_constant() for m in block.branch if isinstance(m, LipschitzBatchNorm2d)]
+    bound = max(math.prod(n.item() for n in norms), 1.0) / math.sqrt(2)
+    for _ in range(5):
+        jacobian = torch.func.jacrev(lambda z: block(z[None])[0])(torch.randn(3, 5, 5).double()).reshape(75, 75)
+        assert torch.linalg.matrix_norm(jacobian, 2) <= bound * (1 + 1e-3)
+
+
+def test_our_ordinary_resnet18_is_torchvisions():
+    """With their parameters, in their order, it computes what theirs does without the stem's stride and pooling."""
+    torch.manual_seed(0)
+    theirs = torchvision.models.resnet18(num_classes=10)
+    theirs.conv1, theirs.maxpool = nn.Conv2d(3, 64, 3, 1, 1, bias=False), nn.Identity()
+    ours = resnet(18, num_classes=10, ordinary=True, activation=nn.ReLU)
+    for mine, other in zip(ours.parameters(), theirs.parameters(), strict=True):
+        assert mine.shape == other.shape
+        mine.data.copy_(other.data)
+    x = torch.rand(4, 3, 32, 32)
+    torch.testing.assert_close(ours(x), theirs(x), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(ours.eval()(x), theirs.eval()(x), rtol=1e-4, atol=1e-5)
+
+
+def test_set_beta_and_relu_reading():
+    torch.manual_seed(0)
+    net = mlp([4, 32, 3])
+    x = torch.randn(64, 4)
+    relu = relu_reading(net)
+    assert not [m for m in relu.modules() if isinstance(m, CenteredSoftplus)]
+    torch.testing.assert_close(relu(x), net(x), atol=2e-3, rtol=0)  # β = 1000 is ReLU to log2/1000 a unit
+    assert isinstance(relu_reading(CenteredSoftplus()), nn.ReLU), "of an activation alone too"
+    assert relu_reading(CenteredSoftplus(cap=6.0))(torch.tensor([-1.0, 3.0, 9.0])).tolist() == [0, 3, 6]
+    set_beta(net, 1e-4)
+    affine = net(x) - net(torch.zeros(1, 4))
+    torch.testing.assert_close(affine, 2 * (net(x / 2) - net(torch.zeros(1, 4))), atol=1e-3, rtol=1e-3)
+    with pytest.raises(ValueError, match="CenteredSoftplus"):
+        set_beta(nn.Linear(2, 2), 1.0)
+    with pytest.raises(ValueError, match="beta"):
+        set_beta(net, -1.0)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: resnet(19, num_classes=2), "10, 18, 34, got 19"),
+        (lambda: resnet(18, num_classes=0), "num_classes"),
+        (lambda: resnet(18, num_classes=2, lcnn=True, gamma=-1), "gamma"),
+        (lambda: mlp([3]), "sizes"),
+        (lambda: mlp([3, 0, 2]), r"sizes\[1\]"),
+        (lambda: vgg11(num_classes=2, beta=math.nan), "beta"),
+        (lambda: mlp([3, 4, 2], beta=0.0), "beta"),
+        (lambda: resnet(10, num_classes=2, lcnn=True, ordinary=True), "ordinary=True with lcnn=False"),
+    ],
+)
+def test_bad_numbers_are_named(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_graphs_of_our_nets(training):
+    """torch.fx, torchvision's feature extractor and torch.export see each layer, in training and in eval."""
+    net = NETS["resnet10"](True).train(training)
+    x = torch.rand(4, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    ours, traced = copy.deepcopy(net), fx.symbolic_trace(copy.deepcopy(net))
+    torch.testing.assert_close(traced(x), ours(x), rtol=0, atol=0)
+    for name, value in ours.state_dict().items():
+        torch.testing.assert_close(traced.state_dict()[name], value, rtol=0, atol=0)
+    other = copy.deepcopy(net)
+    wanted = [other[3].activation, other[5]]
+    hooks = {}
+    for module in wanted:
+        module.register_forward_hook(lambda m, _, out: hooks.update({m: out}))
+    other(x)
+    found = create_feature_extractor(net, {"3": "block", "5": "last"})(x)
+    torch.testing.assert_close(found["block"], hooks[wanted[0]], rtol=0, atol=0)
+    torch.testing.assert_close(found["last"], hooks[wanted[1]], rtol=0, atol=0)
+    if not training:
+        exported = torch.export.export(net, (x,)).module()
+        torch.testing.assert_close(exported(x), net(x))
+        each = torch.func.vmap(lambda one: net(one[None])[0])(x)
+        torch.testing.assert_close(each, net(x))
+
+
+def test_an_ensemble_by_vmap():
+    """β, weights and statistics of two nets at once."""
+    nets = [NETS["resnet10"](True).eval() for _ in range(2)]
+    set_beta(nets[1], 2.0)
+    x = torch.rand(3, 1, 8, 8)
+    both = torch.func.vmap(lambda *state: torch.func.functional_call(nets[0], state, (x,)))(
+        *torch.func.stack_module_state(nets)
+    )
+    for out, net in zip(both, nets, strict=True):
+        torch.testing.assert_close(out, net(x), rtol=1e-4, atol=1e-5)
