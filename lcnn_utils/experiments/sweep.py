@@ -172,6 +172,8 @@ def _finished(recipe: Recipe) -> Outcome:
 
 def _local_cluster(workers: int | None, device: str | None) -> LocalCluster:
     """A cluster of this machine, that other machines cannot reach: a process for each core, or each GPU."""
+    from distributed import LocalCluster
+
     chosen = pick_device(device)
     options = {"threads_per_worker": 1, "dashboard_address": "127.0.0.1:0", "memory_limit": 0}
     options["silence_logs"] = logging.CRITICAL  # what fails is in its outcome
@@ -180,8 +182,6 @@ def _local_cluster(workers: int | None, device: str | None) -> LocalCluster:
             from dask_cuda import LocalCUDACluster
 
             return LocalCUDACluster(n_workers=workers, **options)
-        from distributed import LocalCluster
-
         return LocalCluster(n_workers=workers or (None if chosen.type == "cpu" else 1), **options)
 
 
@@ -189,9 +189,9 @@ def _swept(missing: list[Recipe], client: Client, device: str | None, progress: 
     """The outcomes of recipes that are sent to a cluster."""
     from distributed import as_completed
 
-    workers = len(client.scheduler_info(n_workers=-1)["workers"])
+    workers = lambda: len(client.scheduler_info(n_workers=-1)["workers"])
     if progress:
-        print(f"{len(missing)} runs on {workers} workers, dashboard: {client.dashboard_link}")
+        print(f"{len(missing)} runs on {workers()} workers, dashboard: {client.dashboard_link}")
     futures = {client.submit(run_task, one, device, key=f"lcnn-{run_name(one)}", pure=False): one for one in missing}
     outcomes: dict[Recipe, Outcome] = {}
     bar = tqdm(total=len(missing), desc="runs", disable=not progress)
@@ -208,12 +208,12 @@ def _swept(missing: list[Recipe], client: Client, device: str | None, progress: 
             else:
                 raise RuntimeError("the scheduler was lost: what was finished is in the store, the same sweep goes on")
             failed = sum(outcome.error is not None for outcome in outcomes.values())
-            bar.set_postfix(running=min(workers, len(missing) - len(outcomes)), failed=failed, refresh=False)
+            bar.set_postfix(running=min(workers(), len(missing) - len(outcomes)), failed=failed, refresh=False)
             bar.update()
     finally:
         bar.close()
-        with contextlib.suppress(Exception):  # the scheduler may be gone
-            client.cancel(list(futures))
+        for future in futures:  # those that wait are forgotten (after `cancel` the same sweep could not begin at once)
+            future.release()
     elsewhere = [one for one, outcome in outcomes.items() if outcome.run is not None and not recorded(one)]
     if elsewhere:
         warnings.warn(f"{len(elsewhere)} runs are in another store: give the workers our LCNN_STORE", stacklevel=3)
