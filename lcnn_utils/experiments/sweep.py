@@ -17,7 +17,6 @@ from dataclasses import dataclass
 from itertools import product
 from typing import TYPE_CHECKING, Any
 
-import dask
 import pandas as pd
 from safetensors import SafetensorError
 from tqdm import tqdm
@@ -157,7 +156,7 @@ def sweep(
     elif missing:
         from distributed import Client
 
-        with _local_cluster(workers, device) as cluster, Client(cluster) as client:
+        with local_cluster(workers, device) as cluster, Client(cluster) as client:
             outcomes |= _swept(missing, client, device, progress)
     return [outcomes[one] for one in recipes]
 
@@ -170,8 +169,9 @@ def _finished(recipe: Recipe) -> Outcome:
         return Outcome(recipe, None, error, traceback.format_exc())
 
 
-def _local_cluster(workers: int | None, device: str | None) -> LocalCluster:
+def local_cluster(workers: int | None, device: str | None) -> LocalCluster:
     """A cluster of this machine, that other machines cannot reach: a process for each core, or each GPU."""
+    import dask
     from distributed import LocalCluster
 
     chosen = pick_device(device)

@@ -211,7 +211,6 @@ def sha(value):
 counter = itertools.count()
 KEYS = [
     (run_name, None),
-    (lambda recipe: sha(text(recipe)), None),
     (lambda recipe: hash(recipe), "a number made by hash() won't do"),
     (lambda recipe: f"{next(counter)}", "no clock, no counter"),
     (lambda recipe: object.__repr__(recipe), "no id() or address in memory"),
@@ -223,7 +222,6 @@ KEYS = [
     (lambda recipe: text(recipe), "too long for a file's name"),
     (lambda recipe: f"run/{sha(text(recipe))}", "'-', '.' and '_'"),
     (lambda recipe: str(hash(recipe)), "Python salts hash()"),
-    (lambda recipe: sha(set(dataclasses.asdict(recipe).items())), "sets have another order there"),
 ]
 
 

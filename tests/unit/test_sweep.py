@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from lcnn_utils.cli import commands as cli
 from lcnn_utils.cli.sweep import grid
 from lcnn_utils.experiments import ordered, plan, run, runs, sweep
-from lcnn_utils.experiments.sweep import COSTLY, _local_cluster, recorded, run_task
+from lcnn_utils.experiments.sweep import COSTLY, local_cluster, recorded, run_task
 from lcnn_utils.lab import made_on
 from lcnn_utils.training import OBJECTIVES, fit, recipe, run_name, state_path
 from lcnn_utils.training.checkpoint import reached
@@ -43,7 +43,7 @@ def client(home):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("LCNN_STORE", str(home))
         patch.setenv("LCNN_DEVICE", "cpu")
-        with _local_cluster(2, "cpu") as cluster, Client(cluster) as made:
+        with local_cluster(2, "cpu") as cluster, Client(cluster) as made:
             yield made
 
 
