@@ -219,7 +219,7 @@ KEYS = [
     (lambda recipe: sha("".join(map(str, values(recipe)))), "without anything between"),
     (lambda recipe: sha(sorted(map(str, values(recipe)))), "which value is whose"),
     (lambda recipe: sha(text(recipe))[:4], "birthday paradox"),
-    (lambda recipe: text(recipe), "too long for a file's name"),
+    (lambda recipe: text(recipe), "shorten it with a hash"),
     (lambda recipe: f"run/{sha(text(recipe))}", "'-', '.' and '_'"),
     (lambda recipe: str(hash(recipe)), "Python salts hash()"),
 ]
