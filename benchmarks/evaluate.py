@@ -4,7 +4,8 @@ Makes the tables DATASET_runs, _geometry, _stability, _curves and _masking in th
 figures are drawn; CIFAR's names have the scale in them (cifar10_tiny_curves). Each network's part of a table is written
 when it is measured, and one that is there, for the weights that are here now, is not measured again: stop and go on as
 you like, in pieces of --minutes. digits (the default) takes half an hour on one core, CIFAR's nets of the scale tiny
-about ten minutes each. With --train a network that is missing is trained first, by the methods of the paper's tables.
+about ten minutes each. With --train the networks that are missing are trained before, by the methods of the paper's
+tables, however long that takes.
 """
 
 from __future__ import annotations
@@ -19,8 +20,8 @@ import pandas as pd
 import torch
 from common import provenance
 
-from lcnn_utils.experiments import SHIPPED, published, tables
-from lcnn_utils.experiments.plan import attempt, recorded, stopper
+from lcnn_utils.experiments import SHIPPED, published, sweep, tables
+from lcnn_utils.experiments.sweep import recorded
 from lcnn_utils.lab import one_thread, store_root
 from lcnn_utils.studies import attacks, methods, per_image, saliency
 from lcnn_utils.studies.scene import scene
@@ -74,14 +75,8 @@ def measure(name: str, kind: str, plan: dict[str, Any], one: Recipe, about: dict
     print(f"{name}: {run} in {seconds} s", flush=True)
 
 
-def ready(one: Recipe, train: bool, until: float) -> bool:
-    """Whether a network is trained and its weights are on this machine; with ``train``, after training it."""
-    if train and not recorded(one):
-        outcome = attempt(one, progress=True, watch=stopper(one, until))
-        if outcome.error is not None:
-            print(outcome.traceback)
-        for note in outcome.notes:
-            print(note)
+def ready(one: Recipe) -> bool:
+    """Whether a network is trained and its weights are on this machine."""
     return recorded(one) and weights_file(one).exists()
 
 
@@ -96,16 +91,19 @@ def main() -> None:
     dataset, only = arguments.dataset, arguments.only
     scale = "lab" if dataset == "digits" else arguments.scale or "tiny"
     one_thread()
-    plan, until = PLANS[dataset, scale], time.monotonic() + 60 * arguments.minutes
+    plan = PLANS[dataset, scale]
     wanted = PAPER if arguments.train else METHODS
     recipes = [recipe(dataset, method, seed, scale) for seed in plan["seeds"] for method in wanted]
     prefix = dataset if scale == "lab" else f"{dataset}_{scale}"
     command = " ".join(["python benchmarks/evaluate.py", dataset, *([] if scale == "lab" else ["--scale", scale])])
     about = provenance(command + " --train" * arguments.train, 0, 0) | {"scale": scale}
     kinds = [kind for kind in COUNT if only in (None, kind)]
-    found = False
+    if arguments.train:
+        for outcome in sweep(recipes):
+            print(outcome.traceback, end="")
+    found, until = False, time.monotonic() + 60 * arguments.minutes
     for one in recipes:
-        if time.monotonic() < until and ready(one, arguments.train, until):
+        if time.monotonic() < until and ready(one):
             found = True
             for kind in kinds:
                 if time.monotonic() < until:

@@ -17,9 +17,7 @@ from typing import Annotated
 import tyro
 from tyro.conf import FlagCreatePairsOff, Positional, Suppress, arg
 
-from .cluster import Cluster
-from .options import parsed
-from .sweep import Sweep
+from .sweep import Sweep, parsed
 
 PROJECT = Path(__file__).resolve().parents[2]  # as in ``lab``, which imports torch
 FIRST_NOTEBOOK = "notebooks/01_softplus_and_beta.ipynb"
@@ -194,9 +192,9 @@ class Data:
         return 0
 
 
-def parse(argv: Sequence[str]) -> Lab | Train | Sweep | Cluster | Results | Figures | Doctor | Data:
+def parse(argv: Sequence[str]) -> Lab | Train | Sweep | Results | Figures | Doctor | Data:
     """The command that ``argv`` asks for; a mistake in it ends the program with tyro's explanation and status 2."""
-    commands = Lab | Train | Sweep | Cluster | Results | Figures | Doctor | Data
+    commands = Lab | Train | Sweep | Results | Figures | Doctor | Data
     about = "LCNN Lab: low-curvature neural networks, taught and reproduced."
     if list(argv[:1]) != ["lab"]:
         return tyro.cli(commands, prog="lcnn", description=about, args=argv)

@@ -1,16 +1,20 @@
 """The checks of notebook 05; see :mod:`lcnn_utils.exercises`."""
 
 import math
+import re
+import traceback
 from collections.abc import Callable
+from dataclasses import asdict, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from . import _check, _randn
-from .scaling import makespan as makespan
-from .scaling import run_key as run_key
+from ..experiments.sweep import local_cluster
+from ..training import Recipe
+from . import _check, _kind, _randn
 
-__all__ = ["gradient_penalty", "layer_penalty", "lowest_gamma"]
+__all__ = ["gradient_penalty", "layer_penalty", "lowest_gamma", "run_key"]
 
 
 def layer_penalty(f: Callable) -> bool | None:
@@ -105,3 +109,100 @@ def lowest_gamma(f: Callable) -> bool | None:
     settings = [(10.0, 50, 1e-2, 0.9), (10.0, 20, 1.0, 0.9), (4.0, 30, 0.05, 0.5), (2.5, 7, 0.1, 0.0)]
     inputs = [(g, 0.1 * _randn(i, n).abs(), lam, m) for i, (g, n, lam, m) in enumerate(settings)]
     return _check(lowest_gamma, f, inputs, truth, mistakes)
+
+
+BASE = Recipe("digits", "lcnn", "mlp", width=8, seed=3, epochs=8)
+OTHER_NAMES = {"dataset": "cifar10", "method": "minimal", "model": "resnet18"}
+OTHER_NAMES |= {"schedule": "steps", "derivative": "difference"}
+
+
+def run_key(f: Callable) -> bool | None:
+    """f(recipe) → a text of at most 100 letters, digits, - . and _ (a file's name): the same for equal recipes in every
+    process on every machine, different for different recipes. Solution: ``lcnn_utils.training.run_name``.
+    """
+    try:
+        key = f(BASE)
+        found = "" if key is None or key is ... else _key_problem(f)
+    except NotImplementedError:
+        key = None
+    except (Exception, SystemExit) as error:
+        lines = [frame.line for frame in traceback.extract_tb(error.__traceback__) if frame.filename != __file__]
+        key, found = "", f"it raised {type(error).__name__}: {error}" + f", in the line `{lines[0]}`" * bool(lines)
+    if key is None or key is ...:
+        print("· run_key: not attempted yet: the rest uses lcnn_utils' version")
+        return None
+    print(f"✗ run_key: {found}" if found else "✓ run_key: correct, and the same in another process")
+    return not found
+
+
+def _key_problem(f: Callable) -> str:
+    """What is wrong with a student's key, and a hint; empty if nothing is."""
+    key = f(BASE)
+    if not isinstance(key, str):
+        return f"expected a text, got {_kind(key)}\n  hint: a file's name is a text; a number made by hash() won't do"
+    for one, equal in ((BASE, BASE), (BASE, replace(BASE)), (_with(lambda_beta=1), _with(lambda_beta=1.0))):
+        if (a := f(one)) != (b := f(equal)):
+            return f"{a!r} and {b!r} for equal recipes\n  hint: no clock, no counter, and no id() or address in memory"
+    if ignored := [name for name, other in _others().items() if f(other) == key]:
+        return (
+            f"one key for recipes that differ in {', '.join(ignored)}\n  hint: every field counts: "
+            "dataclasses.asdict(recipe) has them all"
+        )
+    rounded = "numbers must not be rounded: f'{x:g}' keeps six digits; repr, or json.dumps, keeps them all"
+    whose = "which value is whose? Put each field's name beside its value"
+    joined = "values joined without anything between run into each other"
+    alike: list[tuple[dict[str, Any], dict[str, Any], str]] = [
+        (dict(lr=0.1), dict(lr=0.1 * (1 + 1e-12)), rounded),
+        (dict(seed=1_234_567), dict(seed=1_234_568), rounded),
+        (dict(lambda_beta=0.5, lambda_gamma=0.25), dict(lambda_beta=0.25, lambda_gamma=0.5), whose),
+        (dict(lambda_beta=0.5), dict(lambda_gamma=0.5), whose),
+        (dict(width=1, seed=11), dict(width=11, seed=1), joined),
+    ]
+    for one_change, other_change, hint in alike:
+        if f(_with(**one_change)) == f(_with(**other_change)):
+            return f"one key for {one_change} and for {other_change}\n  hint: {hint}"
+    many = [f(_with(seed=seed, lambda_beta=number / 7)) for seed in range(40) for number in range(20)]
+    if (distinct := len(set(many))) < len(many):
+        return (
+            f"{len(many)} different recipes have only {distinct} keys\n  hint: too short: by the birthday paradox n "
+            "keys of k possible ones collide from n ≈ √k on; keep 12 hex digits"
+        )
+    if len(key) > 100:
+        return (
+            f"{len(key)} letters are too long for a file's name\n  hint: shorten it with a hash that is the same "
+            "everywhere, hashlib.sha256(text.encode()).hexdigest()"
+        )
+    if bad := re.search(r"[^A-Za-z0-9._-]", key):
+        return f"{bad[0]!r} in {key!r}\n  hint: letters, digits, '-', '.' and '_', such as hexdigest() has"
+    recipes = [BASE, *_others().values()]
+    if (there := _in_another_process(f, recipes)) != [f(one) for one in recipes]:
+        return (
+            f"{key!r} here and {there[0]!r} in another process\n  hint: Python salts hash() of texts anew in each "
+            "process, and sets have another order there: use hashlib.sha256 on a text, and sort"
+        )
+    return ""
+
+
+def _in_another_process(f: Callable, recipes: list[Recipe]) -> list[str]:
+    """The keys of recipes in a new process, as a worker would make them."""
+    from distributed import Client
+
+    with local_cluster(1, "cpu") as cluster, Client(cluster) as client:
+        return client.submit(lambda: [f(recipe) for recipe in recipes], pure=False).result()
+
+
+def _with(**changes: Any) -> Recipe:
+    return replace(BASE, **changes)
+
+
+def _others() -> dict[str, Recipe]:
+    """For each field a recipe that differs from BASE in it alone."""
+    changed: dict[str, Any] = {}
+    for name, value in asdict(BASE).items():
+        if isinstance(value, str):
+            changed[name] = OTHER_NAMES[name]
+        elif isinstance(value, bool):
+            changed[name] = not value
+        else:
+            changed[name] = value + 1 if isinstance(value, int) else value / 2 or 0.5
+    return {name: _with(**{name: value}) for name, value in changed.items()}

@@ -1,6 +1,6 @@
 """Runs that are trained once and then read, sweeps over many, results, the paper's numbers."""
 
 from .runs import SHIPPED, load_weights, measure, results, run, ship
-from .sweeping import sweep
+from .sweep import Outcome, ordered, plan, sweep
 
-__all__ = ["SHIPPED", "load_weights", "measure", "results", "run", "ship", "sweep"]
+__all__ = ["SHIPPED", "Outcome", "load_weights", "measure", "ordered", "plan", "results", "run", "ship", "sweep"]

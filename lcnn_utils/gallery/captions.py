@@ -144,16 +144,6 @@ SECTIONS: dict[str, dict[str, Caption]] = {  # in the order of the page
             "with both too large over four times the epochs.",
             "Only both prices together extinguish the signal, and a longer schedule lets the weights make up for it.",
         ),
-        "speedup": Caption(
-            "How many workers a sweep can use",
-            "Speed-up against workers from 1 to 1000, both logarithmic, on two panels of more than 800 runs each; a "
-            "dashed diagonal is the ideal. On digits, runs of seconds, the lines leave it one after another: with 500 "
-            "ms of overhead a run they end flat below 10, with 50 ms at about 70, with the 4 ms measured at 300, "
-            "without any at 400. On CIFAR-10, runs of twenty minutes, all four lie on one another and bend from about "
-            "100 workers on, to between 340 and 390.",
-            "The shorter the runs, the sooner the scheduler is what limits a sweep; with long ones it is that each "
-            "worker gets only a few, and most wait for the last.",
-        ),
     },
     "The two promises (notebooks 6 and 7)": {
         "gradient_robustness": Caption(

@@ -21,14 +21,12 @@ from ..figures import attacks as attack_figures
 from ..figures import bounds as bound_figures
 from ..figures import methods as method_figures
 from ..figures import saliency as saliency_figures
-from ..figures import scaling as scaling_figures
 from ..figures import style
 from ..studies import attacks as attack_studies
 from ..studies import bounds as bound_studies
 from ..studies import methods as method_studies
 from ..studies import paper as paper_studies
 from ..studies import saliency as saliency_studies
-from ..studies import scaling as scaling_studies
 from ..studies.scene import PAPER_NETS
 from ..training import METHODS, fit, recipe, samples
 from .fingerprint import parts_of, reads
@@ -122,14 +120,6 @@ def methods(progress: bool = True) -> Made:
     yield "signal", method_figures.signal(signal), about | {"seeds": [0]}
 
 
-@reads("data/checkpoints/*.json")
-def scaling(progress: bool = True) -> Made:
-    """From the seconds that the shipped runs took, and an overhead measured once."""
-    panels = scaling_studies.panels(scaling_studies.timed_runs(), scaling_studies.OVERHEADS)
-    about = {"dataset": "digits and CIFAR-10, durations of training", "source": "data/checkpoints, and a model"}
-    yield "speedup", scaling_figures.speedup(panels, scaling_studies.OVERHEAD), about
-
-
 @reads(
     *parts_of("digits_curves", "digits_stability", "digits_masking", "cifar10*_runs", "cifar10*_curves"),
     *parts_of("cifar10*_stability"), "data/published/*.csv",  # cifar10* is CIFAR-100 too
@@ -165,5 +155,5 @@ def promises(progress: bool = True) -> Made:
 
 
 STEPS: tuple[Step, ...] = (
-    activations, moons, digits, convergence, bounds, certificates, methods, scaling, promises,
+    activations, moons, digits, convergence, bounds, certificates, methods, promises,
 )  # fmt: skip

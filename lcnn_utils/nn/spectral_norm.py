@@ -17,7 +17,7 @@ from torch import Generator, Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn.utils import parametrize
 
-from ..lab import double
+from ..lab import check_choice, double
 from .softplus import _dot
 
 Shape = tuple[int, int, int]  # (C, H, W)

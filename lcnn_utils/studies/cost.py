@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from statistics import median
 
 import pandas as pd
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
-from ..experiments.timing import stepper
 from ..figures.style import METHOD
 from ..nn import norms_once_a_step
-from ..training import METHODS, build, make_optimizer, objectives, recipe, samples, training_step
+from ..training import METHODS, Recipe, build, make_optimizer, objectives, recipe, samples, training_step
 
 
 def two_forms(steps: Iterable[float], images: int = 32) -> pd.DataFrame:
@@ -39,6 +40,15 @@ def two_forms(steps: Iterable[float], images: int = 32) -> pd.DataFrame:
             (value, slope), (other, tilted) = found["exact"], found["difference"]
             rows.append((step, value, other, ((tilted - slope).norm() / slope.norm()).item()))
     return pd.DataFrame(rows, columns=["step", "exact", "difference", "gradient_error"])
+
+
+def stepper(recipe: Recipe, x: Tensor, y: Tensor) -> tuple[Callable[[], Tensor], Callable[[], None]]:
+    """A training step of a recipe on one batch, as ``fit`` takes it but uncompiled, and what ends it."""
+    model, stack = build(recipe).to(x.device).train(), contextlib.ExitStack()
+    advance = stack.enter_context(norms_once_a_step(model))
+    now = {"progress": 1.0, "generator": torch.Generator().manual_seed(recipe.seed)}
+    step = training_step(recipe, model, make_optimizer(recipe, model)[0], advance, now, [])
+    return lambda: step(x, y), stack.close
 
 
 def cost_frame(methods: Sequence[str] = tuple(METHODS), rounds: int = 5, seed: int = 0) -> pd.DataFrame:

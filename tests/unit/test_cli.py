@@ -3,7 +3,6 @@
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 
@@ -13,7 +12,7 @@ import torch
 
 from lcnn_utils import data
 from lcnn_utils.cli import commands as cli
-from lcnn_utils.cli.options import parsed, require_free
+from lcnn_utils.cli.sweep import parsed
 from lcnn_utils.experiments import results
 from lcnn_utils.experiments import runs as experiments
 from lcnn_utils.training import METHODS, recipe, run_name
@@ -100,15 +99,6 @@ def test_lab_becomes_jupyter_with_what_it_is_given(seen, monkeypatch, tmp_path, 
     monkeypatch.setattr(cli, "PROJECT", tmp_path)
     assert cli.main(["lab"]) == 1
     assert "clone the project" in capsys.readouterr().err
-
-
-def test_a_port_that_is_taken():
-    with socket.socket() as other:
-        other.bind(("127.0.0.1", 0))
-        port = other.getsockname()[1]
-        with pytest.raises(OSError, match=f"port {port} cannot be used .*choose another"):
-            require_free(port, "choose another")
-    require_free(port, "")
 
 
 # ---- lcnn data, train, results -----------------------------------------------------------------------------------

@@ -1,6 +1,10 @@
 """The checks of notebook 05: right answers pass, each likely mistake gets its own hint, the package agrees."""
 
+import dataclasses
+import hashlib
 import inspect
+import itertools
+import json
 import math
 
 import numpy as np
@@ -10,7 +14,7 @@ import torch
 from lcnn_utils.exercises import methods as check
 from lcnn_utils.nn import CenteredSoftplus, LipschitzBatchNorm2d
 from lcnn_utils.studies.schedules import lowest_gamma
-from lcnn_utils.training import Recipe
+from lcnn_utils.training import Recipe, run_name
 from lcnn_utils.training.objectives import layer_penalty, squared_gradient
 
 
@@ -189,3 +193,39 @@ def test_the_global_random_state_and_the_inputs_are_left_alone():
         assert getattr(check, name)(answer) is True
     public = {n for n, v in vars(check).items() if inspect.isfunction(v) and v.__module__ == check.__name__}
     assert {n for n in public if n[0] != "_"} == set(check.__all__)
+
+
+# ---------------------------------------------------------------------------------------------------- a run's key
+def text(recipe):
+    return json.dumps(dataclasses.asdict(recipe), sort_keys=True)
+
+
+def values(recipe):
+    return list(dataclasses.asdict(recipe).values())
+
+
+def sha(value):
+    return hashlib.sha256(str(value).encode()).hexdigest()
+
+
+counter = itertools.count()
+KEYS = [
+    (run_name, None),
+    (lambda recipe: hash(recipe), "a number made by hash() won't do"),
+    (lambda recipe: f"{next(counter)}", "no clock, no counter"),
+    (lambda recipe: object.__repr__(recipe), "no id() or address in memory"),
+    (lambda recipe: f"{recipe.dataset}-{recipe.method}-{recipe.seed}", "every field counts"),
+    (lambda recipe: sha([f"{v:g}" if isinstance(v, float) else v for v in values(recipe)]), "must not be rounded"),
+    (lambda recipe: sha("".join(map(str, values(recipe)))), "without anything between"),
+    (lambda recipe: sha(sorted(map(str, values(recipe)))), "which value is whose"),
+    (lambda recipe: sha(text(recipe))[:4], "birthday paradox"),
+    (lambda recipe: text(recipe), "shorten it with a hash"),
+    (lambda recipe: f"run/{sha(text(recipe))}", "'-', '.' and '_'"),
+    (lambda recipe: str(hash(recipe)), "Python salts hash()"),
+]
+
+
+@pytest.mark.parametrize(("answer", "hint"), KEYS)
+def test_run_key(answer, hint, capsys):
+    assert check.run_key(answer) is (hint is None)
+    assert hint is None or hint in capsys.readouterr().out.split("hint: ")[1]

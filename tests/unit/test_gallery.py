@@ -377,14 +377,6 @@ def test_what_a_step_reads_is_there(step):
         assert list(PROJECT.glob(pattern)), f"{step.__name__} reads {pattern}, of which there is none"
 
 
-def test_figures_do_not_depend_on_clusters():
-    """Else all of them would be out of date after a change of how sweeps are spread."""
-    found = {step.__name__: set(fingerprint.uses(step)[0]) for step in gallery.STEPS}
-    assert "lcnn_utils.dispatch" in found.pop("scaling"), "whose study measures it"
-    for name, modules in found.items():
-        assert not {f"lcnn_utils.{cluster}" for cluster in ("sweeping", "dispatch", "clusters")} & modules, name
-
-
 def test_fingerprints_are_the_same_twice_and_differ():
     marks = [fingerprint.fingerprint(step) for step in gallery.STEPS]
     assert marks == [fingerprint.fingerprint(step) for step in gallery.STEPS]

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from lcnn_utils.experiments import published, run, timing
+from lcnn_utils.experiments import published, run
 from lcnn_utils.experiments import runs as experiments
 from lcnn_utils.figures.style import METHOD
 from lcnn_utils.nn import CenteredSoftplus, SpectralNorm
@@ -501,7 +501,7 @@ def test_cost_frame_divides_round_by_round(monkeypatch):
 def test_a_timed_step_is_a_training_step(method, monkeypatch):
     """Loss and gradients are those of the objective, again in every step; its end gives the norms back."""
     made = []
-    monkeypatch.setattr(timing, "build", lambda one: made.append(build(one)) or made[-1])
+    monkeypatch.setattr(cost, "build", lambda one: made.append(build(one)) or made[-1])
     one = recipe("digits", method, width=2)
     x, y = (part[:8] for part in samples(one, "train"))
     step, end = cost.stepper(one, x, y)

@@ -1,0 +1,221 @@
+"""Sweeps: many recipes trained side by side by the workers of a Dask cluster, and what a sweep would take.
+
+Dask distributes the work: https://distributed.dask.org. Workers and client share a folder, the store (``LCNN_STORE``).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import importlib.util
+import logging
+import textwrap
+import traceback
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import product
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+from safetensors import SafetensorError
+from tqdm import tqdm
+
+from ..lab import one_thread, pick_device
+from ..training import ONLY, Recipe, recipe, run_name, state_path
+from ..training.checkpoint import reached
+from ..training.fit import made_on
+from . import runs
+
+if TYPE_CHECKING:
+    from distributed import Client, LocalCluster
+
+# the fields that the time of an epoch depends on
+COSTLY = ["dataset", "method", "model", "width", "batch_size", "augment", "held_out"]
+COSTLY += ["derivative", "penalty_eval", "published", "attack_steps"]
+
+
+@dataclass(frozen=True, eq=False)
+class Outcome:
+    """What a sweep made of a recipe: its run without weights, or the error that ended it and where (``traceback``)."""
+
+    recipe: Recipe
+    run: runs.Run | None
+    error: BaseException | None = None
+    traceback: str = ""
+
+
+def ordered(
+    datasets: Sequence[str],
+    methods: Sequence[str],
+    seeds: Sequence[int],
+    scale: str | None = None,
+    grid: Mapping[str, Sequence[Any]] | None = None,
+    **changes: Any,
+) -> list[Recipe]:
+    """All combinations, each once; the first seed of everything comes before the second of anything.
+
+    Args:
+        grid: fields of the recipe and their values; the last field changes fastest. A method that a field makes no
+            difference to is trained once for all its values, with the default.
+        changes: fields of all recipes, and their values.
+
+    Raises:
+        ValueError: as ``Recipe``.
+    """
+    grid = grid or {}
+    recipes = []
+    for seed, dataset, method, values in product(seeds, datasets, methods, product(*grid.values())):
+        point = dict(zip(grid, values, strict=True))
+        matters = {name: value for name, value in point.items() if method in ONLY.get(name, (method,))}
+        recipes.append(recipe(dataset, method, seed, scale, **changes, **matters))
+    return list(dict.fromkeys(recipes))
+
+
+def recorded(recipe: Recipe) -> bool:
+    """Whether the run of a recipe is finished: trained, measured, and shipped or in the store."""
+    return (runs.SHIPPED / f"{run_name(recipe)}.json").exists() or state_path(recipe).with_suffix(".json").exists()
+
+
+def plan(recipes: Iterable[Recipe], device: str | None = None) -> pd.DataFrame:
+    """What is missing of a sweep, a row each, and the seconds that training it should take.
+
+    Columns: run (its name); the fields in which the recipes differ; epochs; done, how many of them are trained;
+    seconds expected for the others, of one process: the median epoch of stored runs of the same kind, on this
+    ``device`` where there are any, else on those named in the last column. NaN and "unknown" if there is no such run.
+    """
+    recipes = list(dict.fromkeys(recipes))
+    fields = pd.DataFrame([dataclasses.asdict(one) for one in recipes])
+    differing = [str(name) for name in fields if name != "epochs" and fields[name].nunique() > 1]
+    stored, here = runs.results(), made_on(pick_device(device))["device"]
+    kinds = {} if stored.empty else dict(list(stored.groupby(COSTLY)))
+    rows = []
+    for one in recipes:
+        if recorded(one):
+            continue
+        done, seconds, devices = _epochs_done(one), float("nan"), "unknown"
+        same = kinds.get(tuple(getattr(one, name) for name in COSTLY))
+        if same is not None:
+            timed = same[same.device == here] if (same.device == here).any() else same
+            seconds = (one.epochs - done) * (timed.seconds / timed.epochs).median()
+            devices = ", ".join(timed.device.unique())
+        differences = [getattr(one, name) for name in differing]
+        rows.append([run_name(one), *differences, one.epochs, done, seconds, devices])
+    return pd.DataFrame(rows, columns=["run", *differing, "epochs", "done", "seconds", "device"])
+
+
+def _epochs_done(recipe: Recipe) -> int:
+    """How many epochs the state of an unfinished run has; 0 if there is none, or a damaged one."""
+    with contextlib.suppress(FileNotFoundError, SafetensorError):
+        return reached(state_path(recipe))[0]
+    return 0
+
+
+def run_task(recipe: Recipe, device: str | None = None) -> runs.Run:
+    """What a worker does with a recipe: train and measure it, as :func:`run` does, or read it."""
+    one_thread()  # as in a notebook, so that the numbers are the same
+    return runs.run(recipe, device=device, progress=False, weights=False)
+
+
+def sweep(
+    recipes: Iterable[Recipe],
+    client: Client | None = None,
+    *,
+    workers: int | None = None,
+    device: str | None = None,
+    progress: bool = True,
+) -> list[Outcome]:
+    """Train and measure what is missing of many recipes, side by side.
+
+    Each recipe is one task for Dask, under the name of its run. When a worker is lost, Dask gives its task to another,
+    which goes on from the last epoch in the store; a task that loses more workers than Dask's ``allowed-failures`` (3)
+    is given up. A sweep that was stopped goes on when it is called again.
+
+    Args:
+        recipes: in the order in which they are to be begun.
+        client: of any Dask cluster whose workers share the store. None starts one on this machine, for the time of the
+            call: in a script, only below ``if __name__ == "__main__":``, as always when Python starts processes.
+        workers: processes of that cluster; default: one for each core, or each GPU.
+        device: for all workers; default as in ``lab.pick_device``.
+        progress: print where the dashboard is, show a bar with what is done, running, failed and left, and print what
+            fails.
+
+    Returns:
+        The outcomes, in the order of the recipes. One that failed ends no other.
+
+    Raises:
+        ValueError: workers < 1, or a client and workers.
+        RuntimeError: the device is absent, or the scheduler was lost; what was finished is in the store.
+    """
+    if workers is not None and (client is not None or workers < 1):
+        raise ValueError(f"give a client, or at least 1 worker: got {workers} workers, and client {client}")
+    recipes = list(recipes)
+    outcomes = {one: _finished(one) for one in recipes if recorded(one)}
+    missing = [one for one in dict.fromkeys(recipes) if one not in outcomes]
+    if missing and client is not None:
+        outcomes |= _swept(missing, client, device, progress)
+    elif missing:
+        from distributed import Client
+
+        with local_cluster(workers, device) as cluster, Client(cluster) as client:
+            outcomes |= _swept(missing, client, device, progress)
+    return [outcomes[one] for one in recipes]
+
+
+def _finished(recipe: Recipe) -> Outcome:
+    """The outcome of a recipe whose run is recorded."""
+    try:
+        return Outcome(recipe, runs.run(recipe, weights=False))
+    except RuntimeError as error:  # the record is damaged
+        return Outcome(recipe, None, error, traceback.format_exc())
+
+
+def local_cluster(workers: int | None, device: str | None) -> LocalCluster:
+    """A cluster of this machine, that other machines cannot reach: a process for each core, or each GPU."""
+    import dask
+    from distributed import LocalCluster
+
+    chosen = pick_device(device)
+    options = {"threads_per_worker": 1, "dashboard_address": "127.0.0.1:0", "memory_limit": 0}
+    options["silence_logs"] = logging.CRITICAL  # what fails is in its outcome
+    with dask.config.set({"distributed.scheduler.worker-saturation": 1.0}):  # a free worker takes whatever waits
+        if chosen.type == "cuda" and chosen.index is None and importlib.util.find_spec("dask_cuda"):
+            from dask_cuda import LocalCUDACluster
+
+            return LocalCUDACluster(n_workers=workers, **options)
+        return LocalCluster(n_workers=workers or (None if chosen.type == "cpu" else 1), **options)
+
+
+def _swept(missing: list[Recipe], client: Client, device: str | None, progress: bool) -> dict[Recipe, Outcome]:
+    """The outcomes of recipes that are sent to a cluster."""
+    from distributed import as_completed
+
+    workers = lambda: len(client.scheduler_info(n_workers=-1)["workers"])
+    if progress:
+        print(f"{len(missing)} runs on {workers()} workers, dashboard: {client.dashboard_link}")
+    futures = {client.submit(run_task, one, device, key=f"lcnn-{run_name(one)}", pure=False): one for one in missing}
+    outcomes: dict[Recipe, Outcome] = {}
+    bar = tqdm(total=len(missing), desc="runs", disable=not progress)
+    try:
+        for future in as_completed(futures):
+            one = futures[future]
+            if future.status == "finished":
+                outcomes[one] = Outcome(one, future.result())
+            elif future.status == "error":
+                where = "".join(traceback.format_tb(future.traceback()))
+                outcomes[one] = Outcome(one, None, future.exception(), where)
+                if progress:
+                    bar.write(f"{run_name(one)} failed: {textwrap.shorten(str(future.exception()), 150)}")
+            else:
+                raise RuntimeError("the scheduler was lost: what was finished is in the store, the same sweep goes on")
+            failed = sum(outcome.error is not None for outcome in outcomes.values())
+            bar.set_postfix(running=min(workers(), len(missing) - len(outcomes)), failed=failed, refresh=False)
+            bar.update()
+    finally:
+        bar.close()
+        for future in futures:  # those that wait are forgotten (after `cancel` the same sweep could not begin at once)
+            future.release()
+    elsewhere = [one for one, outcome in outcomes.items() if outcome.run is not None and not recorded(one)]
+    if elsewhere:
+        warnings.warn(f"{len(elsewhere)} runs are in another store: give the workers our LCNN_STORE", stacklevel=3)
+    return outcomes
