@@ -21,7 +21,6 @@ from tyro.conf import FlagCreatePairsOff, Positional, Suppress, arg
 
 from .cluster import Cluster
 from .doctor import PROJECT
-from .merge import Merge
 from .runs import Results, Train
 from .sweep import Sweep
 
@@ -162,9 +161,9 @@ class Data:
         return 0
 
 
-def parse(argv: Sequence[str]) -> Lab | Train | Sweep | Cluster | Results | Merge | Figures | Doctor | Data:
+def parse(argv: Sequence[str]) -> Lab | Train | Sweep | Cluster | Results | Figures | Doctor | Data:
     """The command that ``argv`` asks for; a mistake in it ends the program with tyro's explanation and status 2."""
-    commands = Lab | Train | Sweep | Cluster | Results | Merge | Figures | Doctor | Data
+    commands = Lab | Train | Sweep | Cluster | Results | Figures | Doctor | Data
     about = "LCNN Lab: low-curvature neural networks, taught and reproduced."
     if list(argv[:1]) != ["lab"]:
         return tyro.cli(commands, prog="lcnn", description=about, args=argv)
