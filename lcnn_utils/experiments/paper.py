@@ -66,24 +66,21 @@ def ours(dataset: str) -> pd.DataFrame:
 
 
 def _random_noise(stability: pd.DataFrame) -> pd.DataFrame:
-    """What the paper's gradient-robustness figure shows: changes of the trained networks' gradients."""
-    trained = (stability.method == "gradient") & (stability.weights == "trained")
-    return stability[trained & (stability.noise == "random")]
+    """The rows that the paper's gradient-robustness figure is about."""
+    shown = {"method": "gradient", "weights": "trained", "noise": "random"}
+    return stability[(stability[list(shown)] == list(shown.values())).all(axis=1)]
 
 
 def comparison(dataset: str, source: str) -> pd.DataFrame:
-    """Ours beside theirs, a row per cell that the paper prints; what we have not measured has NaN and stays in.
+    """Ours on a dataset beside theirs, a row per cell that the paper prints; NaN is what we have not measured.
 
     Args:
-        dataset: ours. source: theirs, as in :func:`published`; their rows on ``dataset`` where they have any, else all.
+        source: theirs, as in :func:`published`; their rows on ``dataset`` where they have any, else all.
 
     Returns:
         Columns method, quantity, epsilon, ours, ours_spread, seeds, theirs, theirs_spread, their_dataset, difference,
         joint_spread (√ of the sum of both squares: standard deviations over runs; values read off the printed figure
         have its reading error, 5 %), within (|difference| ≤ joint_spread; NA where either has no spread).
-
-    Raises:
-        ValueError: unknown source.
     """
     theirs = published(source)
     theirs = theirs[theirs.dataset == dataset] if (theirs.dataset == dataset).any() else theirs
@@ -99,7 +96,6 @@ def comparison(dataset: str, source: str) -> pd.DataFrame:
     return frame[[*order, "difference", "joint_spread", "within"]]
 
 
-# ------------------------------------------------------------------------------------------------------- claims
 STANDARD, LCNN, GRADREG, BOTH = "Standard", "LCNN", "GradReg", "LCNN + GradReg"
 ADVERSARIAL, SOFTPLUS = "Adversarial training", "Softplus + weight decay"
 Interval = tuple[float, float, float]  # a value and its 95 % interval
@@ -108,14 +104,8 @@ MISSING: Interval = (np.nan, np.nan, np.nan)
 
 @dataclass(frozen=True)
 class Claim:
-    """Something the paper says that can be measured: that a comparison of two methods lies within limits.
-
-    Attributes:
-        text: what it says.
-        what: is compared, one of :data:`MEASURES`.
-        of, over: labels of the methods.
-        low, high: the limits; with ``strict`` neither is enough ("above", "below").
-    """
+    """Something the paper says (``text``): ``what`` (of :data:`MEASURES`), compared of one method over another, lies
+    between ``low`` and ``high``; with ``strict`` neither itself is enough."""
 
     text: str
     what: str
@@ -236,10 +226,8 @@ def _cost(runs: pd.DataFrame, of: str, over: str) -> Interval:
     seconds = runs.groupby("label").seconds.agg(["mean", "min", "max", "size"])
     if not {of, over} <= set(seconds.index):
         return MISSING
-    a, b = seconds.loc[of], seconds.loc[over]
-    if a["size"] == b["size"] == 1:
-        return a["mean"] / b["mean"], np.nan, np.nan
-    return a["mean"] / b["mean"], a["min"] / b["max"], a["max"] / b["min"]
+    (mean, least, most, size), (by, by_least, by_most, by_size) = seconds.loc[[of, over]].to_numpy().tolist()
+    return (mean / by, least / by_most, most / by_least) if size + by_size > 2 else (mean / by, np.nan, np.nan)
 
 
 MEASURES = {  # what a claim compares: in words, and where it is printed: source, quantity, ε
@@ -276,14 +264,8 @@ BEYOND = (  # what the published tables show too, though the paper does not say 
 
 
 def claims(dataset: str, those: Sequence[Claim] = CLAIMS) -> pd.DataFrame:
-    """A row per claim on one dataset: columns claim, value, rule, low_bound, high_bound (the rule in numbers), theirs,
-    theirs_holds, ours, low, high, verdict.
-
-    ``theirs`` is the published number on the dataset, or on CIFAR-100 where there is none; NaN: none was published.
-    What was not measured is a row all the same.
-
-    Raises:
-        RuntimeError: as :func:`results.measured`.
+    """A row per claim on one dataset, measured or not: columns claim, value, rule, low_bound, high_bound (the rule in
+    numbers), theirs (on CIFAR-100 where nothing is published on the dataset), theirs_holds, ours, low, high, verdict.
     """
     tables = {}
     for kind in ("runs", "geometry", "curves", "stability"):

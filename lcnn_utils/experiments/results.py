@@ -24,7 +24,7 @@ from ..training import METHODS
 RESULTS = PROJECT / "data" / "results"
 SCALES = ("paper", "wide", "small", "tiny")  # of CIFAR's networks, the best first; digits have none in the name
 GEOMETRY = ("grad_norm", "hessian_norm", "curvature", "margin_curvature")
-COLUMNS = {  # end of a table's name: the columns that tell the rows of one run apart, and the others that it must have
+COLUMNS = {  # last word of a name: the columns that tell the rows of one run apart, and the others that it must have
     "runs": (("label", "method", "seed"), ("accuracy", *GEOMETRY, "curvature_median", "images", "seconds", "epochs")),
     "geometry": (("label", "method", "seed", "split", "image"), GEOMETRY),
     "curves": (("label", "seed", "norm", "eps"), ("correct", "n", "accuracy")),
@@ -60,12 +60,11 @@ def has(name: str) -> bool:
 
 
 def measured(name: str) -> pd.DataFrame:
-    """A table of ours, which ``python benchmarks/evaluate.py`` makes, sorted by dataset, method and seed of the runs.
+    """A table of ours, by dataset, method and seed; ``python benchmarks/evaluate.py`` makes it.
 
     Args:
-        name: ``DATASET_KIND`` takes the best scale there is (:data:`SCALES`), ``DATASET_SCALE_KIND`` just that. Kinds:
-            ``runs`` (a row per network), ``geometry`` (per image), ``curves`` (per ε), ``stability`` (per image and
-            noise), ``masking``, ``lambda_search``.
+        name: ``DATASET_KIND`` takes the best scale there is, ``DATASET_SCALE_KIND`` just that. Kinds: ``runs`` (a row
+            per network), ``geometry`` (per image), ``curves`` (per ε), ``stability``, ``masking``, ``lambda_search``.
 
     Raises:
         FileNotFoundError: there is no such table; the message lists those there are.
@@ -73,8 +72,7 @@ def measured(name: str) -> pd.DataFrame:
     """
     frames: list[pd.DataFrame] = []
     for path in _existing(name):
-        with _damage(path):
-            newer = _parsed(_content(path), best(name))
+        _, newer = _read(path)
         frames = [frame[~frame.run.isin(newer.run)] for frame in frames if "run" in newer]
         frames.append(newer)
     return frames[0] if len(frames) == 1 else _by_run(pd.concat(frames))
@@ -120,8 +118,8 @@ def append(frame: pd.DataFrame, name: str, provenance: Mapping[str, Any]) -> Pat
     path.parent.joinpath("locks").mkdir(parents=True, exist_ok=True)
     with FileLock(path.parent / "locks" / f"{name}.lock"):
         if "run" in new:
-            old, facts = (_cells(_content(path)), _facts(path)) if path.exists() else (new[:0], {})
-            keys = ["run", *COLUMNS[_kind(name)][0]]
+            old, facts = (_cells(_read(path)[0]), _facts(path)) if path.exists() else (new[:0], {})
+            keys = ["run", *_columns(name)[0]]
             replaced = pd.MultiIndex.from_frame(old[keys]).isin(pd.MultiIndex.from_frame(new[keys]))
             other_weights = old.run.isin(new.run) & ~old.sha256.isin(new.sha256)
             old = old[~replaced & ~other_weights]
@@ -144,12 +142,12 @@ def _write(path: Path, cells: pd.DataFrame, facts: dict[str, dict[str, Any]]) ->
         write_text(_record(path), record + "\n", "set LCNN_STORE to a folder of yours")
 
 
-def _kind(name: str) -> str:
-    return name.rpartition("_")[2]
-
-
 def _path(folder: Path, name: str) -> Path:
-    return folder / f"{name}.csv{'.gz' if _kind(name) in ('geometry', 'stability') else ''}"  # those have many rows
+    return folder / (f"{name}.csv.gz" if name.endswith(("_geometry", "_stability")) else f"{name}.csv")
+
+
+def _columns(name: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    return COLUMNS.get(name.rpartition("_")[2], ((), ()))
 
 
 def _record(path: Path) -> Path:
@@ -176,12 +174,13 @@ def _damage(path: Path) -> Iterator[None]:
         raise RuntimeError(f"{path} is damaged ({reason}): restore it with git, or measure again without it") from None
 
 
-def _content(path: Path) -> bytes:
+def _read(path: Path) -> tuple[bytes, pd.DataFrame]:
+    """A table as it is written, and its rows."""
     with _damage(path):
         text = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
         if not text.endswith(b"\n"):
             raise ValueError("its last line is cut off")
-    return text
+        return text, _parsed(text, _record(path).stem)
 
 
 def _facts(path: Path) -> dict[str, dict[str, Any]]:
@@ -199,19 +198,19 @@ def _cells(text: bytes) -> pd.DataFrame:
 def _parsed(text: bytes, name: str) -> pd.DataFrame:
     """Rows, of the right types. ValueError: a column is missing, a row is there twice, a number is none or wrong."""
     frame = pd.read_csv(io.BytesIO(text), dtype=dict.fromkeys(TEXTS, str))
-    keys, others = COLUMNS.get(_kind(name), ((), ()))
-    if missing := {*keys, *others} - set(frame.columns):
+    keys, others = _columns(name)
+    if missing := {*keys, *others, *(["sha256"] if "run" in frame else [])} - set(frame.columns):
         raise ValueError(f"it lacks {', '.join(sorted(missing))}")
     for column in {*keys, *others}.difference(TEXTS):
         values = pd.to_numeric(frame[column])  # ValueError: not all are numbers
         low, high = RANGES.get(column, (values.min(), values.max()))
         if len(wrong := values[(values < low) | (values > high)]):
             raise ValueError(f"{column} is {wrong.iloc[0]:g}, not from {low} to {high}")
-    keys = [column for column in ("run", *keys) if column in frame]
-    if frame[keys].isna().any(axis=None):
-        raise ValueError(f"a row lacks {' or '.join(keys)}")
-    if keys and (twice := frame.duplicated(keys)).any():
-        raise ValueError(f"a row is there twice: {frame.loc[twice, keys].iloc[0].to_dict()}")
+    rows = frame[[column for column in ("run", *keys) if column in frame]]
+    if rows.isna().to_numpy().any():
+        raise ValueError(f"a row lacks {' or '.join(rows.columns)}")
+    if keys and rows.duplicated().any():
+        raise ValueError(f"a row is there twice: {rows[rows.duplicated()].iloc[0].to_dict()}")
     return frame
 
 
