@@ -1,11 +1,10 @@
 """Measure the trained networks' geometry, steadiness and robustness: `python benchmarks/evaluate.py [DATASET]`.
 
 Makes the tables DATASET_runs, _geometry, _stability, _curves and _masking in the store's results, from which the
-figures are drawn; CIFAR's names have the scale in them (cifar10_tiny_curves). Each network's part of a table is written
-when it is measured, and one that is there, for the weights that are here now, is not measured again: stop and go on as
-you like, in pieces of --minutes. digits (the default) takes half an hour on one core, CIFAR's nets of the scale tiny
-about ten minutes each. With --train the networks that are missing are trained before, by the methods of the paper's
-tables, however long that takes.
+figures are drawn; CIFAR's names have the scale in them (cifar10_tiny_curves). Each network's rows are written when they
+are measured, and rows that are there, of the weights that are here now, are not measured again: stop and go on as you
+like, in pieces of --minutes. digits (the default) takes half an hour on one core, CIFAR's nets of the scale tiny about
+ten minutes each. With --train a network that is missing is trained first, by the methods of the paper's tables.
 """
 
 from __future__ import annotations
@@ -20,9 +19,9 @@ import pandas as pd
 import torch
 from common import provenance
 
-from lcnn_utils.experiments import SHIPPED, published, sweep, tables
+from lcnn_utils.experiments import SHIPPED, append, has, measured, sweep
 from lcnn_utils.experiments.sweep import recorded
-from lcnn_utils.lab import one_thread, store_root
+from lcnn_utils.lab import one_thread
 from lcnn_utils.studies import attacks, methods, per_image, saliency
 from lcnn_utils.studies.scene import scene
 from lcnn_utils.training import METHODS, Recipe, recipe, run_name, state_path
@@ -63,15 +62,18 @@ def frames(plan: dict[str, Any], kind: str, one: Recipe) -> pd.DataFrame:
 
 
 def measure(name: str, kind: str, plan: dict[str, Any], one: Recipe, about: dict) -> None:
-    """Append a network's part of a table, if the table lacks it."""
+    """Append a network's rows to a table, if the table lacks them."""
     run, weights = run_name(one), hashlib.sha256(weights_file(one).read_bytes()).hexdigest()[:16]
-    if f"{run}.{weights}" in tables.parts(published.folders(), name, every=True):
-        return
-    facts = about | {"n": plan[COUNT[kind]]} | ({"attack": plan["attack"]} if kind == "curves" else {})
+    if has(name):
+        table = measured(name)
+        if ((table.run == run) & (table.sha256 == weights)).any():
+            return
+    facts = about | {"n": plan[COUNT[kind]], "weights": weights}
+    facts |= {"attack": plan["attack"]} if kind == "curves" else {}
     begun = time.perf_counter()
     frame = frames(plan, kind, one)
     seconds = round(time.perf_counter() - begun, 1)
-    tables.append(store_root() / "results", name, frame, facts | {"seconds": seconds}, run=run, weights=weights)
+    append(frame.assign(run=run, sha256=weights), name, facts | {"seconds": seconds})
     print(f"{name}: {run} in {seconds} s", flush=True)
 
 
@@ -117,7 +119,7 @@ def main() -> None:
         begun, here = time.perf_counter(), scene(device=torch.device("cpu"), dataset=dataset).first(n)
         frame = attacks.masking_frame(here.nets, here.x, here.y, eps, referee=True)
         facts = {"n": n, "eps": eps, "runs": list(here.nets), "seconds": round(time.perf_counter() - begun)}
-        published.save_measured(frame, f"{prefix}_masking", about | facts)
+        append(frame, f"{prefix}_masking", about | facts)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ import time
 
 from common import provenance
 
-from lcnn_utils.experiments.published import save_measured
+from lcnn_utils.experiments import append
 from lcnn_utils.lab import one_thread
 from lcnn_utils.studies.search import HELD_OUT, chosen, search_frame, search_recipes
 
@@ -24,7 +24,7 @@ def main() -> None:
     about = provenance("python benchmarks/search.py", int(frame.images.iloc[0]), SEEDS[0])
     about |= {"seeds": SEEDS, "held_out": HELD_OUT, "training_seconds": round(frame.seconds.sum())}
     about |= {"seconds": round(time.perf_counter() - begun), "chosen": chosen(frame)}
-    save_measured(frame, "digits_lambda_search", about)
+    append(frame, "digits_lambda_search", about)
     means = frame.groupby("lambda_")[["accuracy", "curvature", "margin_curvature"]].agg(["mean", "std"])
     print(f"{means.to_string(float_format='%.4g')}\nchosen: λ = {about['chosen']:g}")
 

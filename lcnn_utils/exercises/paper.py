@@ -28,7 +28,7 @@ def mean_curvature(f: Callable) -> bool | None:
 
 def inside(f: Callable) -> bool | None:
     """f(ours, our_spread, theirs, their_spread) → for each cell whether the difference is at most the joint spread, the
-    root of the sum of both squares: four tensors (N,) → bool (N,). Solution: ``lcnn_utils.published.comparison``.
+    root of the sum of both squares: four tensors (N,) → bool (N,). Solution: ``lcnn_utils.experiments.comparison``.
     """
     truth = lambda a, sa, b, sb: (a - b).abs() <= torch.hypot(sa, sb)
     mistakes = {

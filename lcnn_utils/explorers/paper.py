@@ -19,7 +19,7 @@ def claim_explorer(tables: Mapping[str, pd.DataFrame]) -> widgets.VBox:
     """Claims on ratios: the published number and ours with 95 % intervals, and a limit that the reader sets.
 
     Args:
-        tables: title → of ``claims.table``, the same claims in each; those measured in "times" with a lower limit are
+        tables: title → of ``claims``, the same claims in each; those measured in "times" with a lower limit are
             shown.
     """
     first = next(iter(tables.values()))

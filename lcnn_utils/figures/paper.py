@@ -24,7 +24,7 @@ def claims(tables: Mapping[str, pd.DataFrame]) -> Figure:
     Left, claims on ratios (log axis); right, claims on differences in points. What was not measured has no mark.
 
     Args:
-        tables: title → of ``claims.table``, all with the same claims in the same order, and the columns low_bound and
+        tables: title → of ``claims``, all with the same claims in the same order, and the columns low_bound and
             high_bound of each claim's rule.
     """
     first = next(iter(tables.values()))

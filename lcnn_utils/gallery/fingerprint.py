@@ -29,8 +29,8 @@ def reads(*patterns: str) -> Callable[[Function], Function]:
 
 
 def parts_of(*tables: str) -> list[str]:
-    """The files of some tables of ``data/results``, for :func:`reads`; a hidden one is being written."""
-    return [f"data/results/{name}/[!.]*.{end}" for name in tables for end in ("csv.gz", "json")]
+    """The files of some tables of ``data/results``, for :func:`reads`."""
+    return [f"data/results/{name}.{end}" for name in tables for end in ("csv", "csv.gz", "json")]
 
 
 def fingerprint(step: Callable[..., object]) -> str:

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from ..experiments import claims, published
+from ..experiments import BEYOND, CLAIMS, claims, has, how_measured, measured, readable_claims
 from ..figures import methods as method_figures
 from ..figures import paper as figures
 from ..figures import saliency as saliency_figures
@@ -36,9 +36,9 @@ def tables(progress: bool = True) -> Made:
         for number in (1, 2):
             yield f"{dataset}_table_{number}", studies.side_by_side(cells, f"Table {number}"), about
         yield f"{dataset}_cells", studies.cells_table(cells), about
-        verdicts[studies.title(dataset)] = claims.table(dataset)
-        shown = claims.table(dataset, (*claims.CLAIMS, *claims.BEYOND))
-        yield f"{dataset}_claims", claims.shown(shown), about
+        verdicts[studies.title(dataset)] = claims(dataset)
+        shown = claims(dataset, (*CLAIMS, *BEYOND))
+        yield f"{dataset}_claims", readable_claims(shown), about
     yield "claims", figures.claims(verdicts), _about(*studies.datasets())
 
 
@@ -49,20 +49,20 @@ def behind_the_tables(progress: bool = True) -> Made:
     yield "cost", figures.cost({studies.title(d): studies.cost_frame(d) for d in studies.datasets()}), about
     panels = {}
     for dataset in studies.datasets():
-        if published.has(f"{dataset}_geometry"):
-            frame = published.measured(f"{dataset}_geometry")
+        if has(f"{dataset}_geometry"):
+            frame = measured(f"{dataset}_geometry")
             if set(frame.split) == {"train", "test"}:
                 panels[studies.title(dataset)] = studies.train_test(frame)
             yield f"{dataset}_readings", studies.readings(frame), _about(dataset)
     yield "train_test_curvature", figures.train_test(panels), about
 
 
-@reads("data/checkpoints/*lcnn*.json", "data/checkpoints/*minimal*.json", "data/results/*_runs/[!.]*.json")
+@reads("data/checkpoints/*lcnn*.json", "data/checkpoints/*minimal*.json", "data/results/*_runs.json")
 def layers(progress: bool = True) -> Made:
     """β and γ of the shipped nets, layer by layer."""
     panels = {}
     for dataset in studies.datasets():
-        scale = published.about(f"{dataset}_runs")["scale"]
+        scale = how_measured(f"{dataset}_runs")["scale"]
         recipes = [recipe(dataset, method, seed, scale) for method in LOW for seed in SEEDS]
         if there := [one for one in recipes if shipped([one])]:
             panels[studies.title(dataset)] = studies.trained_layers(there)
@@ -80,9 +80,9 @@ def saliency_gallery(progress: bool = True) -> Made:
 @reads(*parts_of("digits_lambda_search"))
 def lambda_search(progress: bool = True) -> Made:
     """λ chosen on a held-out part of the training set."""
-    frame, measured = published.measured("digits_lambda_search"), published.about("digits_lambda_search")
+    frame, made = measured("digits_lambda_search"), how_measured("digits_lambda_search")
     figure = method_figures.lambda_search(frame, search.chosen(frame))
-    yield "lambda_search", figure, {"dataset": "digits, held out of training", "source": measured["command"]}
+    yield "lambda_search", figure, {"dataset": "digits, held out of training", "source": made["command"]}
 
 
 PAPER_STEPS: tuple[Step, ...] = (tables, behind_the_tables, layers, saliency_gallery, lambda_search)

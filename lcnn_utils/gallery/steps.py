@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 
 from .. import figures, studies
 from ..curvature import layer_terms
-from ..experiments import published
+from ..experiments import how_measured, measured
 from ..figures import attacks as attack_figures
 from ..figures import bounds as bound_figures
 from ..figures import methods as method_figures
@@ -42,7 +42,7 @@ MEASURED = "data/results, measured by python benchmarks/evaluate.py"
 
 def provenance(name: str) -> dict[str, Any]:
     """What produced stored results, in short: the names of their runs, without each one's own provenance."""
-    whole = published.about(name)
+    whole = how_measured(name)
     return whole | {"runs": list(whole["runs"])}
 
 
@@ -130,18 +130,18 @@ def promises(progress: bool = True) -> Made:
     both: dict[str, Any] = {"dataset": "digits, CIFAR-10 and CIFAR-100, test images", "seeds": {}, "source": MEASURED}
     for dataset in ("digits", "cifar10", "cifar100"):
         name = paper_studies.title(dataset) if dataset != "digits" else dataset
-        stable, curves = (published.measured(f"{dataset}_{kind}") for kind in ("stability", "curves"))
+        stable, curves = (measured(f"{dataset}_{kind}") for kind in ("stability", "curves"))
         drawn = saliency_studies.lines(stable[stable.net.isin(PAPER_NETS)])
         panels["steady"] |= {f"{name}, {kind} η": drawn[drawn.noise == kind] for kind in ("random", "worst")}
         points = attack_studies.over_seeds(curves)
         for norm in points.norm.unique():
             panels[norm][name] = points[points.norm == norm]
         both["seeds"][dataset] = sorted(map(int, set(stable.seed) | set(curves.seed)))
-        measured = {kind: provenance(f"{dataset}_{kind}") for kind in ("curves", "stability")}
-        both[f"{dataset}, measured"] = {kind: part["command"] for kind, part in measured.items()}
+        made = {kind: provenance(f"{dataset}_{kind}") for kind in ("curves", "stability")}
+        both[f"{dataset}, measured"] = {kind: part["command"] for kind, part in made.items()}
         if dataset != "cifar100":  # of which notebook 08 has all that was measured
             about = {"dataset": f"{dataset}, test images", "seeds": both["seeds"][dataset], "source": MEASURED}
-            about["measured"] = measured
+            about["measured"] = made
             yield f"{dataset}_promises", saliency_studies.promises_table(stable, points), about
             yield f"{dataset}_pgd", attack_studies.table(curves), about
     theirs = {f"published: {name}": saliency_studies.paper_lines(key)
@@ -149,9 +149,9 @@ def promises(progress: bool = True) -> Made:
     yield "gradient_robustness", saliency_figures.gradient_robustness(panels["steady"], theirs), both
     yield "pgd_l2", attack_figures.curves(panels["l2"], attack_studies.paper_table()), both
     yield "pgd_linf", attack_figures.curves(panels["linf"]), both | {"dataset": "digits and CIFAR-10, test images"}
-    measured = provenance("digits_masking")
-    about = {"dataset": "digits, test images", "seeds": [measured["seed"]], "source": MEASURED, "measured": measured}
-    yield "digits_masking", attack_studies.masking_table(published.measured("digits_masking")), about
+    made = provenance("digits_masking")
+    about = {"dataset": "digits, test images", "seeds": [made["seed"]], "source": MEASURED, "measured": made}
+    yield "digits_masking", attack_studies.masking_table(measured("digits_masking")), about
 
 
 STEPS: tuple[Step, ...] = (

@@ -151,7 +151,7 @@ def table(frame: pd.DataFrame, eps_grid: Sequence[float] = (0, 0.05, 0.1, 0.15, 
 
 def paper_table() -> pd.DataFrame:
     """The paper's Table 2: columns label, eps, accuracy, spread (both in %)."""
-    rows = published.numbers("paper table 2")
+    rows = published("paper table 2")
     columns = {"label": rows.method, "eps": rows.epsilon.fillna(0), "accuracy": rows["mean"], "spread": rows.spread}
     return pd.DataFrame(columns)
 

@@ -63,7 +63,7 @@ def geometry_table(frame: pd.DataFrame) -> pd.DataFrame:
     Args:
         frame: of :func:`runs_frame`.
     """
-    paper = published.numbers("paper table 1").set_index(["method", "quantity"])
+    paper = published("paper table 1").set_index(["method", "quantity"])
     rows = []
     for label, part in frame.groupby("label", sort=False):
         row: dict[str, str] = {"net": str(label)}

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from ..experiments import published, run
+from ..experiments import comparison, has, how_measured, measured, run
 from ..figures.style import METHOD
 from ..saliency import explain
 from ..training import Recipe
@@ -26,12 +26,12 @@ NAME = {"digits": "digits", "cifar10": "CIFAR-10", "cifar100": "CIFAR-100"}
 
 def datasets() -> list[str]:
     """The datasets of which there are results, digits first."""
-    return [name for name in NAME if published.has(f"{name}_runs")]
+    return [name for name in NAME if has(f"{name}_runs")]
 
 
 def title(dataset: str) -> str:
     """A dataset and the nets its results belong to, for a figure: ``CIFAR-10, ResNet-10 of width 8``."""
-    return f"{NAME[dataset]}, {SCALE[published.about(f'{dataset}_runs')['scale']]}"
+    return f"{NAME[dataset]}, {SCALE[how_measured(f'{dataset}_runs')['scale']]}"
 
 
 def plus_minus(mean: float, spread: float) -> str:
@@ -49,8 +49,8 @@ def printed(row: Any) -> str:
 
 
 def cells(dataset: str) -> pd.DataFrame:
-    """Every cell the paper prints beside ours on a dataset: :func:`published.comparison` of each table (column)."""
-    parts = [published.comparison(dataset, source).assign(table=table) for source, table in TABLES.items()]
+    """Every cell the paper prints beside ours on a dataset: :func:`comparison` of each table (column)."""
+    parts = [comparison(dataset, source).assign(table=table) for source, table in TABLES.items()]
     return pd.concat(parts, ignore_index=True)
 
 
@@ -86,7 +86,7 @@ def side_by_side(frame: pd.DataFrame, table: str) -> pd.DataFrame:
 
 def cost_frame(dataset: str) -> pd.DataFrame:
     """Seconds an epoch of every run, and over Standard's median: columns label, seed, seconds, ratio."""
-    runs = published.measured(f"{dataset}_runs")
+    runs = measured(f"{dataset}_runs")
     seconds = runs.seconds / runs.epochs
     base = seconds[runs.method == "standard"].median()  # a process's first run is slow
     return pd.DataFrame({"label": runs.label, "seed": runs.seed, "seconds": seconds, "ratio": seconds / base})

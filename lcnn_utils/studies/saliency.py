@@ -59,7 +59,7 @@ def lines(frame: pd.DataFrame, measure: str = "relative_change") -> pd.DataFrame
 
 def paper_lines(dataset: str) -> pd.DataFrame:
     """The paper's figure, digitised (± 5 %): columns label, eps, value."""
-    rows = published.numbers("paper gradient-robustness figure")
+    rows = published("paper gradient-robustness figure")
     rows = rows[rows.dataset == dataset]
     return pd.DataFrame({"label": rows.method, "eps": rows.epsilon, "value": rows["mean"]}).reset_index(drop=True)
 

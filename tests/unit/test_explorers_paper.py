@@ -19,7 +19,7 @@ def controls(monkeypatch):
 
 def tables(missing: bool = False) -> dict[str, pd.DataFrame]:
     """Two made-up datasets: ratios 7 (6 to 8) and 20 (15 to 30) of every claim."""
-    frame = claims.table("digits")
+    frame = claims("digits")
     one = frame.assign(ours=7.0, low=6.0, high=8.0)
     other = (
         frame.assign(ours=np.nan, low=np.nan, high=np.nan) if missing else frame.assign(ours=20.0, low=15.0, high=30.0)

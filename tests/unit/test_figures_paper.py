@@ -11,7 +11,7 @@ from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from lcnn_utils.experiments.claims import CLAIMS
+from lcnn_utils.experiments import CLAIMS
 from lcnn_utils.figures import paper as figures
 from lcnn_utils.figures.style import MARKERS, METHOD, PALETTE
 from lcnn_utils.lab import use_style
@@ -60,7 +60,7 @@ POINTS = [i for i, claim in enumerate(CLAIMS) if "points" in claim.value]
 
 
 def table(scale: float = 1.0, drop: tuple[int, ...] = (), theirs: bool = True, width: float = 0.1) -> pd.DataFrame:
-    """As ``claims.table`` gives it."""
+    """As ``claims`` gives it."""
     rows = []
     for i, claim in enumerate(CLAIMS):
         value = np.nan if i in drop else scale * (1.5 + i) * (1 if i in RATIO else (-1) ** i)

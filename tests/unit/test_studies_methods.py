@@ -139,7 +139,7 @@ def test_every_published_method_finds_its_row():
         runs(METHOD[m][0], grad_norm=[1.0, 1.0], hessian_norm=1.0, curvature=1.0, accuracy=1.0) for m in METHODS
     )
     table = studies.geometry_table(frame).set_index("net")
-    known = set(published.numbers("paper table 1").method)
+    known = set(published("paper table 1").method)
     assert len(known) == 7
     assert {net for net, row in table.iterrows() if row["paper: C"] != "–"} == known
 

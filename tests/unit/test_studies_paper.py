@@ -1,28 +1,32 @@
 """Ours beside the paper's: tables by hand, and the stored measurements made again from the checkpoints."""
 
+import importlib
+
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 
 from lcnn_utils import data
-from lcnn_utils.experiments import published, run
+from lcnn_utils.experiments import append, comparison, has, measured, published, run
 from lcnn_utils.figures.style import METHOD
 from lcnn_utils.studies import paper, per_image
 from lcnn_utils.studies.scene import Scene, shipped
 from lcnn_utils.training import SCALES, accuracy, recipe, samples
 
+stored_results = importlib.import_module("lcnn_utils.experiments.results")
+
 
 @pytest.fixture
 def results(monkeypatch, tmp_path):
-    monkeypatch.setattr(published, "RESULTS", tmp_path / "results")
+    monkeypatch.setattr(stored_results, "RESULTS", tmp_path / "results")
     monkeypatch.setenv("LCNN_STORE", str(tmp_path))
     return tmp_path / "results"
 
 
 def runs(**columns) -> pd.DataFrame:
     """A row a run, as ``benchmarks/evaluate.py`` stores them."""
-    geometry = dict.fromkeys((*published.GEOMETRY, "curvature_median"), 1.0)
+    geometry = dict.fromkeys((*stored_results.GEOMETRY, "curvature_median"), 1.0)
     return pd.DataFrame(geometry | {"accuracy": 0.7, "images": 100, "seconds": 10.0, "epochs": 2} | columns)
 
 
@@ -53,9 +57,9 @@ def test_plus_minus(mean, spread, text):
 
 def test_names_fit_the_recipes(results):
     assert set(paper.TABLES) == {"paper table 1", "paper table 2", "paper gradient-robustness"}
-    quantities = {quantity for source in paper.TABLES for quantity in published.numbers(source).quantity}
+    quantities = {quantity for source in paper.TABLES for quantity in published(source).quantity}
     assert set(paper.SYMBOL) == quantities, "a symbol for all that is printed"
-    assert {d for source in paper.TABLES for d in published.numbers(source).dataset} <= set(paper.NAME)
+    assert {d for source in paper.TABLES for d in published(source).dataset} <= set(paper.NAME)
     for scale, text in paper.SCALE.items():
         dataset = "digits" if scale == "lab" else "cifar10"
         one = recipe(dataset, "lcnn", 0, scale)
@@ -68,9 +72,9 @@ def test_datasets_are_those_measured(results):
     assert paper.datasets() == []
     rows = runs(label=["Standard"], method=["standard"], seed=[0])
     for name, scale in (("cifar10_small_runs", "small"), ("svhn_tiny_runs", "tiny"), ("digits_runs", "lab")):
-        published.save_measured(rows, name, {"scale": scale})
+        append(rows, name, {"scale": scale})
     masking = pd.DataFrame({"method": ["standard"], "check": ["one"], "value": [0.5]})
-    published.save_measured(masking, "cifar100_tiny_masking", {})
+    append(masking, "cifar100_tiny_masking", {})
     assert paper.datasets() == ["digits", "cifar10"]
     assert paper.title("digits") == "digits, ResNet-10 of width 8"
     assert paper.title("cifar10") == "CIFAR-10, ResNet-18 of width 16"
@@ -80,7 +84,7 @@ def test_datasets_are_those_measured(results):
 
 def made() -> pd.DataFrame:
     """Cells of which ours has two seeds, one, none."""
-    frame = published.comparison("cifar10", "paper table 1").assign(table="Table 1")
+    frame = comparison("cifar10", "paper table 1").assign(table="Table 1")
     frame.loc[:, ["ours", "ours_spread", "difference", "joint_spread"]] = np.nan
     for method, quantity, ours, spread in (
         ("Standard", "accuracy", 77.0, 0.5), ("LCNN", "accuracy", 60.0, 0.0), ("GradReg", "accuracy", 77.2, np.nan)
@@ -122,7 +126,7 @@ def test_cells(results, dataset):
     assert set(table.ours) == {"–"}
     assert not table.published.str.contains("–").any(), "all that is printed stays in"
     assert set(table["published on"]) <= set(paper.NAME.values())
-    published.save_measured(runs(label=["LCNN"] * 2, method=["lcnn"] * 2, seed=[0, 1]), f"{dataset}_runs", {})
+    append(runs(label=["LCNN"] * 2, method=["lcnn"] * 2, seed=[0, 1]), f"{dataset}_runs", {})
     table = paper.cells_table(paper.cells(dataset))
     assert (table["joint spread"] == "outside").sum() == 4
     assert len(table) == len(frame)
@@ -153,12 +157,12 @@ def test_cost_frame(results):
     """Standard's median over seeds is the unit: a process's first run is slow."""
     frame = runs(label=["Standard"] * 3 + ["LCNN"], method=["standard"] * 3 + ["lcnn"], seed=[0, 1, 2, 0],
                  seconds=[40.0, 8.0, 10.0, 30.0], epochs=[2, 2, 2, 3])  # fmt: skip
-    published.save_measured(frame, "digits_runs", {})
+    append(frame, "digits_runs", {})
     found = paper.cost_frame("digits")
     assert list(found.columns) == ["label", "seed", "seconds", "ratio"]
     assert found.seconds.tolist() == [20, 4, 5, 10]
     assert found.ratio.tolist() == [4, 0.8, 1, 2]
-    published.save_measured(frame[frame.label == "LCNN"], "digits_runs", {})
+    append(frame[frame.label == "LCNN"], "digits_runs", {})
     assert paper.cost_frame("digits").ratio.isna().all(), "no Standard, no ratio"
     with pytest.raises(FileNotFoundError, match="no results called 'svhn_runs'"):
         paper.cost_frame("svhn")
@@ -244,7 +248,7 @@ def again(one, split: str, images: int) -> pd.DataFrame:
 
 def compare(found: pd.DataFrame, dataset: str, method: str, seed: int, split: str) -> None:
     """Lanczos stops at an estimated 1 % (here and there, in other batches); five digits are stored."""
-    stored = published.measured(f"{dataset}_geometry")
+    stored = measured(f"{dataset}_geometry")
     stored = stored[(stored.method == method) & (stored.seed == seed) & (stored.split == split)]
     stored = stored.set_index("image").loc[found.image]
     np.testing.assert_allclose(found.grad_norm, stored.grad_norm, rtol=1e-3)
@@ -264,7 +268,7 @@ def test_stored_digits_come_from_the_checkpoints(method, seed, split):
 def test_stored_accuracy_of_digits_comes_from_the_checkpoints(method):
     one = recipe("digits", method, 1)
     x, y = samples(one, "test", torch.device("cpu"))
-    stored = published.measured("digits_runs").set_index(["method", "seed"]).loc[(method, 1)]
+    stored = measured("digits_runs").set_index(["method", "seed"]).loc[(method, 1)]
     found = accuracy(run(one, device="cpu", progress=False).model, x, y)
     assert len(y) == stored.images
     assert abs(found - stored.accuracy) < 1.5 / len(y), "the whole test split; one digit may stand on the edge"
@@ -274,7 +278,7 @@ def test_stored_accuracy_of_digits_comes_from_the_checkpoints(method):
 def test_stored_cifar10_comes_from_the_checkpoints(method):
     if data.available()["cifar10"] == "missing":
         pytest.skip("CIFAR-10 is not on the disk: `lcnn data cifar10` brings it")
-    if not published.has("cifar10_tiny_geometry"):
+    if not has("cifar10_tiny_geometry"):
         pytest.skip("there are no results of CIFAR-10 at the scale tiny in data/results")
     compare(again(recipe("cifar10", method, 0, "tiny"), "test", 4), "cifar10_tiny", method, 0, "test")
 

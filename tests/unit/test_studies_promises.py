@@ -180,7 +180,7 @@ def test_table():
     table = attacks.table(pd.concat(parts), (0, 0.1, 0.7))
     assert list(table.columns) == ["net", "clean", "ε = 0.1", "ε = 0.7"]
     assert table.net.tolist() == ["LCNN", "Minimal recipe"]
-    paper = published.numbers("paper table 2")
+    paper = published("paper table 2")
     (theirs,) = paper[(paper.method == "LCNN") & (paper.epsilon == 0.1)]["mean"]
     (clean,) = paper[(paper.method == "LCNN") & (paper.epsilon == 0)]["mean"]
     assert table.loc[0, "clean"] == f"{plus_minus(pd.Series([90.0, 92.0]))} ({clean:.1f})" == "91.0 ± 1.4 (77.2)"
@@ -491,37 +491,6 @@ def test_shipped(monkeypatch, tmp_path):
     assert not scenes.shipped(recipes), "numbers are not weights"
     (tmp_path / f"{run_name(recipes[1])}.safetensors").touch()
     assert scenes.shipped(iter(recipes))
-
-
-# ---- our own tables ----------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def results(monkeypatch, tmp_path):
-    monkeypatch.setattr(published, "RESULTS", tmp_path / "results")
-    monkeypatch.setenv("LCNN_STORE", str(tmp_path))
-    return tmp_path / "results"
-
-
-def test_a_table_that_is_not_there(results):
-    with pytest.raises(FileNotFoundError, match=r"no results called 'curves' in data/results \(there are: none\)"):
-        published.measured("curves")
-    for name in ("two", "one"):
-        published.save_measured(pd.DataFrame({"a": [1]}), name, {})
-    with pytest.raises(FileNotFoundError, match=r"'curves' in data/results \(there are: one, two\)"):
-        published.measured("curves")
-
-
-def test_saved_and_read(results):
-    frame = pd.DataFrame({"net": ["lcnn", "standard"], "eps": [1e-3, 0.1], "seed": [0, 1], "value": [1.2345678, 9e-12],
-                          "gap": [np.nan, 2.0]})  # fmt: skip
-    published.save_measured(frame, "table", {"command": "evaluate ε"})
-    found = published.measured("table")
-    pd.testing.assert_frame_equal(found, frame.assign(value=[1.2346, 9e-12]))
-    assert (results / "table" / "all.json").read_text(encoding="utf-8") == '{\n "command": "evaluate ε"\n}\n'
-    assert sorted(path.name for path in (results / "table").iterdir()) == ["all.csv.gz", "all.json"]
-    published.save_measured(frame.head(1), "table", {})
-    assert len(published.measured("table")) == 1, "written over"
 
 
 def test_the_linear_distance_is_exact_for_a_linear_net_and_blind_to_the_logits_scale():

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lcnn_utils.experiments import published, run
+from lcnn_utils.experiments import how_measured, measured, run
 from lcnn_utils.experiments import runs as experiments
 from lcnn_utils.studies.search import HELD_OUT, LAMBDAS, chosen, search_frame, search_recipes
 from lcnn_utils.training import recipe
@@ -104,8 +104,8 @@ def test_nothing_to_choose_from(table):
 
 
 def test_the_shipped_search_is_whole():
-    found = published.measured("digits_lambda_search")
-    about = published.about("digits_lambda_search")
+    found = measured("digits_lambda_search")
+    about = how_measured("digits_lambda_search")
     assert sorted(map(tuple, found[["lambda_", "seed"]].to_numpy().tolist())) == [
         (lam, seed) for lam in LAMBDAS for seed in (0, 1, 2)
     ]

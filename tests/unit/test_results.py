@@ -1,0 +1,230 @@
+"""Tables of measurements: what is appended is read, a row is there once, and no fault loses what was there."""
+
+import gzip
+import importlib
+import multiprocessing
+
+import numpy as np
+import pandas as pd
+import pytest
+from helpers import files_of_at_most
+
+from lcnn_utils.experiments import append, has, how_measured, measured
+from lcnn_utils.experiments.results import COLUMNS, GEOMETRY, best
+from lcnn_utils.figures.style import METHOD
+from lcnn_utils.training import METHODS
+
+tables = importlib.import_module("lcnn_utils.experiments.results")
+SHIPPED = sorted({path.name.partition(".")[0] for path in tables.RESULTS.glob("*.csv*")})
+FACTS = {"command": "python evaluate ε", "date": "2026-01-02", "n": 3}
+
+
+@pytest.fixture
+def store(monkeypatch, tmp_path):
+    """An empty store beside an empty folder of shipped results; the store's tables."""
+    monkeypatch.setattr(tables, "RESULTS", tmp_path / "shipped")
+    monkeypatch.setenv("LCNN_STORE", str(tmp_path))
+    return tmp_path / "results"
+
+
+def run_of(method: str = "lcnn", seed: int = 0) -> str:
+    return f"digits-{method}-seed{seed}-0123456789ab"
+
+
+def curve(run: str = run_of(), eps=(0.0, 0.1), accuracy: float = 0.5, sha256: str = "0012345678901234", **changes):
+    columns = {"label": "LCNN", "seed": 0, "norm": "l2", "eps": eps, "n": 100, "correct": 50, "accuracy": accuracy}
+    return pd.DataFrame(columns | {"run": run, "sha256": sha256} | changes)
+
+
+def images(run: str = run_of(), **changes) -> pd.DataFrame:
+    return curve(run, image=range(2), split="test", method="lcnn", **dict.fromkeys(GEOMETRY, 1.0), **changes)
+
+
+def contents(folder) -> dict:
+    return {path: path.read_bytes() for path in folder.glob("*.*")}
+
+
+def test_runs_come_back_by_method_and_seed(store):
+    for method in ("lcnn", "standard"):
+        for seed in (10, 2):
+            append(curve(run_of(method, seed), seed=seed), "digits_curves", FACTS)
+    frame = measured("digits_curves")
+    assert frame.run.tolist() == [run_of(m, seed) for m in ("standard", "lcnn") for seed in (2, 2, 10, 10)]
+    assert list(how_measured("digits_curves")["runs"]) == list(dict.fromkeys(frame.run))
+    assert set(frame.sha256) == {"0012345678901234"}, "digits of a hash are no number"
+    assert sorted(path.name for path in store.glob("*.*")) == ["digits_curves.csv", "digits_curves.json"]
+
+
+def test_rows_replace_rows_of_the_same_keys(store):
+    append(curve(eps=(0.0, 0.1, 0.25)), "digits_curves", FACTS)
+    append(curve(run_of(seed=1)), "digits_curves", FACTS)
+    append(curve(eps=(0.25, 0.5), accuracy=0.25), "digits_curves", {"command": "again"})
+    frame = measured("digits_curves")
+    assert frame.eps.tolist() == [0.0, 0.1, 0.25, 0.5, 0.0, 0.1]
+    assert frame.accuracy.tolist() == [0.5, 0.5, 0.25, 0.25, 0.5, 0.5]
+    assert how_measured("digits_curves")["runs"][run_of()] == {"command": "again", "added_to": FACTS}
+    append(curve(eps=(0.7,), sha256="f" * 16), "digits_curves", FACTS)
+    assert measured("digits_curves").eps.tolist() == [0.7, 0.0, 0.1], "weights are never mixed"
+    assert how_measured("digits_curves") == FACTS | {"runs": {run_of(seed=seed): FACTS for seed in (0, 1)}}
+    table = pd.DataFrame({"method": "lcnn", "check": ["one", "two"], "value": [0.5, 0.7]})
+    append(table, "digits_masking", FACTS)
+    append(table[:1], "digits_masking", FACTS | {"runs": ["lcnn"]})
+    pd.testing.assert_frame_equal(measured("digits_masking"), table[:1])  # without runs: the whole table
+    assert how_measured("digits_masking") == FACTS | {"runs": ["lcnn"]}
+
+
+def test_cells_that_are_there_stay_as_they_are_written(store):
+    """Also where a later run lacks a column of whole numbers, which pandas would turn into floats."""
+    values = [1.2345678, 9e-12, np.nan, 1e300]
+    append(curve(eps=range(4), value=values, parameters=11210569, right=True), "digits_curves", FACTS)
+    before = (store / "digits_curves.csv").read_text().splitlines()
+    append(curve(run_of(seed=1), note='a "quoted", note'), "digits_curves", FACTS)
+    assert (store / "digits_curves.csv").read_text().splitlines()[1:5] == [f"{line}," for line in before[1:]]
+    frame = measured("digits_curves")
+    np.testing.assert_array_equal(frame.value[:4], [1.2346, 9e-12, np.nan, 1e300])
+    assert frame.note[5] == 'a "quoted", note'
+
+
+def test_facts_that_differ_are_all_told(store):
+    for seed, (cpu, n) in enumerate((("B", 3), ("A", 3), ("B", 5))):
+        append(curve(run_of(seed=seed)), "digits_curves", FACTS | {"cpu": cpu, "n": n, "seconds": seed})
+    about = how_measured("digits_curves")
+    assert list(about.pop("runs").values())[2] == FACTS | {"cpu": "B", "n": 5, "seconds": 2}
+    assert about == FACTS | {"cpu": "A and B", "n": [3, 5]}
+
+
+def test_the_store_comes_before_what_is_shipped(store):
+    """A run's rows are never mixed from both."""
+    append(curve(accuracy=0.25), "digits_curves", FACTS)
+    append(curve(run_of("standard")), "digits_curves", FACTS)
+    store.rename(tables.RESULTS)
+    append(curve(eps=(0.3,)), "digits_curves", {"command": "here"})
+    frame = measured("digits_curves")
+    assert frame.eps.tolist() == [0.0, 0.1, 0.3]
+    assert frame.run.tolist() == [run_of("standard")] * 2 + [run_of()]
+    assert how_measured("digits_curves")["runs"] == {run_of("standard"): FACTS, run_of(): {"command": "here"}}
+
+
+def test_the_best_scale_with_a_standard_network(store):
+    row = dict.fromkeys(COLUMNS["runs"][1], 1.0) | {"label": "a", "seed": 0, "method": "standard"}
+    for scale in ("tiny", "paper"):
+        append(pd.DataFrame([row | {"method": "lcnn"}]), f"cifar10_{scale}_runs", {"scale": scale})
+        assert best("cifar10_runs") != f"cifar10_{scale}_runs", "no Standard network to compare with"
+        append(pd.DataFrame([row]), f"cifar10_{scale}_runs", {"scale": scale})
+        assert best("cifar10_curves") == f"cifar10_{scale}_curves"
+        assert how_measured("cifar10_runs")["scale"] == scale
+    assert (best("cifar10_tiny_runs"), best("cifar100_runs")) == ("cifar10_tiny_runs", "cifar100_runs")
+    append(curve(), "cifar10_tiny_curves", FACTS)
+    assert not has("cifar10_curves"), "scales are never mixed"
+    for ask in (measured, how_measured):
+        with pytest.raises(FileNotFoundError, match=r"'cifar10_curves' .*there are: cifar10_paper_runs, cifar10_tiny"):
+            ask("cifar10_curves")
+
+
+# ------------------------------------------------------------------------------------------------------- faults
+@pytest.mark.parametrize(
+    ("frame", "says"),
+    [
+        (curve(eps=(0.1, 0.1000001)), "a row is there twice: .*'eps': 0.1"),  # to five digits
+        (curve(eps=(0.1, np.nan)), "a row lacks .* eps"),
+        (curve(label=None), "a row lacks .*label"),
+        (curve().drop(columns=["norm", "n", "sha256"]), "it lacks n, norm, sha256"),
+        (curve(eps=("a", "b")), "Unable to parse string"),
+        (curve(accuracy=1.5), r"accuracy is 1.5, not from 0 to 1"),
+        (curve(eps=(-0.1, 0.0)), "eps is -0.1"),
+        (curve(n=0), "n is 0"),
+    ],
+)
+def test_rows_that_cannot_be_are_refused(store, frame, says):
+    append(curve(eps=(0.7,)), "digits_curves", FACTS)
+    before = contents(store)
+    with pytest.raises(ValueError, match=says):
+        append(frame, "digits_curves", FACTS)
+    assert contents(store) == before
+
+
+@pytest.mark.parametrize(("name", "rows"), [("digits_curves", curve), ("digits_geometry", images)])
+def test_a_full_disk_leaves_the_old_table(store, name, rows):
+    append(rows(), name, FACTS)
+    before = contents(store)
+    many = pd.concat([rows(run_of(seed=seed), value=np.random.default_rng(seed).random()) for seed in range(1, 99)])
+    for size in (2048, len(before[store / f"{name}.json"]) - 1):  # no room for the rows, for the facts
+        with files_of_at_most(size), pytest.raises(OSError, match=r"cannot write .*set LCNN_STORE"):
+            append(many if size == 2048 else rows(), name, FACTS)
+        assert contents(store) == before
+
+
+def damaged(text: bytes) -> dict[str, bytes]:
+    head, first, *rest = text.splitlines(keepends=True)
+    return {
+        "empty": b"", "cut": text[:-3], "bytes": b"\x80\x04" + text, "an open quote": head + b'"' + first,
+        "another table": b"a,b\n1,2\n", "text for a number": head + first.replace(b"0.5", b"os.system"),
+        "twice": head + first + first, "cells too many": head + first.strip() + b",1,2\n" + b"".join(rest),
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("what", [*damaged(b"a\nb\n"), "not packed", "a bit", "half of it"])
+def test_a_damaged_table_is_named(store, what):
+    packed = what in ("not packed", "a bit", "half of it")
+    path = append(images() if packed else curve(), "digits_geometry" if packed else "digits_curves", FACTS)
+    old = path.read_bytes()
+    if packed:
+        a_bit = old[:-20] + bytes([old[-20] ^ 4]) + old[-19:]
+        path.write_bytes({"not packed": gzip.decompress(old), "a bit": a_bit, "half of it": old[: len(old) // 2]}[what])
+    else:
+        path.write_bytes(damaged(old)[what])
+    name = path.name.partition(".")[0]
+    for use in (measured, lambda name: append(images(), name, FACTS)):
+        with pytest.raises(RuntimeError, match=rf"{path.name} is damaged \(.*\): restore it with git"):
+            use(name)
+
+
+@pytest.mark.parametrize("text", ["", '{"common": {', "[1]", "null", "{}", '{"common": {}, "runs": [1]}'])
+def test_damaged_facts_are_named(store, text):
+    append(curve(), "digits_curves", FACTS)
+    (store / "digits_curves.json").write_text(text)
+    with pytest.raises(RuntimeError, match=r"digits_curves\.json is damaged"):
+        how_measured("digits_curves")
+
+
+def add_runs(seeds) -> None:
+    for seed in seeds:
+        append(curve(run_of(seed=seed)), "digits_curves", FACTS | {"seconds": seed})
+
+
+def test_two_processes_lose_nothing(store):
+    started = [multiprocessing.get_context("fork").Process(target=add_runs, args=(range(k, 20, 2),)) for k in (0, 1)]
+    for process in started:
+        process.start()
+    for process in started:
+        process.join()
+    assert [process.exitcode for process in started] == [0, 0]
+    assert measured("digits_curves").run.tolist() == [run_of(seed=seed) for seed in range(20) for _ in range(2)]
+    assert [about["seconds"] for about in how_measured("digits_curves")["runs"].values()] == list(range(20))
+
+
+# ----------------------------------------------------------------------------------------------------- shipped
+@pytest.mark.parametrize("name", SHIPPED)
+def test_what_is_shipped(name):
+    frame, about = measured(name), how_measured(name)
+    assert about["command"].startswith("python benchmarks/")
+    assert set(frame.get("label", ())) <= {label for label, _, _ in METHOD.values()}
+    if "run" in frame:
+        weights = frame.drop_duplicates("run").set_index("run").sha256.to_dict()
+        assert {run: own["weights"] for run, own in about["runs"].items()} == weights
+    if name.endswith("_curves"):
+        np.testing.assert_allclose(frame.accuracy, frame.correct / frame.n, rtol=1e-4)
+    if name.endswith("_geometry"):
+        np.testing.assert_allclose(frame.curvature, frame.hessian_norm / (frame.grad_norm + 1e-6), rtol=3e-4)
+        test = frame[(frame.split == "test") & (frame.method != "relu_reading")]
+        runs = measured(name.replace("_geometry", "_runs")).set_index("run")
+        for run, part in test.groupby("run"):  # other images of the same split, or Lanczos' 1 % and other batches
+            expected, near = runs.loc[run, list(GEOMETRY)].astype(float), runs.measured[run] == len(part)
+            np.testing.assert_allclose(part[list(GEOMETRY)].mean(), expected, rtol=0.02 if near else 0.25)
+
+
+def test_the_example_of_the_readme_runs():
+    text = (tables.PROJECT / "data" / "README.md").read_text(encoding="utf-8")
+    scope: dict = {}
+    exec(text.partition("```python\n")[2].partition("```")[0], scope)
+    assert len(scope["means"]) == len(METHODS)
