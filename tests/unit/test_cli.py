@@ -179,24 +179,14 @@ def test_lab_outside_a_clone(started, monkeypatch, tmp_path, capsys):
 
 # --------------------------------------------------------------------------------------------- lcnn figures, data
 @pytest.mark.parametrize(
-    ("options", "asked"),
-    [
-        ([], dict(everything=False, only=())),
-        (["--all"], dict(everything=True, only=())),
-        (["--only", "figure_1c", "moons"], dict(everything=False, only=("figure_1c", "moons"))),
-    ],
+    ("options", "asked"), [([], ()), (["--only", "figure_1c", "moons_map"], ("figure_1c", "moons_map"))]
 )
-def test_figures_asks_the_gallery(monkeypatch, options, asked):
-    gallery = pytest.importorskip("lcnn_utils.gallery")
+@pytest.mark.parametrize("failed", [{}, {"moons": ValueError("no")}])
+def test_figures_asks_make_figures(monkeypatch, options, asked, failed):
     calls = []
-    monkeypatch.setattr(gallery, "make", lambda **kwargs: calls.append(kwargs))
-    assert cli.main(["figures", *options]) == 0
+    monkeypatch.setattr(make_figures, "make", lambda only: calls.append(only) or failed)
+    assert cli.main(["figures", *options]) == (1 if failed else 0)
     assert calls == [asked]
-
-
-def test_figures_all_and_only(capsys):
-    assert cli.main(["figures", "--all", "--only", "figure_1c"]) == 1
-    assert "--all and --only NAME exclude each other" in capsys.readouterr().err
 
 
 def test_data_lists_and_loads(tmp_path, capsys):
