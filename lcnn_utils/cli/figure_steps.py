@@ -36,7 +36,7 @@ Made = Iterator[tuple[str, Figure | pd.DataFrame, dict[str, Any]]]
 Step = Callable[[], Made]
 
 SEEDS = (0, 1, 2)
-FORMULAS = {"source": "formulas"}
+FORMULAS: dict[str, Any] = {"source": "formulas"}
 TRAINED = "trained for this figure"
 SHIPPED = "runs in data/checkpoints, trained by python benchmarks/ship.py"
 MEASURED = "data/results, measured by python benchmarks/evaluate.py"
@@ -89,7 +89,7 @@ def bounds() -> Made:
     terms = [layer_terms(fit(net, progress=False)[0], input_shape=(1, 8, 8)).assign(net=name)
              for name, net in nets.items()]  # fmt: skip
     yield "bound_waterfall", bound_figures.waterfall(pd.concat(terms, ignore_index=True)), about_digits(TRAINED, [0])
-    frame = bound_studies.audit_frame(range(150), points=8)
+    frame = bound_studies.audit_frame(nets=range(150), points=8)
     about = {"dataset": "150 random MLPs", "n": len(frame), "seeds": "0 to 149", "source": "random weights"}
     yield "bounds_on_random_nets", bound_figures.audit(frame), about
 

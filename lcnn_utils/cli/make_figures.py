@@ -103,7 +103,7 @@ def run(step: Step, folder: Path) -> list[str]:
     """Save what a step makes, each figure or table as soon as it is there; their names."""
     made = []
     for name, what, about in step():
-        provenance = {"command": f"lcnn figures --only {name}", "step": step.__name__} | about
+        provenance: dict[str, object] = {"command": f"lcnn figures --only {name}", "step": step.__name__} | about
         if isinstance(what, Figure):
             style.save(what, name, provenance, folder)
         else:

@@ -177,18 +177,7 @@ def test_lab_outside_a_clone(started, monkeypatch, tmp_path, capsys):
     assert not started
 
 
-# --------------------------------------------------------------------------------------------- lcnn figures, data
-@pytest.mark.parametrize(
-    ("options", "asked"), [([], ()), (["--only", "figure_1c", "moons_map"], ("figure_1c", "moons_map"))]
-)
-@pytest.mark.parametrize("failed", [{}, {"moons": ValueError("no")}])
-def test_figures_asks_make_figures(monkeypatch, options, asked, failed):
-    calls = []
-    monkeypatch.setattr(make_figures, "make", lambda only: calls.append(only) or failed)
-    assert cli.main(["figures", *options]) == (1 if failed else 0)
-    assert calls == [asked]
-
-
+# --------------------------------------------------------------------------------------------- lcnn data
 def test_data_lists_and_loads(tmp_path, capsys):
     assert cli.main(["data", "--root", str(tmp_path)]) == 0
     listed = dict(line.split() for line in capsys.readouterr().out.splitlines())
