@@ -88,7 +88,8 @@ def bounds() -> Made:
     nets |= {f"{style.METHOD[m][0]}, ResNet-10": studies.digits_recipe(m) for m in ("lcnn", "standard")}
     terms = [layer_terms(fit(net, progress=False)[0], input_shape=(1, 8, 8)).assign(net=name)
              for name, net in nets.items()]  # fmt: skip
-    yield "bound_waterfall", bound_figures.waterfall(pd.concat(terms, ignore_index=True)), about_digits(TRAINED, [0])
+    about: dict[str, Any] = {"dataset": "digits", "seeds": [0], "source": TRAINED}
+    yield "bound_waterfall", bound_figures.waterfall(pd.concat(terms, ignore_index=True)), about
     frame = bound_studies.audit_frame(nets=range(150), points=8)
     about = {"dataset": "150 random MLPs", "n": len(frame), "seeds": "0 to 149", "source": "random weights"}
     yield "bounds_on_random_nets", bound_figures.audit(frame), about
@@ -126,7 +127,7 @@ def promises() -> Made:
         about = about_results(f"{d}_stability", f"{d}_curves")
         yield f"{d}_promises", saliency_studies.promises_table(stable[d], points[d]), about
         yield f"{d}_pgd", attack_studies.table(curves[d]), about
-    panels = {}
+    panels: dict[str, pd.DataFrame] = {}
     for d, frame in stable.items():
         lines = saliency_studies.lines(frame[frame.net.isin(PAPER_NETS)])
         panels |= {f"{title(d)}, {noise} η": lines[lines.noise == noise] for noise in ("random", "worst")}

@@ -93,9 +93,9 @@ def make(only: Sequence[str] = (), folder: Path | None = None) -> dict[str, Exce
     write_text(folder / "README.md", page(folder))
     if orphans := sorted({path.stem for path in folder.glob("[!.]*.*")} - {*names, "README"}):
         print(f"no step makes {', '.join(orphans)}: delete what is not yours")
-    for name, error in failed.items():
-        traceback.print_exception(error)
-        print(f"the step {name} failed: {type(error).__name__}: {error}", file=sys.stderr)
+    for name, reason in failed.items():
+        traceback.print_exception(reason)
+        print(f"the step {name} failed: {type(reason).__name__}: {reason}", file=sys.stderr)
     return failed
 
 
@@ -103,7 +103,7 @@ def run(step: Step, folder: Path) -> list[str]:
     """Save what a step makes, each figure or table as soon as it is there; their names."""
     made = []
     for name, what, about in step():
-        provenance: dict[str, object] = {"command": f"lcnn figures --only {name}", "step": step.__name__} | about
+        provenance = {"command": f"lcnn figures --only {name}", "step": step.__name__, **about}
         if isinstance(what, Figure):
             style.save(what, name, provenance, folder)
         else:
