@@ -49,10 +49,10 @@ def about_digits(source: str, seeds: Sequence[int] = SEEDS) -> dict[str, Any]:
 
 def about_results(*names: str) -> dict[str, Any]:
     """What produced stored results: command, hardware, versions, n, seeds, and the names of their runs."""
-    tables = {name: published.about(name) for name in names}
+    sources = {name: published.about(name) for name in names}
+    sources = {name: about | {"runs": list(about.get("runs", ()))} for name, about in sources.items()}
     titles = dict.fromkeys(title(name.partition("_")[0]) for name in names)
-    measured = {name: table | {"runs": list(table.get("runs", ()))} for name, table in tables.items()}
-    return {"dataset": ", ".join(titles), "source": MEASURED, "measured": measured}
+    return {"dataset": ", ".join(titles), "source": MEASURED, "measured": sources}
 
 
 def activations() -> Made:
