@@ -4,7 +4,7 @@
 # to download, 6 GB on disk); after that everything starts at once, until requirements.lock or pyproject.toml changes.
 #
 #   make lab LAB_ARGS="--no-browser --port 9999"   passed to `lcnn lab`, which hands what it doesn't know to Jupyter
-#   make figures FIGURES_ARGS=--all                everything anew; "--only NAME": what makes this figure or table
+#   make figures FIGURES_ARGS="--only NAME"        only this figure or table, with what is made together with it
 #   make test PYTHON=python3.13                    the Python (3.11 or newer) that .venv is made from
 #   make test PY=python                            use that Python as it is and make no .venv: for an active conda
 #                                                  environment made from environment.yml, say
@@ -32,7 +32,7 @@ test: $(READY) ## lint, types, unit tests, every notebook, the browser test
 	$(PY) -m mypy
 	$(PY) -m pytest tests
 
-figures: $(READY) ## make the figures and tables in figures/ whose code or data changed
+figures: $(READY) ## make all figures and tables in figures/ (about three minutes)
 	@$(PY) -m lcnn_utils figures $(FIGURES_ARGS)
 
 doctor: $(READY) ## check Python, versions, device, disk, datasets and checkpoints

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Annotated
 
 import tyro
-from tyro.conf import FlagCreatePairsOff, Positional, Suppress, arg
+from tyro.conf import Positional, Suppress, arg
 
 from .sweep import Sweep, parsed
 
@@ -145,18 +145,15 @@ class Results:
 
 @dataclass(frozen=True)
 class Figures:
-    """Make the figures and tables in figures/ that are missing, or whose code or data has changed."""
+    """Make the figures and tables in figures/, and the page that shows them, on a CPU and offline."""
 
-    everything: Annotated[FlagCreatePairsOff[bool], arg(name="all", help_behavior_hint="")] = False
-    """Make all of them again."""
     only: Annotated[tuple[str, ...], arg(metavar="NAME ...", help_behavior_hint="")] = ()
-    """Make what these figures and tables (or steps) are made by, and nothing else."""
+    """Make these figures and tables, with what is made together with them, and no others."""
 
     def run(self) -> int:
-        from ..gallery import make
+        from .make_figures import make
 
-        make(everything=self.everything, only=self.only)
-        return 0
+        return 1 if make(self.only) else 0
 
 
 @dataclass(frozen=True)

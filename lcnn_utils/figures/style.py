@@ -1,4 +1,4 @@
-"""One look for all figures, and the only place that saves them.
+"""One look for all figures, and the only place that saves figures and tables.
 
 A method has the same colour and marker in every figure (seaborn's colour-blind palette).
 """
@@ -16,7 +16,6 @@ from matplotlib.figure import Figure
 
 from .. import __version__
 from ..lab import PROJECT, atomic_path, write_text
-from .latex import tabular
 
 METHOD = {  # name: (label, colour, marker)
     "standard": ("Standard", "#0173b2", "o"),
@@ -40,19 +39,15 @@ MARKERS = {label: marker for label, _, marker in METHOD.values()}
 VARIANTS = (("#0173b2", "o"), ("#de8f05", "s"), ("#7a4b00", "D"), ("#595959", "v"))  # Standard, LCNN, more λ, linear
 CYCLE = ("#332288", "#44aa99", "#999933", "#882255", "#aa4499", "#88ccee")  # P. Tol's muted: for what is no method
 CURVATURE_MAP = "viridis"  # even in lightness, readable without colour vision
-FIGURE, TABLE = (".png", ".svg"), (".csv", ".md", ".tex")  # files of each, besides .json
 CLASS_COLOURS = ("#56b4e9", "#ca9161")  # not those of Standard and LCNN
+LATEX_NEEDS = r"lualatex or xelatex; \usepackage{booktabs, fontspec} \setmainfont{DejaVu Sans}, which has all symbols"
 
 
 def save(figure: Figure, name: str, provenance: dict[str, object], folder: Path | None = None) -> list[Path]:
-    """Write ``name``.png, .svg and .json (what produced it) into ``figures/``; the only place that saves a figure.
-
-    Raises:
-        OSError: the folder cannot be written.
-    """
+    """Write ``name``.png, .svg and .json (what produced it) into ``figures/`` (OSError: it cannot be written)."""
     folder = folder or PROJECT / "figures"
     paths = []
-    for suffix, metadata in ((".png", {"Software": None}), (".svg", {"Date": None})):
+    for suffix, metadata in ((".png", {"Software": None}), (".svg", {"Date": None})):  # the same bytes every time
         path = folder / f"{name}{suffix}"
         with plt.rc_context({"svg.hashsalt": "lcnn"}), atomic_path(path, "make the folder writable") as temporary:
             figure.savefig(temporary, metadata=metadata)
@@ -62,25 +57,19 @@ def save(figure: Figure, name: str, provenance: dict[str, object], folder: Path 
 
 
 def save_table(frame: pd.DataFrame, name: str, provenance: dict[str, object], folder: Path | None = None) -> list[Path]:
-    """Write ``name``.csv, .md, .tex and .json (what produced it) into ``figures/``; the only place that saves a table.
-
-    Raises:
-        OSError: the folder cannot be written.
-        ValueError: a character that :mod:`latex` does not know; nothing is written.
-    """
+    """Write ``name``.csv, .md, .tex and .json (what produced it) into ``figures/`` (OSError: it cannot be written)."""
     folder = folder or PROJECT / "figures"
-    texts = {".csv": frame.to_csv(index=False), ".md": markdown(frame), ".tex": tabular(frame, name)}
-    paths = [write_text(folder / f"{name}{end}", texts[end]) for end in TABLE]
+    texts = {".csv": frame.to_csv(index=False), ".md": markdown(frame), ".tex": latex(frame)}
+    paths = [write_text(folder / f"{name}{suffix}", text) for suffix, text in texts.items()]
     return [*paths, _write_provenance(folder / f"{name}.json", provenance)]
 
 
 def _write_provenance(path: Path, provenance: dict[str, object]) -> Path:
-    import torch
+    import torch  # here only: it takes seconds to import
 
     versions = {"lcnn_utils": __version__, "torch": torch.__version__, "matplotlib": matplotlib.__version__}
-    versions["python"] = platform.python_version()
-    processor = f"{platform.machine()} CPU, {torch.backends.cpu.get_cpu_capability()}"  # decides the last digits
-    record = provenance | {"versions": versions, "processor": processor}
+    hardware = f"{platform.machine()} CPU, {torch.backends.cpu.get_cpu_capability()}"  # decides the last digits
+    record = provenance | {"versions": versions | {"python": platform.python_version()}, "hardware": hardware}
     return write_text(path, json.dumps(record, indent=1, ensure_ascii=False) + "\n")
 
 
@@ -88,3 +77,10 @@ def markdown(frame: pd.DataFrame) -> str:
     """A frame as a markdown table."""
     rows = [list(map(str, frame.columns)), ["---"] * frame.shape[1], *frame.astype(str).to_numpy().tolist()]
     return "\n".join("| " + " | ".join(cell.replace("|", r"\|") for cell in row) + " |" for row in rows) + "\n"
+
+
+def latex(frame: pd.DataFrame) -> str:
+    """A frame as a LaTeX table, its symbols as they are: see the comment in its first line."""
+    styler = frame.astype(str).style.hide(axis="index").format(escape="latex").format_index(escape="latex", axis=1)
+    columns = "l" + "r" * (frame.shape[1] - 1)
+    return f"% {LATEX_NEEDS}\n{styler.to_latex(hrules=True, column_format=columns)}"

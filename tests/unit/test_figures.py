@@ -16,7 +16,6 @@ from PIL import Image
 
 from lcnn_utils import figures, studies
 from lcnn_utils.figures import style
-from lcnn_utils.figures.latex import tabular
 from lcnn_utils.lab import PROJECT, use_style
 
 X = torch.linspace(-3, 3, 31)
@@ -309,7 +308,7 @@ def test_save_table(tmp_path):
     assert [path.name for path in paths] == ["t.csv", "t.md", "t.tex", "t.json"]
     pd.testing.assert_frame_equal(pd.read_csv(paths[0]), frame.astype(pd.read_csv(paths[0]).dtypes))
     assert paths[1].read_text() == style.markdown(frame)
-    assert paths[2].read_text() == tabular(frame, "t")
+    assert paths[2].read_text() == style.latex(frame)
     assert json.loads(paths[3].read_text())["seeds"] == [0, 1]
 
 

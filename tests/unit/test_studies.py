@@ -244,27 +244,27 @@ def tiny(monkeypatch):
 
 
 def test_digits_study(tiny, store):
-    frame = studies.digits_study((0,), epochs=1, device="cpu")
+    frame = studies.digits_study((0,), epochs=1, device="cpu", images=24)
     assert list(frame.columns) == [
         "label", "method", "seed", "image", "grad_norm", "hessian_norm", "curvature", "margin_curvature", "products",
         "correct", "accuracy",
     ]  # fmt: skip
-    assert frame.groupby("method", sort=False).size().to_dict() == {"standard": 360, "relu_reading": 360, "lcnn": 360}
+    assert frame.groupby("method", sort=False).size().to_dict() == {"standard": 24, "relu_reading": 24, "lcnn": 24}
     assert all(METHOD[row.method][0] == row.label for row in frame.drop_duplicates("method").itertuples())
     assert np.isfinite(frame[["grad_norm", "hessian_norm", "curvature"]]).all(axis=None)
     np.testing.assert_allclose(frame.curvature, frame.hessian_norm / (frame.grad_norm + 1e-6), rtol=1e-5)
     assert frame.products.between(1, 64).all()
     for method, part in frame.groupby("method"):
-        assert part.image.tolist() == list(range(360))
+        assert part.image.tolist() == list(range(24))
         assert part.accuracy.unique() == pytest.approx([part.correct.mean()]), method
     accuracy = frame.groupby("method").accuracy.first()
-    assert accuracy["relu_reading"] == pytest.approx(accuracy["standard"], abs=0.02), "β = 1000 is nearly a ReLU"
+    assert accuracy["relu_reading"] == pytest.approx(accuracy["standard"], abs=0.05), "β = 1000 is nearly a ReLU"
     states = {state_path(tiny(method)) for method in ("standard", "lcnn")}
     assert set(store.rglob("*.safetensors")) == states, "one training a method; the reading as ReLU needs none"
     model, _ = fit(tiny("standard"), device="cpu", progress=False)
     x, y = samples(tiny("standard"), "test")
     part = frame[frame.method == "standard"]
-    np.testing.assert_array_equal(part.correct, (model(x).argmax(1) == y).numpy())
+    np.testing.assert_array_equal(part.correct, (model(x[:24]).argmax(1) == y[:24]).numpy())
     gradient = torch.func.vmap(torch.func.grad(lambda x, y: F.cross_entropy(model(x[None]), y[None])))(x[:20], y[:20])
     np.testing.assert_allclose(part.grad_norm[:20], gradient.flatten(1).norm(dim=1).detach(), rtol=1e-3, atol=1e-6)
     exact = geometry(model, x[:4], y[:4], scalar="margin", method="exact").curvature
