@@ -91,7 +91,6 @@ def ascend(
     steps: int,
     box: Box,
     step_size: float | None = None,
-    first: float = 2.0,
     enough: float = math.inf,
 ) -> tuple[Tensor, Tensor]:
     """Projected ascent from each of the given first steps: the best points seen, like x, and their scores (N,).
@@ -100,7 +99,7 @@ def ascend(
         objective: (points (n, …), their indices (n,) among x) → (what is climbed, the score that counts), each (n,).
         eps: (N,); a sample with ε = 0 isn't looked at, and has the score −∞.
         starts: steps like x.
-        step_size: of every step; default: ``first``·ε at first, falling to 0 along a cosine.
+        step_size: of every step; default: 2ε at first, falling to 0 along a cosine.
         enough: a score from which on a sample has finished, and costs nothing more.
     """
     best, alive = x.clone(), (eps > 0).nonzero().squeeze(1)
@@ -123,7 +122,7 @@ def ascend(
                 break
             gradient = torch.autograd.grad(climbed.sum(), at)[0][going]
             alive, at = alive[going], at.detach()[going]
-            falling = first / 2 * (1 + math.cos(math.pi * step / steps)) * eps[alive]
+            falling = (1 + math.cos(math.pi * step / steps)) * eps[alive]
             length = falling if step_size is None else torch.full_like(falling, step_size)
             at = _uphill(x[alive], at, gradient, length, eps[alive], norm, box)
     return best, top

@@ -11,7 +11,8 @@ control); A. Ghorbani et al., AAAI 2019 (top-k overlap, worst-case noise); C.-K.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Sequence
+import math
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import pandas as pd
@@ -20,8 +21,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from ..attacks import direction, mirror, move
-from ..attacks.pgd import UNIT, Box, ascend, check, scale
+from ..attacks import direction, mirror, move, project
+from ..attacks.pgd import UNIT, Box, check, scale
 from ..curvature import evaluating, geometry, measuring, scalar_of
 from ..curvature.hessian import _length
 from ..curvature.premises import _prepare
@@ -166,43 +167,43 @@ def worst_step(
         x, y = _prepare(model, x, y, precise=True)
         radius = check(x, eps, "l2", box, steps=steps, batch_size=batch_size)
         starts = _curved_ways(model, x, y, scalar, batch_size) if starts is None else starts
-        begun = torch.stack([move(x, scale(direction(start, "l2"), radius), box) for start in starts])
+        starts = [scale(direction(start, "l2"), radius) for start in starts]
         parts = []
         for at in torch.arange(len(x), device=x.device).split(batch_size):
-            objective = _change_of_gradient(model, x[at], y[at], scalar, box)
-            index = torch.arange(len(at), device=x.device)
-            with torch.no_grad():
-                best = torch.stack([objective(points[at], index)[1] for points in begun]).argmax(0)
-            start = begun[best, at] - x[at]
-            parts.append(ascend(objective, x[at], radius[at], [start], norm="l2", steps=steps, box=None, first=1.0))
-    points, change = (torch.cat(part) for part in zip(*parts, strict=True))
-    return _clamped(points, box) - x, change.clamp(min=0)
+            parts.append(_climb(model, x[at], y[at], radius[at], [s[at] for s in starts], scalar, steps, box))
+    eta, change = (torch.cat(part) for part in zip(*parts, strict=True))
+    return eta, change
 
 
-def _clamped(points: Tensor, box: Box) -> Tensor:
-    return points if box is None else points.clamp(*box)
+def _climb(model, x, y, eps, starts, scalar, steps, box) -> tuple[Tensor, Tensor]:
+    """The best step found, like x, and the change of the gradient, (N,). The box cuts points off, not the ascent."""
+    best, top = torch.zeros_like(x), torch.zeros_like(eps)
 
+    def gradient(at: Tensor, graph: bool = False) -> Tensor:
+        f = scalar_of(model(at.requires_grad_()), y, scalar).sum()
+        return torch.autograd.grad(f, at, create_graph=graph, materialize_grads=True)[0]
 
-def _change_of_gradient(model: nn.Module, x: Tensor, y: Tensor, scalar: str, box: Box) -> Callable:
-    """The objective of the ascent: ‖∇f(point) − ∇f(x)‖ of each sample is climbed, and the largest kept.
+    before = gradient(x.clone())
 
-    f is seen where the box cuts the point off, with derivatives as if it had not been.
-    """
+    def look(eta: Tensor, graph: bool = False) -> tuple[Tensor, Tensor]:
+        at = move(x, eta, box)
+        change = _length(gradient(at, graph) - before, "l2")
+        better = change > top
+        best[better], top[better] = (at.detach() - x)[better], change.detach()[better]
+        return at, change
 
-    def gradient(at: Tensor, labels: Tensor, graph: bool) -> Tensor:
-        with torch.enable_grad():
-            at.requires_grad_()
-            inside = at + (_clamped(at, box) - at).detach()
-            f = scalar_of(model(inside), labels, scalar).sum()
-            return torch.autograd.grad(f, at, create_graph=graph, materialize_grads=True)[0]
-
-    before = gradient(x.clone(), y, graph=False)
-
-    def objective(at: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
-        change = _length(gradient(at, y[index], torch.is_grad_enabled()) - before[index], "l2")
-        return change + 0 * at.flatten(1).sum(1), change  # a graph, even where the gradient is the same all around
-
-    return objective
+    for start in starts:
+        look(start)
+    eta = best.clone()
+    for step in range(steps):
+        at, change = look(eta, graph=True)
+        uphill = torch.zeros_like(at)  # where the gradient is the same all around: a ReLU network's margin
+        if change.requires_grad:
+            (uphill,) = torch.autograd.grad(change.sum(), at, materialize_grads=True)
+        length = 0.5 * (1 + math.cos(math.pi * step / steps)) * eps
+        eta = project(eta + scale(direction(uphill, "l2"), length), eps, "l2")
+    look(eta)
+    return best, top
 
 
 def _curved_ways(model: nn.Module, x: Tensor, y: Tensor, scalar: str, batch_size: int) -> tuple[Tensor, Tensor]:
