@@ -1,8 +1,7 @@
 """LCNN Lab: low-curvature neural networks, taught and reproduced.
 
-Rooms (import them as ``from lcnn_utils import curvature``; each loads when first used): ``activations`` and
-``lipschitz`` (the paper's two components), ``data`` and ``models``, ``curvature``, ``bounds``, ``attacks``,
-``objectives`` and ``training``, ``studies``, ``figures``, ``explorers`` and ``exercises``.
+Rooms, from the ground up: ``lab`` (device, folders, seeds); ``nn`` and ``data``; ``curvature``, ``attacks``,
+``saliency``; ``training``; ``experiments``; and for the notebooks ``studies``, ``figures``, ``explorers``, ``exercises``.
 
 Reference: S. Srinivas, K. Matoba, H. Lakkaraju, F. Fleuret, *Efficient Training of Low-Curvature Neural Networks*,
 NeurIPS 2022, arXiv:2206.07144.
