@@ -7,6 +7,7 @@ what reads it, and what stays.
 from __future__ import annotations
 
 import copy
+import functools
 import re
 import threading
 import warnings
@@ -37,8 +38,9 @@ LINEAR = {
     "transpose", "unbind", "unflatten", "unfold", "unsqueeze", "upsample", "view", "zeropad",
 }  # fmt: skip
 PRODUCTS = {"bmm", "div", "einsum", "imul", "itruediv", "linear", "matmul", "mm", "mul", "truediv"}
+RELUS = (nn.ReLU, nn.ReLU6)
 UNBOUNDED = {"batchnorm", "frozenbatchnorm", "syncbatchnorm", "conv", "convtranspose"}
-REPLACED = (nn.ReLU, nn.ReLU6, nn.BatchNorm2d, CenteredSoftplus, LipschitzBatchNorm2d, Normalize)
+REPLACED = (*RELUS, nn.BatchNorm2d, CenteredSoftplus, LipschitzBatchNorm2d, Normalize)
 CAUSES = {
     "lost": "scale lost, since not only BatchNorm reads them",
     "unbounded": "kept, with no bound on their norm, or never run",
@@ -75,47 +77,60 @@ def trace(root: nn.Module, name: str) -> fx.Graph:
         with TRACING:
             return _Tracer().trace(root)
     except Exception as error:  # whatever a forward raises when it is traced
-        reason = str(error).strip().partition("\n")[0]
         raise ValueError(
-            f"the forward of {name} depends on its data or can't be followed ({reason}): "
-            "write it as nn.Sequential of layers, sums and concatenations"
+            f"the forward of {name} depends on its data or can't be followed ({_first_line(error)}): write it as "
+            "nn.Sequential of layers, sums and concatenations, with no layer kept in a plain list (nn.ModuleList)"
         ) from error
 
 
-def replace_layers(model: nn.Module, new: Callable[[nn.Module], nn.Module | None]) -> nn.Module:
-    """``model`` with ``new(module)`` in place of each module, itself included, for which it is not None.
+def _first_line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0]
 
-    Changed in place; a shared module stays shared.
+
+def _few(names: list[str]) -> str:
+    return ", ".join(names[:2]) + (f" and {len(names) - 2} more" if len(names) > 2 else "")
+
+
+def replace_layers(model: nn.Module, new: Callable[[nn.Module], nn.Module | None]) -> nn.Module:
+    """``model``, changed in place, with ``new(module)`` for each module, itself included, for which it is not None.
+
+    A shared module stays shared.
     """
     root = nn.Sequential(model)
     made: dict[nn.Module, nn.Module | None] = {}
     for parent in list(root.modules()):
         for name, child in list(parent._modules.items()):  # named_children would skip a shared child's second name
-            if child is None:
-                continue
-            if child not in made:
+            if child is not None and child not in made:
                 made[child] = new(child)
-            if (replacement := made[child]) is not None:
+            if (replacement := made.get(child)) is not None:
                 setattr(parent, name, replacement)
     return root[0]
 
 
 def _copy_and_graph(module: nn.Module, example: Tensor) -> tuple[nn.Module, fx.Graph]:
-    """A copy of ``module`` and its graph in eval mode, tried on an example. Raises ValueError where that fails.
+    """A copy of ``module`` with nothing in place, and its graph in eval mode, tried on an example.
 
     ``meta`` of a node then holds the ``layer`` it calls, if any, the ``name`` of the layer's class, function or method,
     its value's ``tensor_meta`` with a shape, and ``reads``: the arguments that depend on the input.
+    Raises ValueError: the copy or its graph does not run, or computes something else.
     """
     problem = f"can't be copied or does not run on an input of shape {tuple(example.shape)}, {example.dtype}"
     try:
         model = copy.deepcopy(module).eval()
         output, root = model(example.clone()), nn.Sequential(model)  # which takes what tracing leaves behind
         graph = trace(root, type(model).__name__)
+        compare = functools.partial(torch.testing.assert_close, rtol=1e-3, atol=1e-3, equal_nan=True)
         problem = "does something else when it is traced: chance, a state, or a question for the type of a tensor"
-        again = ShapeProp(fx.GraphModule(root, graph)).propagate(example.clone())
-        torch.testing.assert_close(again, output, rtol=1e-3, atol=1e-3, equal_nan=True)
+        compare(ShapeProp(fx.GraphModule(root, graph)).propagate(example.clone()), output)
+        in_place = {path: layer for path, layer in model.named_modules() if getattr(layer, "inplace", False)}
+        for layer in in_place.values():
+            layer.inplace = False
+        problem = (
+            f"reads elsewhere what a layer with inplace=True overwrites, of {_few(list(in_place))}: set it to False"
+        )
+        compare(model(example.clone()), output)
     except (RuntimeError, TypeError, IndexError, AttributeError, AssertionError, NotImplementedError) as error:
-        raise ValueError(f"{type(module).__name__} {problem} ({str(error).strip().partition(chr(10))[0]})") from error
+        raise ValueError(f"{type(module).__name__} {problem} ({_first_line(error)})") from error
     for path, layer in model.named_modules():
         layer.training = module.get_submodule(path).training
     varying = set(graph.find_nodes(op="placeholder"))
@@ -135,8 +150,8 @@ def _is_batch_norm(layer: nn.Module | None) -> TypeGuard[nn.BatchNorm2d]:
 
 
 def _normalise(graph: fx.Graph, iterations: int) -> dict[nn.Module, Tensor]:
-    """Give each convolution norm 1 on its largest image; returns the scales that BatchNorms have to take over: of those
-    that nothing but BatchNorms reads, which read nothing else."""
+    """Give each convolution norm 1 on its largest image. Returns the scales that BatchNorms have to take over: of those
+    that read one convolution and alone read it."""
     calls: dict[nn.Module, list[fx.Node]] = defaultdict(list)
     for node in graph.find_nodes(op="call_module"):
         calls[node.meta["layer"]].append(node)
@@ -145,7 +160,7 @@ def _normalise(graph: fx.Graph, iterations: int) -> dict[nn.Module, Tensor]:
         if type(conv) is not nn.Conv2d:
             continue
         shapes = [node.all_input_nodes[0].meta["tensor_meta"].shape for node in nodes]
-        largest = (shapes[0][-3], max(shape[-2] for shape in shapes), max(shape[-1] for shape in shapes))
+        largest = (conv.in_channels, max(shape[-2] for shape in shapes), max(shape[-1] for shape in shapes))
         before = double(conv.weight.detach()).norm()
         try:
             spectral_normalize(conv, largest, iterations).train(conv.training)
@@ -197,25 +212,9 @@ def _warn(model: nn.Module, graph: fx.Graph, scales: dict[nn.Module, Tensor]) ->
             left[cause].append(f"{path[2:] or 'the model'} ({node.meta['name']})")  # of an nn.Sequential
     run = {node.meta["layer"] for node in graph.nodes}
     left["unbounded"] += [path for path, m in model.named_modules() if type(m) is nn.Conv2d and m not in run]
-    few = lambda names: ", ".join(names[:2]) + (f" and {len(names) - 2} more" if len(names) > 2 else "")
-    said = [f"{CAUSES[cause]}: {few(list(dict.fromkeys(names)))}" for cause, names in left.items() if names]
+    said = [f"{CAUSES[cause]}: {_few(list(dict.fromkeys(names)))}" for cause, names in left.items() if names]
     if said:
         warnings.warn("to_low_curvature left something: " + "; ".join(said), stacklevel=3)
-
-
-def _check(module: nn.Module, example_input: Tensor) -> None:
-    """Raise ValueError: no tensor to run on, nothing to convert, or weights that are made by something else."""
-    if not isinstance(example_input, Tensor):
-        raise ValueError(f"the example is a {type(example_input).__name__}: give one batch of inputs, a tensor")
-    for path, layer in module.named_modules():
-        parametrised = parametrize.is_parametrized(layer) and not isinstance(layer, nn.Linear)
-        if parametrised or layer._forward_hooks or layer._forward_pre_hooks:
-            raise ValueError(
-                f"{path or 'the model'} has hooks, or a parametrised weight as that of a converted net: remove them, "
-                "by torch.nn.utils.parametrize.remove_parametrizations, remove_weight_norm, remove_spectral_norm, …"
-            )
-    if not any(type(layer) in (nn.ReLU, nn.ReLU6, nn.BatchNorm2d, nn.Conv2d) for layer in module.modules()):
-        raise ValueError("nothing to convert: no ReLU, ReLU6, BatchNorm2d or Conv2d module was found")
 
 
 def to_low_curvature(
@@ -226,7 +225,7 @@ def to_low_curvature(
 
     A convolution is divided by its norm σ on the largest image it is used on; the BatchNorms that alone read it take σ
     back (mean/σ, var/σ², ε/σ²), so with β and γ large the function is kept. What can't be carried over is named in one
-    warning, by cause (``CAUSES``). New parameters have dtype, device and ``requires_grad`` of those before them.
+    warning, by cause. New parameters have dtype, device and ``requires_grad`` of those before them.
 
     Args:
         module: the network, seen in eval mode; it is not changed. Linear layers are kept as they are.
@@ -234,14 +233,22 @@ def to_low_curvature(
         beta: starting β of every activation. gamma: starting γ of every BatchNorm.
         iterations: power iterations for each convolution.
 
-    Raises:
-        ValueError: β, γ or iterations not positive; nothing to convert; hooks, parametrised weights; a model that does
-            not run on ``example_input``, or whose forward depends on its data.
+    Raises ValueError: β, γ or iterations not positive; nothing to convert; hooks, parametrised weights, layers in plain
+    lists; a model that does not run on ``example_input``, or whose forward depends on its data or on what a layer with
+    ``inplace=True`` overwrites.
     """
     for name, value in (("beta", beta), ("gamma", gamma), ("iterations", iterations)):
         check_positive(value, name)
     module = module.module if isinstance(module, nn.DataParallel) else module
-    _check(module, example_input)
+    for path, layer in module.named_modules():
+        parametrised = parametrize.is_parametrized(layer) and not isinstance(layer, nn.Linear)
+        if parametrised or layer._forward_hooks or layer._forward_pre_hooks:
+            raise ValueError(
+                f"{path or 'the model'} has hooks, or a parametrised weight as that of a converted net: remove them, "
+                "by torch.nn.utils.parametrize.remove_parametrizations, remove_weight_norm, remove_spectral_norm, …"
+            )
+    if not any(type(layer) in (*RELUS, nn.BatchNorm2d, nn.Conv2d) for layer in module.modules()):
+        raise ValueError("nothing to convert: no ReLU, ReLU6, BatchNorm2d or Conv2d module was found")
     with torch.no_grad():
         model, graph = _copy_and_graph(module, example_input)
     scales = _normalise(graph, iterations)
@@ -257,7 +264,7 @@ def to_low_curvature(
         if _is_batch_norm(layer):
             made = _lipschitz_from(layer, gamma, float(scales.get(layer, 1.0)))
             made.log_gamma.requires_grad_(before.requires_grad)
-        elif type(layer) in (nn.ReLU, nn.ReLU6):
+        elif type(layer) in RELUS:
             made = CenteredSoftplus(beta, cap=6.0 if type(layer) is nn.ReLU6 else None).to(before)
             made.beta = beta  # in the model's precision
             made.log_beta.requires_grad_(before.requires_grad)
@@ -265,4 +272,6 @@ def to_low_curvature(
             return None
         return made.train(layer.training)
 
-    return replace_layers(model, new)
+    converted = replace_layers(model, new)
+    trace(nn.Sequential(converted), type(module).__name__)  # refuses a list that still holds a layer replaced here
+    return converted

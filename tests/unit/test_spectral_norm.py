@@ -138,7 +138,6 @@ def test_power_gradient_is_that_of_the_norm():
         (nn.Conv2d(2, 2, 3), (3, 4, 4), {}, "C = 2"),
         (nn.Conv2d(2, 2, 3), (2, 0, 4), {}, "C = 2"),
         (nn.Conv2d(2, 2, 3), None, {}, "C = 2"),
-        (nn.Conv2d(2, 2, 5), (2, 4, 4), {}, r"spans \[5, 5\]"),
         (nn.Conv2d(2, 2, 3), (2, 4, 4), {"method": "bond"}, "did you mean 'bound'"),
         (nn.Conv2d(2, 2, 3), (2, 4, 4), {"iterations": 0}, "at least 1"),
         (nn.Conv2d(16, 16, 3), (16, 64, 64), {"method": "exact"}, "method='bound'"),
@@ -343,8 +342,8 @@ def shortfalls(net) -> list[float]:
 
 
 def test_sigma_error_is_the_worst_layers_against_its_svd():
-    net = resnet(10, num_classes=10, width=2, in_channels=1, image_size=8, lcnn=True)
     torch.manual_seed(0)
+    net = resnet(10, num_classes=10, width=2, in_channels=1, image_size=8, lcnn=True)
     originals = [p for name, p in net.named_parameters() if name.endswith("weight.original")]
     for weight in originals:
         weight.data += 0.1 * weight.std() * torch.randn_like(weight)
