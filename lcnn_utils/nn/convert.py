@@ -41,11 +41,9 @@ PRODUCTS = {"bmm", "div", "einsum", "imul", "itruediv", "linear", "matmul", "mm"
 RELUS = (nn.ReLU, nn.ReLU6)
 UNBOUNDED = {"batchnorm", "frozenbatchnorm", "syncbatchnorm", "conv", "convtranspose"}
 REPLACED = (*RELUS, nn.BatchNorm2d, CenteredSoftplus, LipschitzBatchNorm2d, Normalize)
-CAUSES = {
-    "lost": "scale lost, since not only BatchNorm reads them",
-    "unbounded": "kept, with no bound on their norm, or never run",
-    "curved": "kept, with a curvature that no β bounds, or with kinks (nn.ReLU is converted, F.relu is not)",
-}
+LOST = "scale lost, since not only BatchNorm reads them"
+FREE = "kept, with no bound on their norm, or never run"
+CURVED = "kept, with a curvature that no β bounds, or with kinks (nn.ReLU is converted, F.relu is not)"
 
 
 class _Tracer(fx.Tracer):
@@ -78,13 +76,9 @@ def trace(root: nn.Module, name: str) -> fx.Graph:
             return _Tracer().trace(root)
     except Exception as error:  # whatever a forward raises when it is traced
         raise ValueError(
-            f"the forward of {name} depends on its data or can't be followed ({_first_line(error)}): write it as "
+            f"the forward of {name} depends on its data or can't be followed ({error}): write it as "
             "nn.Sequential of layers, sums and concatenations, with no layer kept in a plain list (nn.ModuleList)"
         ) from error
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().partition("\n")[0]
 
 
 def _few(names: list[str]) -> str:
@@ -125,12 +119,10 @@ def _copy_and_graph(module: nn.Module, example: Tensor) -> tuple[nn.Module, fx.G
         in_place = {path: layer for path, layer in model.named_modules() if getattr(layer, "inplace", False)}
         for layer in in_place.values():
             layer.inplace = False
-        problem = (
-            f"reads elsewhere what a layer with inplace=True overwrites, of {_few(list(in_place))}: set it to False"
-        )
+        problem = f"reads elsewhere what a layer overwrites, of {_few(list(in_place))}: set inplace=False"
         compare(model(example.clone()), output)
     except (RuntimeError, TypeError, IndexError, AttributeError, AssertionError, NotImplementedError) as error:
-        raise ValueError(f"{type(module).__name__} {problem} ({_first_line(error)})") from error
+        raise ValueError(f"{type(module).__name__} {problem}") from error
     for path, layer in model.named_modules():
         layer.training = module.get_submodule(path).training
     varying = set(graph.find_nodes(op="placeholder"))
@@ -189,30 +181,30 @@ def _lipschitz_from(bn: nn.BatchNorm2d, gamma: float, scale: float) -> Lipschitz
 
 
 def _cause(node: fx.Node, scales: dict[nn.Module, Tensor]) -> str | None:
-    """Why a call stays as it is, a key of ``CAUSES``; None: it is converted or linear, or no function of the input."""
+    """Why a call stays as it is; None: it is converted or linear, or no function of the input."""
     layer, reads = node.meta["layer"], node.meta["reads"]
     if isinstance(layer, nn.Conv2d) and parametrize.is_parametrized(layer):
-        return None if node.users and all(user.meta["layer"] in scales for user in node.users) else "lost"
+        return None if node.users and all(user.meta["layer"] in scales for user in node.users) else LOST
     if node.op == "output" or not reads or (type(layer) in REPLACED and getattr(layer, "running_var", 0) is not None):
         return None
     if layer is not None and type(layer).__module__.partition(".")[0] not in ("torch", "torchvision"):
-        return "curved"  # someone's own, whatever its name
+        return CURVED  # someone's own, whatever its name
     word = re.sub("[123]d$", "", node.meta["name"].strip("_")).replace("_", "").lower()
     if word in PRODUCTS:  # linear, unless two factors depend on the input
-        return None if len(reads) == 1 and ("div" not in word or node.args[:1] == (reads[0],)) else "curved"
-    return "unbounded" if word in UNBOUNDED else None if word in LINEAR else "curved"
+        return None if len(reads) == 1 and ("div" not in word or node.args[:1] == (reads[0],)) else CURVED
+    return FREE if word in UNBOUNDED else None if word in LINEAR else CURVED
 
 
 def _warn(model: nn.Module, graph: fx.Graph, scales: dict[nn.Module, Tensor]) -> None:
     """Name what stays, by cause: "conv1 (Conv2d)", "features.3 (max_pool2d)", "layer1.0 (relu_)"."""
-    left: dict[str, list[str]] = {cause: [] for cause in CAUSES}
+    left: dict[str, list[str]] = defaultdict(list)
     for node in graph.nodes:
         if cause := _cause(node, scales):
             path = list(node.meta["nn_module_stack"].values())[-1][0]
             left[cause].append(f"{path[2:] or 'the model'} ({node.meta['name']})")  # of an nn.Sequential
     run = {node.meta["layer"] for node in graph.nodes}
-    left["unbounded"] += [path for path, m in model.named_modules() if type(m) is nn.Conv2d and m not in run]
-    said = [f"{CAUSES[cause]}: {_few(list(dict.fromkeys(names)))}" for cause, names in left.items() if names]
+    left[FREE] += [path for path, m in model.named_modules() if type(m) is nn.Conv2d and m not in run]
+    said = [f"{cause}: {_few(list(dict.fromkeys(names)))}" for cause, names in left.items() if names]
     if said:
         warnings.warn("to_low_curvature left something: " + "; ".join(said), stacklevel=3)
 
@@ -223,19 +215,16 @@ def to_low_curvature(
     """The LCNN of a torchvision-style CNN or MLP: a copy with ReLU and ReLU6 → centered softplus, BatchNorm2d →
     γ-BatchNorm, zero-padded Conv2d → convolutions of norm 1.
 
-    A convolution is divided by its norm σ on the largest image it is used on; the BatchNorms that alone read it take σ
-    back (mean/σ, var/σ², ε/σ²), so with β and γ large the function is kept. What can't be carried over is named in one
-    warning, by cause. New parameters have dtype, device and ``requires_grad`` of those before them.
+    ``module`` is seen in eval mode and not changed; Linear layers stay as they are. A convolution is divided by its
+    norm σ on the largest image it is used on; the BatchNorms that alone read it take σ back (mean/σ, var/σ², ε/σ²), so
+    with β and γ large the function is kept. What can't be carried over is named in one warning, by cause. New
+    parameters have dtype, device and ``requires_grad`` of those before them.
 
-    Args:
-        module: the network, seen in eval mode; it is not changed. Linear layers are kept as they are.
-        example_input: one batch, (N, C, H, W) or (N, d): the norm of a convolution depends on the image size.
-        beta: starting β of every activation. gamma: starting γ of every BatchNorm.
-        iterations: power iterations for each convolution.
-
-    Raises ValueError: β, γ or iterations not positive; nothing to convert; hooks, parametrised weights, layers in plain
-    lists; a model that does not run on ``example_input``, or whose forward depends on its data or on what a layer with
-    ``inplace=True`` overwrites.
+    ``example_input`` is one batch, (N, C, H, W) or (N, d): norms depend on the image size. Every activation starts at
+    ``beta``, every BatchNorm at ``gamma``; ``iterations`` are power iterations for each convolution.
+    Raises ValueError: β, γ or iterations not positive; nothing to convert; hooks, parametrised weights; a model that
+    does not run on ``example_input``, keeps layers in plain lists, or whose forward depends on its data or on what a
+    layer with ``inplace=True`` overwrites.
     """
     for name, value in (("beta", beta), ("gamma", gamma), ("iterations", iterations)):
         check_positive(value, name)
@@ -254,20 +243,17 @@ def to_low_curvature(
     scales = _normalise(graph, iterations)
     _warn(model, graph, scales)
     latest = next(model.parameters(), nn.Parameter(example_input.new_zeros(()) * 1.0))
-    like: dict[nn.Module, Tensor] = {}  # the parameter that new ones are like: the layer's own, or the one before
-    for node in graph.find_nodes(op="call_module"):
-        latest = like[node.meta["layer"]] = next(node.meta["layer"].parameters(), latest)
 
     def new(layer: nn.Module) -> nn.Module | None:
-        made: LipschitzBatchNorm2d | CenteredSoftplus
-        before = like.get(layer, latest)
+        nonlocal latest  # the parameter that new ones are like: the layer's own, or the one before
+        latest = next(layer.parameters(), latest)
         if _is_batch_norm(layer):
-            made = _lipschitz_from(layer, gamma, float(scales.get(layer, 1.0)))
-            made.log_gamma.requires_grad_(before.requires_grad)
+            made: nn.Module = _lipschitz_from(layer, gamma, float(scales.get(layer, 1.0)))
+            made.log_gamma.requires_grad_(latest.requires_grad)
         elif type(layer) in RELUS:
-            made = CenteredSoftplus(beta, cap=6.0 if type(layer) is nn.ReLU6 else None).to(before)
+            made = CenteredSoftplus(beta, cap=6.0 if type(layer) is nn.ReLU6 else None).to(latest)
             made.beta = beta  # in the model's precision
-            made.log_beta.requires_grad_(before.requires_grad)
+            made.log_beta.requires_grad_(latest.requires_grad)
         else:
             return None
         return made.train(layer.training)

@@ -97,15 +97,11 @@ def resnet(
 ) -> nn.Sequential:  # fmt: skip
     """ResNet for small images with the authors' averaged blocks: (N, C, H, W) in [0, 1] → logits (N, num_classes).
 
-    Args:
-        depth: 10, 18 or 34.
-        width: channels of the first stage; doubled at each of the three that follow.
-        image_size: side of the images, on which the norms of convolutions depend.
-        lcnn: low-curvature layers, with ``gamma`` the starting γ of each BatchNorm; or the Standard net.
-        beta: starting β; default 5 (LCNN, trainable) or 1000 (Standard, fixed).
-        activation: makes each activation, such as ``nn.ReLU``, instead of the softplus.
-        ordinary: everybody else's net: blocks that add, BatchNorm with scale and shift, a free classifier; no LCNN.
-
+    ``depth`` is 10, 18 or 34; ``width`` channels are doubled in each of the last three stages; the norms of
+    convolutions depend on ``image_size``, the side of the images. ``lcnn`` asks for low-curvature layers (with γ from
+    ``gamma``), otherwise it is the Standard net. ``beta`` is the starting β, default 5 (LCNN, trainable) or 1000
+    (Standard, fixed); ``activation`` makes other activations, such as ``nn.ReLU``. ``ordinary`` is everybody else's
+    net: blocks that add, BatchNorm with scale and shift, a free classifier.
     Raises ValueError: another depth, β or γ not positive, an LCNN with ordinary layers.
     """
     if depth not in BLOCKS:
