@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.nn.modules.batchnorm import _NormBase
 
 from .softplus import check_positive, eager, wide
 
@@ -83,7 +84,7 @@ def _lipschitz_batch_norm(
     return (y if bias is None else y + by_channel(bias)).to(x.dtype)
 
 
-class LipschitzBatchNorm2d(nn.Module):
+class LipschitzBatchNorm2d(_NormBase):
     """BatchNorm whose slope is at most γ in every channel: y_c = (x_c − mean_c)·slope_c (+ bias_c), with
 
         slope_c = min(1/σ_c, γ),   or   clamp(w_c/σ_c, −γ, γ) with affine weights w;   σ² = var + eps
@@ -95,23 +96,13 @@ class LipschitzBatchNorm2d(nn.Module):
     finite, a wrong shape, one value a channel in training.
     """
 
-    running_mean: Tensor
-    running_var: Tensor
-    num_batches_tracked: Tensor
-
     def __init__(
         self, num_features: int, gamma: float = 10.0, *, affine: bool = False, eps: float = 1e-5,
         momentum: float | None = 0.1,
     ) -> None:  # fmt: skip
-        super().__init__()
-        self.num_features, self.eps, self.momentum = num_features, eps, momentum
+        super().__init__(num_features, eps, momentum, affine)
         self.log_gamma = nn.Parameter(torch.zeros(()))
         self.gamma = gamma
-        self.weight = nn.Parameter(torch.ones(num_features)) if affine else None
-        self.bias = nn.Parameter(torch.zeros(num_features)) if affine else None
-        self.register_buffer("running_mean", torch.zeros(num_features))
-        self.register_buffer("running_var", torch.ones(num_features))
-        self.register_buffer("num_batches_tracked", torch.tensor(0))
 
     @property
     def gamma(self) -> Tensor:
@@ -137,4 +128,4 @@ class LipschitzBatchNorm2d(nn.Module):
         )  # fmt: skip
 
     def extra_repr(self) -> str:
-        return f"{self.num_features}, gamma={self.gamma.item():.3g}, affine={self.weight is not None}"
+        return f"{self.num_features}, gamma={self.gamma.item():.3g}, affine={self.affine}"

@@ -94,9 +94,11 @@ def replace_layers(model: nn.Module, new: Callable[[nn.Module], nn.Module | None
     made: dict[nn.Module, nn.Module | None] = {}
     for parent in list(root.modules()):
         for name, child in list(parent._modules.items()):  # named_children would skip a shared child's second name
-            if child is not None and child not in made:
+            if child is None:
+                continue
+            if child not in made:
                 made[child] = new(child)
-            if (replacement := made.get(child)) is not None:
+            if (replacement := made[child]) is not None:
                 setattr(parent, name, replacement)
     return root[0]
 

@@ -2,8 +2,7 @@
 
 Standard means the authors' baseline: their residual block, BatchNorm without scale and shift, softplus with β = 1000
 (nearly a ReLU, but with a Hessian). LCNN: β trainable from 5, convolutions of norm 1, γ-Lipschitz BatchNorm.
-All nets are plain nn.Sequential trees and take images in [0, 1]; where pixels need standardising, put
-``torchvision.transforms.Normalize`` in front: ``nn.Sequential(Normalize(mean, std), net)``.
+Images are in [0, 1]; to standardise them: ``nn.Sequential(torchvision.transforms.Normalize(mean, std), net)``.
 """
 
 from __future__ import annotations

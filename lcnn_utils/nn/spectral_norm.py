@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 from torch.autograd.function import once_differentiable
+from torch.nn.grad import conv2d_input, conv2d_weight
 from torch.nn.utils import parametrize
 
 from ..lab import check_choice, double
@@ -44,13 +45,6 @@ def _apply(weight: Tensor, x: Tensor, geometry: Geometry) -> Tensor:
         return F.linear(x, weight) if geometry is None else F.conv2d(x, weight, **geometry)
 
 
-def _transposed(weight: Tensor, y: Tensor, shape: torch.Size, geometry: Geometry) -> Tensor:
-    """Aᵀy, of the given shape."""
-    if geometry is None:
-        return _apply(weight.mT, y, None)
-    return torch.nn.grad.conv2d_input(shape, weight, y, **geometry)
-
-
 def _length(t: Tensor) -> Tensor:
     """‖t‖₂; t may have any scale."""
     largest = t.detach().abs().max().clamp(min=torch.finfo(t.dtype).tiny)
@@ -67,7 +61,9 @@ def _unit(t: Tensor, otherwise: Tensor | float = 0.0) -> Tensor:
 def _iterate(weight: Tensor, v: Tensor, geometry: Geometry) -> tuple[Tensor, Tensor]:
     """One power iteration: u = Av/‖Av‖ and then v = Aᵀu/‖Aᵀu‖. A zero or broken weight leaves v as it was."""
     u = _unit(_apply(weight, v, geometry))
-    return u, _unit(_transposed(weight, u, v.shape, geometry), v)
+    linear = geometry is None
+    back = _apply(weight.mT, u, None) if linear else conv2d_input(v.shape, weight, u, **geometry)
+    return u, _unit(back, v)
 
 
 @torch.no_grad()
@@ -180,9 +176,8 @@ class _Normalise(torch.autograd.Function):
 class SpectralNorm(nn.Module):
     """Parametrisation W ↦ W/σ, with σ = ‖W v‖ and v kept near the top singular direction: see ``spectral_normalize``.
 
-    Each use of the weight in training moves v one power iteration on; in eval v rests and σ still follows the weight.
-    Inside :func:`norms_once_a_step` both are as its last call left them.
-    σ is differentiable in W with v fixed: its true gradient once v has converged.
+    Each use of the weight in training moves v one power iteration on; in eval v rests and σ still follows the weight;
+    inside :func:`norms_once_a_step` both are as its last call left them. σ has its true gradient once v has converged.
     """
 
     v: Tensor
@@ -204,10 +199,8 @@ class SpectralNorm(nn.Module):
         w = wide(weight)
         with torch.no_grad():
             u, v = _iterate(w, self.v.to(w.dtype), self.geometry)
-            if self.geometry is None:
-                slope = _apply(v.mT, u.mT, None)
-            else:
-                slope = torch.nn.grad.conv2d_weight(v, w.shape, u, **self.geometry)
+            linear = self.geometry is None
+            slope = _apply(v.mT, u.mT, None) if linear else conv2d_weight(v, w.shape, u, **self.geometry)
             self.v.copy_(v)
         self.now = weight, _Normalise.apply(w, slope).to(weight.dtype)
 
@@ -250,9 +243,9 @@ def norms_once_a_step(model: nn.Module) -> Iterator[Callable[[], None]]:
 def spectral_normalize(module: Layer, input_shape: Shape | None = None, iterations: int = 15) -> nn.Module:
     """Divide the weight of an ``nn.Conv2d`` or ``nn.Linear`` by its operator norm, in place; returns ``module``.
 
-    ``input_shape`` (C, H, W) is a convolution's input; a linear layer needs none. Starts with ``iterations`` power
-    iterations, then one each training pass: an estimate from below. Call :func:`refresh_norms` before measuring;
-    ``conv_norm(…, "bound")`` is certain. Raises ValueError: another kind of layer or geometry, a layer done already.
+    ``input_shape`` (C, H, W) is a convolution's input. Starts with ``iterations`` power iterations, then one each
+    training pass: an estimate from below. Call :func:`refresh_norms` before measuring; ``conv_norm(…, "bound")`` is
+    certain. Raises ValueError: another kind of layer or geometry, a layer done already.
     """
     if parametrize.is_parametrized(module, "weight"):
         raise ValueError("the weight is parametrised already: see torch.nn.utils.parametrize.remove_parametrizations")
