@@ -96,6 +96,10 @@ class LipschitzBatchNorm2d(_NormBase):
     finite, a wrong shape, one value a channel in training.
     """
 
+    running_mean: Tensor  # type: ignore[assignment]
+    running_var: Tensor  # type: ignore[assignment]
+    num_batches_tracked: Tensor  # type: ignore[assignment]
+
     def __init__(
         self, num_features: int, gamma: float = 10.0, *, affine: bool = False, eps: float = 1e-5,
         momentum: float | None = 0.1,

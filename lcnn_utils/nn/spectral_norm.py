@@ -61,9 +61,9 @@ def _unit(t: Tensor, otherwise: Tensor | float = 0.0) -> Tensor:
 def _iterate(weight: Tensor, v: Tensor, geometry: Geometry) -> tuple[Tensor, Tensor]:
     """One power iteration: u = Av/‖Av‖ and then v = Aᵀu/‖Aᵀu‖. A zero or broken weight leaves v as it was."""
     u = _unit(_apply(weight, v, geometry))
-    linear = geometry is None
-    back = _apply(weight.mT, u, None) if linear else conv2d_input(v.shape, weight, u, **geometry)
-    return u, _unit(back, v)
+    if geometry is None:
+        return u, _unit(_apply(weight.mT, u, None), v)
+    return u, _unit(conv2d_input(v.shape, weight, u, **geometry), v)
 
 
 @torch.no_grad()
@@ -199,8 +199,10 @@ class SpectralNorm(nn.Module):
         w = wide(weight)
         with torch.no_grad():
             u, v = _iterate(w, self.v.to(w.dtype), self.geometry)
-            linear = self.geometry is None
-            slope = _apply(v.mT, u.mT, None) if linear else conv2d_weight(v, w.shape, u, **self.geometry)
+            if self.geometry is None:
+                slope = _apply(v.mT, u.mT, None)
+            else:
+                slope = conv2d_weight(v, w.shape, u, **self.geometry)
             self.v.copy_(v)
         self.now = weight, _Normalise.apply(w, slope).to(weight.dtype)
 

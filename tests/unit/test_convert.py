@@ -97,18 +97,10 @@ def usual(net, x):
     return net.relu(net.bn(net.conv(x)))
 
 
-def small(net, x):
-    return usual(net, F.avg_pool2d(x, 2))
-
-
 def with_conv(change):
     net = Net(usual)
     change(net.conv)
     return net
-
-
-def zeroed(layer):
-    layer.weight.data.zero_()
 
 
 def with_sizes(net, x):
@@ -122,19 +114,14 @@ def on_both(net, x):
     return net.relu(net.bn(h)) + net.other(h)
 
 
-def hooked(layer):
-    layer.register_forward_hook(lambda _, __, out: out * 2)
-    return layer
-
-
 KEPT = {
-    "two image sizes": lambda: Net(lambda net, x: small(net, x).sum() + usual(net, x)),
+    "two image sizes": lambda: Net(lambda net, x: usual(net, F.avg_pool2d(x, 2)).sum() + usual(net, x)),
     "two calls, two BatchNorms": lambda: Net(lambda net, x: usual(net, x) + net.other(net.conv(x)), other=bn()),
     "one call, two BatchNorms": lambda: Net(on_both, other=bn()),
     "sizes and slices": lambda: Net(with_sizes),
     "grouped, dilated": lambda: Net(usual, conv=conv(padding=2, dilation=2, groups=2)),
     "no padding, strided": lambda: Net(usual, conv=conv(padding="valid", stride=2)),
-    "zero kernel": lambda: with_conv(zeroed),
+    "zero kernel": lambda: with_conv(lambda conv: conv.weight.data.zero_()),
     "no affine": lambda: Net(usual, bn=bn(affine=False)),
     "root ReLU": nn.ReLU,
     "root BatchNorm": bn,
@@ -250,7 +237,7 @@ REFUSED = {
     "weight norm by hooks": (lambda: with_conv(torch.nn.utils.weight_norm), "conv.*remove_weight_norm"),
     "spectral norm": (lambda: with_conv(parametrizations.spectral_norm), "conv.*remove_parametrizations"),
     "converted": (lambda: to_low_curvature(Net(usual), torch.rand(1, 2, 8, 8)), "conv.*a converted net"),
-    "hook": (lambda: Net(usual, conv=hooked(conv())), "conv has hooks"),
+    "hook": (lambda: with_conv(lambda conv: conv.register_forward_hook(print)), "conv has hooks"),
     "branch": (lambda: Net(lambda net, x: usual(net, x) if x.sum() > 0 else x), "forward of Net depends on its data"),
     "type": (lambda: Net(lambda net, x: usual(net, x) if isinstance(x, torch.Tensor) else x), "type of a tensor"),
     "chance": (lambda: Net(lambda net, x: usual(net, x + torch.randn_like(x))), "chance"),

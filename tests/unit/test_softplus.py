@@ -14,11 +14,7 @@ from lcnn_utils.nn import CenteredSoftplus, centered_softplus
 from lcnn_utils.nn.softplus import BETA_RANGE, FUSED_FROM
 
 BETAS = [1e-4, 0.3, 5.0, 1e4]
-
-
 POINTS = [s * m for m in (0.0, 1e-8, 1e-4, 1e-3, 0.02, 0.3, 1.0, 4.0, 30.0, 1e3, 1e4) for s in (1, -1)]
-
-
 DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
 
 
@@ -156,13 +152,10 @@ layouts = st.sampled_from(["contiguous_format", "channels_last", "sliced", "tran
 
 @settings(deadline=None, max_examples=60, derandomize=True)
 @given(
-    log10_beta=st.floats(math.log10(FUSED_FROM) - 1, 8),
-    log10_scale=st.floats(-6, 4),
+    log10_beta=st.floats(math.log10(FUSED_FROM) - 1, 8), log10_scale=st.floats(-6, 4), seed=st.integers(0, 100),
     shape=st.sampled_from([(3, 4, 5, 2), (2, 1, 3, 3), (5, 3, 1, 1), (40, 16, 16, 16)]),
-    layout=layouts,
-    grad_layout=layouts,
-    seed=st.integers(0, 100),
-)
+    layout=layouts, grad_layout=layouts,
+)  # fmt: skip
 def test_the_layer_is_the_function_within_what_is_stated(log10_beta, log10_scale, shape, layout, grad_layout, seed):
     """Training's fast form (float32 on a CPU) against the function in float64, for all β, scales and layouts."""
     generator = torch.Generator().manual_seed(seed)
