@@ -1,7 +1,6 @@
 """From any torchvision-style network to its low-curvature version, keeping what it computes where that is possible.
 
-The forward is traced by torch.fx and its graph is run on an example, which tells the image size of every convolution,
-what reads it, and what stays.
+A graph by torch.fx, run on an example, tells the image size of every convolution, what reads it, and what stays.
 """
 
 from __future__ import annotations

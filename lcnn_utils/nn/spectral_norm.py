@@ -199,10 +199,8 @@ class SpectralNorm(nn.Module):
         w = wide(weight)
         with torch.no_grad():
             u, v = _iterate(w, self.v.to(w.dtype), self.geometry)
-            if self.geometry is None:
-                slope = _apply(v.mT, u.mT, None)
-            else:
-                slope = conv2d_weight(v, w.shape, u, **self.geometry)
+            options = self.geometry
+            slope = _apply(v.mT, u.mT, None) if options is None else conv2d_weight(v, w.shape, u, **options)
             self.v.copy_(v)
         self.now = weight, _Normalise.apply(w, slope).to(weight.dtype)
 
