@@ -7,24 +7,7 @@ from .softplus import CenteredSoftplus, beta_of, centered_softplus
 from .spectral_norm import SpectralNorm, conv_norm, norms_once_a_step, refresh_norms, sigma_error, spectral_normalize
 
 __all__ = [
-    "BLOCKS",
-    "AveragedBlock",
-    "CenteredSoftplus",
-    "LipschitzBatchNorm2d",
-    "OrdinaryBlock",
-    "SpectralNorm",
-    "beta_of",
-    "centered_softplus",
-    "conv_norm",
-    "mlp",
-    "norms_once_a_step",
-    "refresh_norms",
-    "relu_reading",
-    "replace_layers",
-    "resnet",
-    "set_beta",
-    "sigma_error",
-    "spectral_normalize",
-    "to_low_curvature",
-    "vgg11",
-]
+    "BLOCKS", "AveragedBlock", "CenteredSoftplus", "LipschitzBatchNorm2d", "OrdinaryBlock", "SpectralNorm", "beta_of",
+    "centered_softplus", "conv_norm", "mlp", "norms_once_a_step", "refresh_norms", "relu_reading", "replace_layers",
+    "resnet", "set_beta", "sigma_error", "spectral_normalize", "to_low_curvature", "vgg11",
+]  # fmt: skip

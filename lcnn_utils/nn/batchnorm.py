@@ -7,8 +7,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.nn.modules.batchnorm import _NormBase
 
-from .softplus import check_positive, eager
+from .softplus import check_positive, eager, wide
 
 
 def _slope(square: Tensor, log_gamma: Tensor, weight: Tensor | None) -> Tensor:
@@ -20,10 +21,9 @@ def _slope(square: Tensor, log_gamma: Tensor, weight: Tensor | None) -> Tensor:
 class _FastBatchNorm(torch.autograd.Function):
     """(x − mean)·slope + bias with the batch's own statistics, by the kernels of torch's BatchNorm and at its cost.
 
-    With gradient g, Δ = x − mean and n values a channel the gradient in x is w/σ·(g − Σg/n − Δ·Σ(gΔ)/(nσ²)) where the
-    slope is w/σ, and slope·(g − Σg/n) where it is ±γ, which doesn't depend on the variance. The second is the first
-    with w/σ = slope and 1/σ² = 0; so there torch's kernel is given a 1/σ that is ε times the true one, the rounding
-    unit of its dtype, and w to match. Third derivatives are refused, by torch.
+    With gradient g, Δ = x − mean and n values a channel, the gradient in x is w/σ·(g − Σg/n − Δ·Σ(gΔ)/(nσ²)) where the
+    slope is w/σ. Where it is ±γ the last term is missing: so there torch's kernel is given a 1/σ that is ε times the
+    true one, ε the rounding unit, and w to match. Third derivatives are refused, by torch.
     """
 
     @staticmethod
@@ -62,11 +62,10 @@ def _lipschitz_batch_norm(
     if x.ndim not in (2, 4) or x.shape[1] != channels:
         raise ValueError(f"expected (N, C, H, W) or (N, C) with C = {channels}, got {tuple(x.shape)}")
     by_channel = lambda values: values.view(1, -1, *[1] * (x.ndim - 2))
-    wide = x.to(torch.promote_types(x.dtype, torch.float32))
     if not training:
         slope = _slope(running_var + eps, log_gamma, weight)
         shift = -running_mean * slope if bias is None else bias - running_mean * slope
-        return torch.addcmul(by_channel(shift), wide, by_channel(slope)).to(x.dtype)
+        return torch.addcmul(by_channel(shift), wide(x), by_channel(slope)).to(x.dtype)
     count = x.numel() // channels
     if count < 2:
         raise ValueError(f"training needs more than 1 value per channel, got {tuple(x.shape)}: use eval()")
@@ -76,8 +75,8 @@ def _lipschitz_batch_norm(
     if x.dtype == running_mean.dtype == log_gamma.dtype and x.is_cpu and eager():
         mean, var = torch.batch_norm_update_stats(x.detach(), running_mean, running_var, momentum)
         return _FastBatchNorm.apply(x, log_gamma, weight, bias, mean, var, eps)
-    mean = wide.mean(others)
-    centred = wide - by_channel(mean)
+    mean = wide(x).mean(others)
+    centred = wide(x) - by_channel(mean)
     var = centred.square().mean(others)  # several times faster than torch.var_mean
     running_mean.lerp_(mean.detach().to(running_mean), momentum)
     running_var.lerp_(var.detach().to(running_var) * (count / (count - 1)), momentum)
@@ -85,36 +84,29 @@ def _lipschitz_batch_norm(
     return (y if bias is None else y + by_channel(bias)).to(x.dtype)
 
 
-class LipschitzBatchNorm2d(nn.Module):
+class LipschitzBatchNorm2d(_NormBase):
     """BatchNorm whose slope is at most γ in every channel: y_c = (x_c − mean_c)·slope_c (+ bias_c), with
 
         slope_c = min(1/σ_c, γ),   or   clamp(w_c/σ_c, −γ, γ) with affine weights w;   σ² = var + eps
 
     the projection of BatchNorm's diagonal map onto the maps of norm ≤ γ. It corrects the published BN·min(1, γ·σ_min),
-    where one dead channel, σ → 0, scales down all the others and training clips by another variance than it divides
-    by; here both use the batch's variance in training, the running one in eval. Parameters and statistics are named as
-    in ``nn.BatchNorm2d``, as is momentum (None: the average of all batches); γ is trained as ``log_gamma``, and
+    where one dead channel, σ → 0, scales down all the others. The variance is the batch's in training, the running one
+    in eval. Arguments, parameters and statistics are those of ``nn.BatchNorm2d``; γ is trained as ``log_gamma``, and
     ``layer.gamma = 3.0`` sets it. Input (N, C, H, W) or (N, C), output alike. Raises ValueError: γ not positive and
     finite, a wrong shape, one value a channel in training.
     """
 
-    running_mean: Tensor
-    running_var: Tensor
-    num_batches_tracked: Tensor
+    running_mean: Tensor  # type: ignore[assignment]
+    running_var: Tensor  # type: ignore[assignment]
+    num_batches_tracked: Tensor  # type: ignore[assignment]
 
     def __init__(
         self, num_features: int, gamma: float = 10.0, *, affine: bool = False, eps: float = 1e-5,
         momentum: float | None = 0.1,
     ) -> None:  # fmt: skip
-        super().__init__()
-        self.num_features, self.eps, self.momentum = num_features, eps, momentum
+        super().__init__(num_features, eps, momentum, affine)
         self.log_gamma = nn.Parameter(torch.zeros(()))
         self.gamma = gamma
-        self.weight = nn.Parameter(torch.ones(num_features)) if affine else None
-        self.bias = nn.Parameter(torch.zeros(num_features)) if affine else None
-        self.register_buffer("running_mean", torch.zeros(num_features))
-        self.register_buffer("running_var", torch.ones(num_features))
-        self.register_buffer("num_batches_tracked", torch.tensor(0))
 
     @property
     def gamma(self) -> Tensor:
@@ -140,4 +132,4 @@ class LipschitzBatchNorm2d(nn.Module):
         )  # fmt: skip
 
     def extra_repr(self) -> str:
-        return f"{self.num_features}, gamma={self.gamma.item():.3g}, affine={self.weight is not None}"
+        return f"{self.num_features}, gamma={self.gamma.item():.3g}, affine={self.affine}"

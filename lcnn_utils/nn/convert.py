@@ -1,12 +1,12 @@
 """From any torchvision-style network to its low-curvature version, keeping what it computes where that is possible.
 
-The forward is traced by torch.fx and its graph is run on an example, which tells the image size of every convolution,
-what reads it, and what stays.
+A graph by torch.fx, run on an example, tells the image size of every convolution, what reads it, and what stays.
 """
 
 from __future__ import annotations
 
 import copy
+import functools
 import re
 import threading
 import warnings
@@ -37,13 +37,12 @@ LINEAR = {
     "transpose", "unbind", "unflatten", "unfold", "unsqueeze", "upsample", "view", "zeropad",
 }  # fmt: skip
 PRODUCTS = {"bmm", "div", "einsum", "imul", "itruediv", "linear", "matmul", "mm", "mul", "truediv"}
+RELUS = (nn.ReLU, nn.ReLU6)
 UNBOUNDED = {"batchnorm", "frozenbatchnorm", "syncbatchnorm", "conv", "convtranspose"}
-REPLACED = (nn.ReLU, nn.ReLU6, nn.BatchNorm2d, CenteredSoftplus, LipschitzBatchNorm2d, Normalize)
-CAUSES = {
-    "lost": "scale lost, since not only BatchNorm reads them",
-    "unbounded": "kept, with no bound on their norm, or never run",
-    "curved": "kept, with a curvature that no β bounds, or with kinks (nn.ReLU is converted, F.relu is not)",
-}
+REPLACED = (*RELUS, nn.BatchNorm2d, CenteredSoftplus, LipschitzBatchNorm2d, Normalize)
+LOST = "scale lost, since not only BatchNorm reads them"
+FREE = "kept, with no bound on their norm, or never run"
+CURVED = "kept, with a curvature that no β bounds, or with kinks (nn.ReLU is converted, F.relu is not)"
 
 
 class _Tracer(fx.Tracer):
@@ -75,17 +74,20 @@ def trace(root: nn.Module, name: str) -> fx.Graph:
         with TRACING:
             return _Tracer().trace(root)
     except Exception as error:  # whatever a forward raises when it is traced
-        reason = str(error).strip().partition("\n")[0]
         raise ValueError(
-            f"the forward of {name} depends on its data or can't be followed ({reason}): "
-            "write it as nn.Sequential of layers, sums and concatenations"
+            f"the forward of {name} depends on its data or can't be followed ({error}): write it as "
+            "nn.Sequential of layers, sums and concatenations, with no layer kept in a plain list (nn.ModuleList)"
         ) from error
 
 
-def replace_layers(model: nn.Module, new: Callable[[nn.Module], nn.Module | None]) -> nn.Module:
-    """``model`` with ``new(module)`` in place of each module, itself included, for which it is not None.
+def _few(names: list[str]) -> str:
+    return ", ".join(names[:2]) + (f" and {len(names) - 2} more" if len(names) > 2 else "")
 
-    Changed in place; a shared module stays shared.
+
+def replace_layers(model: nn.Module, new: Callable[[nn.Module], nn.Module | None]) -> nn.Module:
+    """``model``, changed in place, with ``new(module)`` for each module, itself included, for which it is not None.
+
+    A shared module stays shared.
     """
     root = nn.Sequential(model)
     made: dict[nn.Module, nn.Module | None] = {}
@@ -101,21 +103,27 @@ def replace_layers(model: nn.Module, new: Callable[[nn.Module], nn.Module | None
 
 
 def _copy_and_graph(module: nn.Module, example: Tensor) -> tuple[nn.Module, fx.Graph]:
-    """A copy of ``module`` and its graph in eval mode, tried on an example. Raises ValueError where that fails.
+    """A copy of ``module`` with nothing in place, and its graph in eval mode, tried on an example.
 
     ``meta`` of a node then holds the ``layer`` it calls, if any, the ``name`` of the layer's class, function or method,
     its value's ``tensor_meta`` with a shape, and ``reads``: the arguments that depend on the input.
+    Raises ValueError: the copy or its graph does not run, or computes something else.
     """
     problem = f"can't be copied or does not run on an input of shape {tuple(example.shape)}, {example.dtype}"
     try:
         model = copy.deepcopy(module).eval()
         output, root = model(example.clone()), nn.Sequential(model)  # which takes what tracing leaves behind
         graph = trace(root, type(model).__name__)
+        compare = functools.partial(torch.testing.assert_close, rtol=1e-3, atol=1e-3, equal_nan=True)
         problem = "does something else when it is traced: chance, a state, or a question for the type of a tensor"
-        again = ShapeProp(fx.GraphModule(root, graph)).propagate(example.clone())
-        torch.testing.assert_close(again, output, rtol=1e-3, atol=1e-3, equal_nan=True)
+        compare(ShapeProp(fx.GraphModule(root, graph)).propagate(example.clone()), output)
+        in_place = {path: layer for path, layer in model.named_modules() if getattr(layer, "inplace", False)}
+        for layer in in_place.values():
+            layer.inplace = False
+        problem = f"reads elsewhere what a layer overwrites, of {_few(list(in_place))}: set inplace=False"
+        compare(model(example.clone()), output)
     except (RuntimeError, TypeError, IndexError, AttributeError, AssertionError, NotImplementedError) as error:
-        raise ValueError(f"{type(module).__name__} {problem} ({str(error).strip().partition(chr(10))[0]})") from error
+        raise ValueError(f"{type(module).__name__} {problem}") from error
     for path, layer in model.named_modules():
         layer.training = module.get_submodule(path).training
     varying = set(graph.find_nodes(op="placeholder"))
@@ -135,8 +143,8 @@ def _is_batch_norm(layer: nn.Module | None) -> TypeGuard[nn.BatchNorm2d]:
 
 
 def _normalise(graph: fx.Graph, iterations: int) -> dict[nn.Module, Tensor]:
-    """Give each convolution norm 1 on its largest image; returns the scales that BatchNorms have to take over: of those
-    that nothing but BatchNorms reads, which read nothing else."""
+    """Give each convolution norm 1 on its largest image. Returns the scales that BatchNorms have to take over: of those
+    that read one convolution and alone read it."""
     calls: dict[nn.Module, list[fx.Node]] = defaultdict(list)
     for node in graph.find_nodes(op="call_module"):
         calls[node.meta["layer"]].append(node)
@@ -145,7 +153,7 @@ def _normalise(graph: fx.Graph, iterations: int) -> dict[nn.Module, Tensor]:
         if type(conv) is not nn.Conv2d:
             continue
         shapes = [node.all_input_nodes[0].meta["tensor_meta"].shape for node in nodes]
-        largest = (shapes[0][-3], max(shape[-2] for shape in shapes), max(shape[-1] for shape in shapes))
+        largest = (conv.in_channels, max(shape[-2] for shape in shapes), max(shape[-1] for shape in shapes))
         before = double(conv.weight.detach()).norm()
         try:
             spectral_normalize(conv, largest, iterations).train(conv.training)
@@ -174,48 +182,32 @@ def _lipschitz_from(bn: nn.BatchNorm2d, gamma: float, scale: float) -> Lipschitz
 
 
 def _cause(node: fx.Node, scales: dict[nn.Module, Tensor]) -> str | None:
-    """Why a call stays as it is, a key of ``CAUSES``; None: it is converted or linear, or no function of the input."""
+    """Why a call stays as it is; None: it is converted or linear, or no function of the input."""
     layer, reads = node.meta["layer"], node.meta["reads"]
     if isinstance(layer, nn.Conv2d) and parametrize.is_parametrized(layer):
-        return None if node.users and all(user.meta["layer"] in scales for user in node.users) else "lost"
+        return None if node.users and all(user.meta["layer"] in scales for user in node.users) else LOST
     if node.op == "output" or not reads or (type(layer) in REPLACED and getattr(layer, "running_var", 0) is not None):
         return None
     if layer is not None and type(layer).__module__.partition(".")[0] not in ("torch", "torchvision"):
-        return "curved"  # someone's own, whatever its name
+        return CURVED  # someone's own, whatever its name
     word = re.sub("[123]d$", "", node.meta["name"].strip("_")).replace("_", "").lower()
     if word in PRODUCTS:  # linear, unless two factors depend on the input
-        return None if len(reads) == 1 and ("div" not in word or node.args[:1] == (reads[0],)) else "curved"
-    return "unbounded" if word in UNBOUNDED else None if word in LINEAR else "curved"
+        return None if len(reads) == 1 and ("div" not in word or node.args[:1] == (reads[0],)) else CURVED
+    return FREE if word in UNBOUNDED else None if word in LINEAR else CURVED
 
 
 def _warn(model: nn.Module, graph: fx.Graph, scales: dict[nn.Module, Tensor]) -> None:
     """Name what stays, by cause: "conv1 (Conv2d)", "features.3 (max_pool2d)", "layer1.0 (relu_)"."""
-    left: dict[str, list[str]] = {cause: [] for cause in CAUSES}
+    left: dict[str, list[str]] = defaultdict(list)
     for node in graph.nodes:
         if cause := _cause(node, scales):
             path = list(node.meta["nn_module_stack"].values())[-1][0]
             left[cause].append(f"{path[2:] or 'the model'} ({node.meta['name']})")  # of an nn.Sequential
     run = {node.meta["layer"] for node in graph.nodes}
-    left["unbounded"] += [path for path, m in model.named_modules() if type(m) is nn.Conv2d and m not in run]
-    few = lambda names: ", ".join(names[:2]) + (f" and {len(names) - 2} more" if len(names) > 2 else "")
-    said = [f"{CAUSES[cause]}: {few(list(dict.fromkeys(names)))}" for cause, names in left.items() if names]
+    left[FREE] += [path for path, m in model.named_modules() if type(m) is nn.Conv2d and m not in run]
+    said = [f"{cause}: {_few(list(dict.fromkeys(names)))}" for cause, names in left.items() if names]
     if said:
         warnings.warn("to_low_curvature left something: " + "; ".join(said), stacklevel=3)
-
-
-def _check(module: nn.Module, example_input: Tensor) -> None:
-    """Raise ValueError: no tensor to run on, nothing to convert, or weights that are made by something else."""
-    if not isinstance(example_input, Tensor):
-        raise ValueError(f"the example is a {type(example_input).__name__}: give one batch of inputs, a tensor")
-    for path, layer in module.named_modules():
-        parametrised = parametrize.is_parametrized(layer) and not isinstance(layer, nn.Linear)
-        if parametrised or layer._forward_hooks or layer._forward_pre_hooks:
-            raise ValueError(
-                f"{path or 'the model'} has hooks, or a parametrised weight as that of a converted net: remove them, "
-                "by torch.nn.utils.parametrize.remove_parametrizations, remove_weight_norm, remove_spectral_norm, …"
-            )
-    if not any(type(layer) in (nn.ReLU, nn.ReLU6, nn.BatchNorm2d, nn.Conv2d) for layer in module.modules()):
-        raise ValueError("nothing to convert: no ReLU, ReLU6, BatchNorm2d or Conv2d module was found")
 
 
 def to_low_curvature(
@@ -224,45 +216,49 @@ def to_low_curvature(
     """The LCNN of a torchvision-style CNN or MLP: a copy with ReLU and ReLU6 → centered softplus, BatchNorm2d →
     γ-BatchNorm, zero-padded Conv2d → convolutions of norm 1.
 
-    A convolution is divided by its norm σ on the largest image it is used on; the BatchNorms that alone read it take σ
-    back (mean/σ, var/σ², ε/σ²), so with β and γ large the function is kept. What can't be carried over is named in one
-    warning, by cause (``CAUSES``). New parameters have dtype, device and ``requires_grad`` of those before them.
+    ``module`` is seen in eval mode and not changed; Linear layers stay as they are. A convolution is divided by its
+    norm σ on the largest image it is used on; the BatchNorms that alone read it take σ back (mean/σ, var/σ², ε/σ²), so
+    with β and γ large the function is kept. What can't be carried over is named in one warning, by cause. New
+    parameters have dtype, device and ``requires_grad`` of those before them.
 
-    Args:
-        module: the network, seen in eval mode; it is not changed. Linear layers are kept as they are.
-        example_input: one batch, (N, C, H, W) or (N, d): the norm of a convolution depends on the image size.
-        beta: starting β of every activation. gamma: starting γ of every BatchNorm.
-        iterations: power iterations for each convolution.
-
-    Raises:
-        ValueError: β, γ or iterations not positive; nothing to convert; hooks, parametrised weights; a model that does
-            not run on ``example_input``, or whose forward depends on its data.
+    ``example_input`` is one batch, (N, C, H, W) or (N, d): norms depend on the image size. Every activation starts at
+    ``beta``, every BatchNorm at ``gamma``; ``iterations`` are power iterations for each convolution.
+    Raises ValueError: β, γ or iterations not positive; nothing to convert; hooks, parametrised weights; a model that
+    does not run on ``example_input``, keeps layers in plain lists, or whose forward depends on its data or on what a
+    layer with ``inplace=True`` overwrites.
     """
     for name, value in (("beta", beta), ("gamma", gamma), ("iterations", iterations)):
         check_positive(value, name)
     module = module.module if isinstance(module, nn.DataParallel) else module
-    _check(module, example_input)
+    for path, layer in module.named_modules():
+        parametrised = parametrize.is_parametrized(layer) and not isinstance(layer, nn.Linear)
+        if parametrised or layer._forward_hooks or layer._forward_pre_hooks:
+            raise ValueError(
+                f"{path or 'the model'} has hooks, or a parametrised weight as that of a converted net: remove them, "
+                "by torch.nn.utils.parametrize.remove_parametrizations, remove_weight_norm, remove_spectral_norm, …"
+            )
+    if not any(type(layer) in (*RELUS, nn.BatchNorm2d, nn.Conv2d) for layer in module.modules()):
+        raise ValueError("nothing to convert: no ReLU, ReLU6, BatchNorm2d or Conv2d module was found")
     with torch.no_grad():
         model, graph = _copy_and_graph(module, example_input)
     scales = _normalise(graph, iterations)
     _warn(model, graph, scales)
     latest = next(model.parameters(), nn.Parameter(example_input.new_zeros(()) * 1.0))
-    like: dict[nn.Module, Tensor] = {}  # the parameter that new ones are like: the layer's own, or the one before
-    for node in graph.find_nodes(op="call_module"):
-        latest = like[node.meta["layer"]] = next(node.meta["layer"].parameters(), latest)
 
     def new(layer: nn.Module) -> nn.Module | None:
-        made: LipschitzBatchNorm2d | CenteredSoftplus
-        before = like.get(layer, latest)
+        nonlocal latest  # the parameter that new ones are like: the layer's own, or the one before
+        latest = next(layer.parameters(), latest)
         if _is_batch_norm(layer):
-            made = _lipschitz_from(layer, gamma, float(scales.get(layer, 1.0)))
-            made.log_gamma.requires_grad_(before.requires_grad)
-        elif type(layer) in (nn.ReLU, nn.ReLU6):
-            made = CenteredSoftplus(beta, cap=6.0 if type(layer) is nn.ReLU6 else None).to(before)
+            made: nn.Module = _lipschitz_from(layer, gamma, float(scales.get(layer, 1.0)))
+            made.log_gamma.requires_grad_(latest.requires_grad)
+        elif type(layer) in RELUS:
+            made = CenteredSoftplus(beta, cap=6.0 if type(layer) is nn.ReLU6 else None).to(latest)
             made.beta = beta  # in the model's precision
-            made.log_beta.requires_grad_(before.requires_grad)
+            made.log_beta.requires_grad_(latest.requires_grad)
         else:
             return None
         return made.train(layer.training)
 
-    return replace_layers(model, new)
+    converted = replace_layers(model, new)
+    trace(nn.Sequential(converted), type(module).__name__)  # refuses a list that still holds a layer replaced here
+    return converted

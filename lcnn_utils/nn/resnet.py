@@ -2,8 +2,7 @@
 
 Standard means the authors' baseline: their residual block, BatchNorm without scale and shift, softplus with β = 1000
 (nearly a ReLU, but with a Hessian). LCNN: β trainable from 5, convolutions of norm 1, γ-Lipschitz BatchNorm.
-All nets are plain nn.Sequential trees and take images in [0, 1]; where pixels need standardising, put
-``torchvision.transforms.Normalize`` in front: ``nn.Sequential(Normalize(mean, std), net)``.
+Images are in [0, 1]; to standardise them: ``nn.Sequential(torchvision.transforms.Normalize(mean, std), net)``.
 """
 
 from __future__ import annotations
@@ -13,6 +12,7 @@ import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -30,21 +30,22 @@ Activation = Callable[[], nn.Module]
 class _Parts:
     """The layers that differ between the kinds of net."""
 
-    lcnn: bool
-    beta: float | None
-    gamma: float
-    make: Activation | None = None
+    lcnn: bool = False
+    beta: float | None = None
+    gamma: float = 10.0
+    activation: Activation | None = None
     ordinary: bool = False
 
     def __post_init__(self) -> None:
         if self.lcnn and self.ordinary:
             raise ValueError("an LCNN needs the averaged blocks and norms: use ordinary=True with lcnn=False")
 
-    def activation(self) -> nn.Module:
-        if self.make is not None:
-            return self.make()
-        beta = self.beta if self.beta is not None else (5.0 if self.lcnn else 1000.0)
-        return CenteredSoftplus(beta, trainable=self.lcnn)
+    def unit(self) -> nn.Module:
+        """A new activation."""
+        if self.activation is not None:
+            return self.activation()
+        default = 5.0 if self.lcnn else 1000.0
+        return CenteredSoftplus(default if self.beta is None else self.beta, trainable=self.lcnn)
 
     def conv(self, c_in: int, c_out: int, kernel: int, stride: int, size: int) -> list[nn.Module]:
         """Convolution of a ``size`` x ``size`` image and its normalisation."""
@@ -69,10 +70,10 @@ class AveragedBlock(nn.Module):
     def __init__(self, c_in: int, c_out: int, stride: int, size: int, parts: _Parts) -> None:
         super().__init__()
         first, second = (c_in, c_out, 3, stride, size), (c_out, c_out, 3, 1, math.ceil(size / stride))
-        self.branch = nn.Sequential(*parts.conv(*first), parts.activation(), *parts.conv(*second))
+        self.branch = nn.Sequential(*parts.conv(*first), parts.unit(), *parts.conv(*second))
         same = stride == 1 and c_in == c_out
         self.shortcut = nn.Identity() if same else nn.Sequential(*parts.conv(c_in, c_out, 1, stride, size))
-        self.activation = parts.activation()
+        self.activation = parts.unit()
 
     def forward(self, x: Tensor) -> Tensor:
         x = x / math.sqrt(2)
@@ -95,24 +96,17 @@ def resnet(
 ) -> nn.Sequential:  # fmt: skip
     """ResNet for small images with the authors' averaged blocks: (N, C, H, W) in [0, 1] → logits (N, num_classes).
 
-    Args:
-        depth: 10, 18 or 34.
-        width: channels of the first stage; doubled at each of the three that follow.
-        image_size: side of the images, on which the norms of convolutions depend.
-        lcnn: low-curvature layers, or the Standard net.
-        beta: starting β; default 5 (LCNN, trainable) or 1000 (Standard, fixed).
-        gamma: starting γ of each BatchNorm (LCNN).
-        activation: makes each activation, such as ``nn.ReLU``; default as said for ``beta``.
-        ordinary: everybody else's net: blocks that add, BatchNorm with scale and shift, a free classifier; no LCNN.
-
-    Raises:
-        ValueError: unknown depth, a number that is not positive, an LCNN with ordinary layers.
+    ``depth`` is 10, 18 or 34; ``width`` channels are doubled in each of the last three stages; the norms of
+    convolutions depend on ``image_size``, the side of the images. ``lcnn`` asks for low-curvature layers (with γ from
+    ``gamma``), otherwise it is the Standard net. ``beta`` is the starting β, default 5 (LCNN, trainable) or 1000
+    (Standard, fixed); ``activation`` makes other activations, such as ``nn.ReLU``. ``ordinary`` is everybody else's
+    net: blocks that add, BatchNorm with scale and shift, a free classifier.
+    Raises ValueError: another depth, β or γ not positive, an LCNN with ordinary layers.
     """
     if depth not in BLOCKS:
         raise ValueError(f"resnet depth must be one of {', '.join(map(str, BLOCKS))}, got {depth}")
-    _check_positive(num_classes=num_classes, width=width, in_channels=in_channels, image_size=image_size)
     parts, size, channels = _Parts(lcnn, beta, gamma, activation, ordinary), image_size, width
-    layers = [*parts.conv(in_channels, width, 3, 1, size), parts.activation()]
+    layers = [*parts.conv(in_channels, width, 3, 1, size), parts.unit()]
     block_kind = OrdinaryBlock if ordinary else AveragedBlock
     for stage, blocks in enumerate(BLOCKS[depth]):
         for block in range(blocks):
@@ -123,16 +117,17 @@ def resnet(
 
 
 def vgg11(
-    *, num_classes: int, width: int = 64, in_channels: int = 3, image_size: int = 32, lcnn: bool = False,
-    beta: float | None = None, gamma: float = 10.0, activation: Activation | None = None, ordinary: bool = False,
-) -> nn.Sequential:  # fmt: skip
-    """VGG-11 with average pooling (a maximum has kinks) and one β a layer; arguments and errors as :func:`resnet`."""
-    _check_positive(num_classes=num_classes, width=width, in_channels=in_channels, image_size=image_size)
-    parts, size, channels = _Parts(lcnn, beta, gamma, activation, ordinary), image_size, in_channels
+    *, num_classes: int, width: int = 64, in_channels: int = 3, image_size: int = 32, **layer_options: Any
+) -> nn.Sequential:
+    """VGG-11 with average pooling (a maximum has kinks) and one β a layer.
+
+    ``layer_options`` are lcnn, beta, gamma, activation, ordinary; these and the errors as of :func:`resnet`.
+    """
+    parts, size, channels = _Parts(**layer_options), image_size, in_channels
     layers: list[nn.Module] = []
     for group in VGG11:
         for factor in group:
-            layers += [*parts.conv(channels, width * factor, 3, 1, size), parts.activation()]
+            layers += [*parts.conv(channels, width * factor, 3, 1, size), parts.unit()]
             channels = width * factor
         if size > 1:
             layers.append(nn.AvgPool2d(2))
@@ -146,33 +141,23 @@ def mlp(
 ) -> nn.Sequential:  # fmt: skip
     """Multilayer perceptron (N, sizes[0]) → logits (N, sizes[-1]); images are flattened first.
 
-    A hidden layer of the LCNN is built as one of a CNN: a linear map of norm 1, γ-BatchNorm, a trainable β. Its
-    read-out is free: it mostly sets the scale of the logits, which the curvature of a margin or a logit doesn't see
-    (that of the loss does). Raises ValueError: fewer than two sizes, or one that is not positive.
+    A hidden layer of the LCNN is a linear map of norm 1, γ-BatchNorm and a trainable β. Its read-out is free: it sets
+    the scale of the logits, which the curvature of a margin or a logit doesn't see (that of the loss does).
+    Raises ValueError: fewer than two sizes, β or γ not positive.
     """
     if len(sizes) < 2:
         raise ValueError(f"mlp needs the sizes of its input and output at least, got {list(sizes)}")
-    _check_positive(**{f"sizes[{i}]": size for i, size in enumerate(sizes)})
     parts = _Parts(lcnn, beta, gamma, activation)
     layers: list[nn.Module] = [nn.Flatten()]
     for inputs, outputs in itertools.pairwise(sizes[:-1]):
         linear = nn.Linear(inputs, outputs)
         layers += [spectral_normalize(linear), LipschitzBatchNorm2d(outputs, gamma)] if lcnn else [linear]
-        layers.append(parts.activation())
+        layers.append(parts.unit())
     return nn.Sequential(*layers, nn.Linear(sizes[-2], sizes[-1]))
 
 
-def _check_positive(**numbers: int) -> None:
-    for name, number in numbers.items():
-        if not isinstance(number, int) or number < 1:
-            raise ValueError(f"{name} must be a whole number of at least 1, got {number!r}")
-
-
 def set_beta(model: nn.Module, beta: float) -> nn.Module:
-    """Give every centered softplus of ``model`` the sharpness ``beta`` (in place); returns the model.
-
-    Raises ValueError: β is not finite and positive, or there is no centered softplus.
-    """
+    """Give every centered softplus of ``model`` the sharpness ``beta``, in place (ValueError: there is none)."""
     layers = [module for module in model.modules() if isinstance(module, CenteredSoftplus)]
     if not layers:
         raise ValueError("this model has no CenteredSoftplus: convert it with to_low_curvature first")

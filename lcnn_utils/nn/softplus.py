@@ -31,11 +31,14 @@ def check_positive(value: float | Tensor | None, name: str) -> float:
     return float(number)
 
 
-def _centered(x: Tensor, beta: Tensor) -> Tensor:
-    """s₀ in two forms of the same function, each with derivatives of every order that neither overflow nor cancel.
+def wide(t: Tensor) -> Tensor:
+    """t in float32 or wider."""
+    return t.to(torch.promote_types(t.dtype, torch.float32))
 
-    With t = βx: where |t| < 2, x/2 + log cosh(t/2)/β = x/2 − log(1 − tanh²(t/2))/2β; beyond, the ReLU plus a bend.
-    """
+
+def _centered(x: Tensor, beta: Tensor) -> Tensor:
+    """s₀ in two forms whose derivatives neither overflow nor cancel: with t = βx, x/2 + log cosh(t/2)/β =
+    x/2 − log(1 − tanh²(t/2))/2β where |t| < 2, and beyond, the ReLU plus a bend."""
     t = beta * x
     h = torch.tanh(t.clamp(-2, 2) / 2)
     near = x / 2 - torch.log1p(-h * h) / (2 * beta)
@@ -44,50 +47,38 @@ def _centered(x: Tensor, beta: Tensor) -> Tensor:
 
 
 def centered_softplus(x: Tensor, beta: float | Tensor, cap: float | None = None) -> Tensor:
-    """s₀(x; β) = (log(1 + e^{βx}) − log 2)/β, elementwise, in the shape and dtype of ``x``.
+    """s₀(x; β) = (log(1 + e^{βx}) − log 2)/β, elementwise, in the shape and dtype of ``x`` (any shape, floating).
 
-    For β from 1e-4 to 1e4 and |x| to 1e4 the value and its derivative in β are exact to a few units in the last place,
-    the first and second derivatives in x to a few times 1 + |βx| units. float16 and bfloat16 are computed in float32
-    and rounded once. Derivatives may be nested, in every mode.
-
-    Args:
-        x: any shape, floating.
-        beta: sharpness β > 0, unit 1/x: a number, or a tensor that broadcasts against ``x`` (NaN where not positive).
-        cap: None, or the ceiling c > 0 of a ReLU6-like unit, s₀(x) − s₀(x − c) + s₀(−c), whose slope is 0 beyond 40/β.
-
-    Raises:
-        ValueError: β or the cap is a number and not finite and positive.
-        TypeError: ``x`` is not floating.
+    Exact to a few units in the last place for β from 1e-4 to 1e4 and |x| to 1e4, so are its derivatives; they may be
+    nested in every mode. ``beta`` (unit 1/x) is a number or a tensor that broadcasts against ``x``, NaN where not
+    positive. ``cap`` is the ceiling c > 0 of a ReLU6-like unit, s₀(x) − s₀(x − c) + s₀(−c), flat beyond 40/β.
+    Raises ValueError: β or the cap is a number and not finite and positive. TypeError: ``x`` is not floating.
     """
     if not x.is_floating_point():
         raise TypeError(f"centered_softplus needs a floating tensor, got {x.dtype}: call x.float() first")
-    wide = x.to(torch.promote_types(x.dtype, torch.float32))
+    z = wide(x)
     if isinstance(beta, Tensor):
-        beta = torch.where(beta > 0, beta, torch.nan).to(wide.dtype)
+        beta = torch.where(beta > 0, beta, torch.nan).to(z.dtype)
     else:
-        beta = torch.tensor(check_positive(beta, "beta"), dtype=wide.dtype, device=x.device)
+        beta = z.new_tensor(check_positive(beta, "beta"))
     if cap is None:
-        return _centered(wide, beta).to(x.dtype)
-    reach, least = 40 / beta.detach(), wide.new_tensor(-check_positive(cap, "cap"))
-    wide = torch.clamp(wide, -reach, cap + reach)  # beyond, the slope is 0 to the precision of float64
-    return (_centered(wide, beta) - _centered(wide - cap, beta) + _centered(least, beta)).to(x.dtype)
+        return _centered(z, beta).to(x.dtype)
+    reach, least = 40 / beta.detach(), z.new_tensor(-check_positive(cap, "cap"))
+    z = torch.clamp(z, -reach, cap + reach)  # beyond, the slope is 0 in float64, and infinities give NaN
+    return (_centered(z, beta) - _centered(z - cap, beta) + _centered(least, beta)).to(x.dtype)
 
 
 def beta_of(log_beta: Tensor) -> Tensor:
     """β = e^{log β}, kept within ``BETA_RANGE``; at its ends the gradient goes on, so that β can come back."""
-    log_beta = log_beta.to(torch.promote_types(log_beta.dtype, torch.float32))
+    log_beta = wide(log_beta)
     low, high = (math.log(end) for end in BETA_RANGE)
     return (log_beta.detach().clamp(low, high) + (log_beta - log_beta.detach())).exp()
 
 
 def eager() -> bool:
     """Whether nothing is at work that needs every operation written out: compiler, tracer, torch.func, forward mode."""
-    return not (
-        torch.compiler.is_compiling()
-        or torch.jit.is_tracing()
-        or torch._C._are_functorch_transforms_active()
-        or forward_ad._current_level >= 0
-    )
+    traced = torch.compiler.is_compiling() or torch.jit.is_tracing()
+    return not (traced or torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0)
 
 
 def _dot(a: Tensor, b: Tensor) -> Tensor:
@@ -119,8 +110,8 @@ class _Slope(torch.autograd.Function):
 class _OneBeta(torch.autograd.Function):
     """s₀ as a layer computes it: x in float32 or wider, one β; keeps x and s₀ in memory, not the ten steps between.
 
-    The gradient in log β, Σ g (x σ(βx) − s₀), is exact to a few units in the last place of Σ |g| (1/β + |x|). On a CPU
-    in float32, for β ≥ ``FUSED_FROM``, fewer and fused operations give the value to those of 1/β + |x|.
+    On a CPU in float32, for β ≥ ``FUSED_FROM``, it takes fewer operations, exact to a few units in the last place of
+    1/β + |x|. The gradient in log β is Σ g (x σ(βx) − s₀).
     """
 
     @staticmethod
@@ -152,8 +143,7 @@ class _OneBeta(torch.autograd.Function):
 def _activation(x: Tensor, log_beta: Tensor, cap: float | None) -> Tensor:
     """What :class:`CenteredSoftplus` computes: one node of a graph that torch.fx traces."""
     if cap is None and eager():
-        wide = x.to(torch.promote_types(x.dtype, torch.float32))
-        return _OneBeta.apply(wide, log_beta).to(x.dtype)
+        return _OneBeta.apply(wide(x), log_beta).to(x.dtype)
     beta = beta_of(log_beta)
     if torch.compiler.is_compiling() and x.ndim == 4:
         beta = beta.expand(1, x.shape[1], 1, 1)  # so its gradient is summed along with BatchNorm's
@@ -161,15 +151,10 @@ def _activation(x: Tensor, log_beta: Tensor, cap: float | None) -> Tensor:
 
 
 class CenteredSoftplus(nn.Module):
-    """Centered softplus with one β for the layer, kept positive as e^{log β} and within ``BETA_RANGE`` (paper §3.3).
+    """Centered softplus with one β for the layer, stored as log β and kept within ``BETA_RANGE`` (paper §3.3).
 
-    Args:
-        beta: starting sharpness.
-        trainable: whether β is learned (LCNN) or fixed (β = 1000 is the paper's "Standard", nearly a ReLU).
-        cap: None, or the ceiling of a ReLU6-like unit: see :func:`centered_softplus`.
-
-    Raises:
-        ValueError: β is outside ``BETA_RANGE``, or the cap is not finite and positive.
+    ``trainable``: β is learned (LCNN) or fixed (1000 is the paper's "Standard", nearly a ReLU). ``cap`` as in
+    :func:`centered_softplus`. Raises ValueError: β outside ``BETA_RANGE``, or a cap that is not finite and positive.
     """
 
     log_beta: Tensor
@@ -199,5 +184,4 @@ class CenteredSoftplus(nn.Module):
         return _activation(x, self.log_beta, self.cap)
 
     def extra_repr(self) -> str:
-        trainable = isinstance(self.log_beta, nn.Parameter)
-        return f"beta={self.beta.item():.4g}, trainable={trainable}" + (f", cap={self.cap}" if self.cap else "")
+        return f"beta={self.beta.item():.4g}, trainable={isinstance(self.log_beta, nn.Parameter)}, cap={self.cap}"

@@ -15,10 +15,11 @@ import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 from torch.autograd.function import once_differentiable
+from torch.nn.grad import conv2d_input, conv2d_weight
 from torch.nn.utils import parametrize
 
 from ..lab import check_choice, double
-from .softplus import _dot
+from .softplus import _dot, wide
 
 Shape = tuple[int, int, int]  # (C, H, W)
 Layer = nn.Conv2d | nn.Linear
@@ -27,38 +28,21 @@ Geometry = dict[str, Any] | None  # keywords of F.conv2d; None for a linear laye
 
 def _geometry(conv: nn.Module, input_shape: Shape | None) -> dict[str, Any]:
     """Stride, padding, dilation, groups of ``conv`` as keywords of ``F.conv2d``, or a ValueError with the way out."""
-    if not isinstance(conv, nn.Conv2d):
-        raise ValueError(f"expected an nn.Conv2d, got {type(conv).__name__}: see torch.linalg.matrix_norm for Linear")
-    if conv.padding_mode != "zeros":
-        raise ValueError(f"padding_mode={conv.padding_mode!r} is not supported: use padding_mode='zeros'")
-    shape, padding = tuple(input_shape or ()), conv.padding
+    if not isinstance(conv, nn.Conv2d) or conv.padding_mode != "zeros":
+        raise ValueError(f"expected an nn.Conv2d with padding_mode='zeros', got {conv} (see torch.linalg.matrix_norm)")
+    shape = tuple(input_shape or ())
     if len(shape) != 3 or min(shape) < 1 or shape[0] != conv.in_channels:
         raise ValueError(f"input_shape={shape}: give (C, H, W) of this layer's input, with C = {conv.in_channels}")
-    reach = [d * (k - 1) for k, d in zip(conv.kernel_size, conv.dilation, strict=True)]
-    if padding == "same" and any(r % 2 for r in reach):
+    left, right, top, bottom = conv._reversed_padding_repeated_twice  # in numbers, where padding="same" too
+    if left != right or top != bottom:
         raise ValueError("padding='same' is lopsided with this kernel: put nn.ZeroPad2d before and use padding=0")
-    if isinstance(padding, str):
-        padding = (reach[0] // 2, reach[1] // 2) if padding == "same" else (0, 0)
-    if any(n + 2 * p <= r for n, p, r in zip(shape[1:], padding, reach, strict=True)):
-        raise ValueError(f"the kernel spans {[r + 1 for r in reach]} pixels: too many for input_shape={shape}, padded")
-    return {"stride": conv.stride, "padding": padding, "dilation": conv.dilation, "groups": conv.groups}
+    return {"stride": conv.stride, "padding": (top, left), "dilation": conv.dilation, "groups": conv.groups}
 
 
 def _apply(weight: Tensor, x: Tensor, geometry: Geometry) -> Tensor:
-    """A x, the layer without its bias."""
-    return F.linear(x, weight) if geometry is None else F.conv2d(x, weight, **geometry)
-
-
-def _gradients(
-    weight: Tensor, x: Tensor, y: Tensor, geometry: Geometry, wanted: tuple[bool, bool]
-) -> tuple[Tensor, Tensor]:
-    """Those of ⟨y, A x⟩ that are ``wanted``: in x, which is Aᵀy, and in the weight."""
-    if geometry is None:
-        return y @ weight, y.mT @ x
-    stride, padding, dilation, groups = geometry.values()
-    return torch.ops.aten.convolution_backward(
-        y, x, weight, None, stride, padding, dilation, False, (0, 0), groups, (*wanted, False)
-    )[:2]
+    """A x, the layer without its bias, never in half precision."""
+    with torch.autocast(weight.device.type, enabled=False):
+        return F.linear(x, weight) if geometry is None else F.conv2d(x, weight, **geometry)
 
 
 def _length(t: Tensor) -> Tensor:
@@ -77,7 +61,9 @@ def _unit(t: Tensor, otherwise: Tensor | float = 0.0) -> Tensor:
 def _iterate(weight: Tensor, v: Tensor, geometry: Geometry) -> tuple[Tensor, Tensor]:
     """One power iteration: u = Av/‖Av‖ and then v = Aᵀu/‖Aᵀu‖. A zero or broken weight leaves v as it was."""
     u = _unit(_apply(weight, v, geometry))
-    return u, _unit(_gradients(weight, v, u, geometry, (True, False))[0], v)
+    if geometry is None:
+        return u, _unit(_apply(weight.mT, u, None), v)
+    return u, _unit(conv2d_input(v.shape, weight, u, **geometry), v)
 
 
 @torch.no_grad()
@@ -85,11 +71,10 @@ def _power(weight: Tensor, v: Tensor, geometry: Geometry, iterations: int) -> Te
     """v after ``iterations`` power iterations, in float32 or wider."""
     if iterations < 1:
         raise ValueError(f"iterations={iterations}: at least 1 is needed")
-    weight = weight.to(torch.promote_types(weight.dtype, torch.float32))
+    weight = wide(weight)
     v = v.to(weight)
-    with torch.autocast(weight.device.type, enabled=False):
-        for _ in range(iterations):
-            v = _iterate(weight, v, geometry)[1]
+    for _ in range(iterations):
+        v = _iterate(weight, v, geometry)[1]
     return v
 
 
@@ -103,23 +88,19 @@ def _random_unit(shape: tuple[int, ...], generator: Generator | None = None) -> 
 def _torus_norm(weight: Tensor, size: tuple[int, ...], geometry: dict[str, Any]) -> Tensor:
     """Norm ‖T‖ of the same kernel on a torus (weight in float64, image of ``size`` (H, W)): an upper bound of ‖A‖.
 
-    Embed each side n of the image, followed by zeros (E, an isometry), in a circle of L = s·⌈(n+p)/s⌉ points, with
-    stride s, padding p, dilation d. The windows read positions −p … n−1+p. On the circle −p … −1 fall on L−p … L−1,
-    which are ≥ n, and n … n−1+p stay below L: zeros, just as the padding. So the circular convolution T gets every
-    output right. Output i ≥ L/s would be number i−L/s again, but it begins at i·s−p ≥ n, all padding, so both are
-    zero. With S, which keeps the other true outputs (norm ≤ 1): A = S T E, hence ‖A‖ ≤ ‖T‖.
-    In Fourier space, keeping every s-th output folds the s frequencies f = m + a·L/s, a < s, onto m: T is diagonal
-    in blocks [Ŵ(f) for the s_h·s_w folded f] / √(s_h·s_w), each C_out × s_h·s_w·C_in, Ŵ(f) = Σ_j W_j e^(−2πi f·j·d/L).
-    Blocks (m, m′) and (−m, −m′) of a real kernel are conjugate: half of the m′ suffice.
+    Lay each side n of the image, then zeros, on a circle of L = s·⌈(n+p)/s⌉ points, with stride s, padding p, dilation
+    d. Windows read positions −p … n−1+p; on the circle −p … −1 fall on L−p … L−1 ≥ n: zeros, as the padding. So the
+    circular convolution T gets every output right (outputs from L/s on see only padding): A = S T E with an isometry E
+    and a selection S, hence ‖A‖ ≤ ‖T‖. In Fourier space keeping every s-th output folds the s frequencies
+    f = m + a·L/s, a < s, onto m: T has one block [Ŵ(f) for the s_h·s_w folded f] / √(s_h·s_w) for each m, where
+    Ŵ(f) = Σ_j W_j e^(−2πi f·j·d/L). The blocks of −m are conjugate to those of m: half of one side's m suffice.
     """
-    if weight.shape[2:] == (1, 1) and not any(geometry["padding"]):
-        return torch.linalg.matrix_norm(weight.unflatten(0, (geometry["groups"], -1))[..., 0, 0], 2).max()
     phases = []
     stride, padding, dilation, groups = geometry.values()
     for side, taps, s, p, d in zip(size, weight.shape[2:], stride, padding, dilation, strict=True):
         length = s * math.ceil((side + p) / s)
         f = torch.arange(length, device=weight.device).view(s, -1).mT  # (L/s, s): each m with its folded frequencies
-        turns = f[..., None] * d * torch.arange(taps, device=weight.device) % length  # integers: no rounding
+        turns = f[..., None] * d * torch.arange(taps, device=weight.device) % length
         phases.append(torch.exp(turns.to(weight.dtype) * (-2j * math.pi / length)))
     rows, columns = phases[0], phases[1][: len(phases[1]) // 2 + 1]
     kernel = weight.unflatten(0, (groups, -1)).to(rows.dtype)  # (groups, C_out, C_in, kh, kw)
@@ -157,8 +138,7 @@ def conv_norm(
         return _length(_apply(weight, v, geometry)).to(original)
     with torch.no_grad():
         if method == "bound":
-            scale = weight.abs().max()  # Gram matrices square: keep them away from overflow and underflow
-            sigma = scale * _torus_norm(weight / torch.where(scale > 0, scale, 1), input_shape[1:], geometry)
+            sigma = _torus_norm(weight, input_shape[1:], geometry)
             limits = torch.finfo(original.dtype)  # round outward, past float64's errors and the final cast
             return (sigma * (1 + 1e-10 + limits.eps) + (sigma > 0) * limits.tiny * limits.eps).to(original)
         outputs, inputs = _apply(weight, weight.new_zeros(1, *input_shape), geometry).numel(), math.prod(input_shape)
@@ -196,17 +176,17 @@ class _Normalise(torch.autograd.Function):
 class SpectralNorm(nn.Module):
     """Parametrisation W ↦ W/σ, with σ = ‖W v‖ and v kept near the top singular direction: see ``spectral_normalize``.
 
-    Each use of the weight in training moves v one power iteration on; in eval v rests and σ still follows the weight.
-    Inside :func:`norms_once_a_step` both are as its last call left them.
-    σ is differentiable in W with v fixed: its true gradient once v has converged.
+    Each use of the weight in training moves v one power iteration on; in eval v rests and σ still follows the weight;
+    inside :func:`norms_once_a_step` both are as its last call left them. σ has its true gradient once v has converged.
     """
 
     v: Tensor
 
     def __init__(self, layer: Layer, input_shape: Shape | None, iterations: int) -> None:
         super().__init__()
-        self.geometry = None if isinstance(layer, nn.Linear) else _geometry(layer, input_shape)
-        self.input_shape = (layer.in_features,) if isinstance(layer, nn.Linear) else tuple(input_shape or ())
+        linear = isinstance(layer, nn.Linear)
+        self.geometry = None if linear else _geometry(layer, input_shape)
+        self.input_shape = (layer.in_features,) if linear else tuple(input_shape or ())
         v = _power(layer.weight, _random_unit((1, *self.input_shape)), self.geometry, iterations)
         self.register_buffer("v", v.to(layer.weight))
         self.now: tuple[Tensor, Tensor] | None = None  # weight and W/σ, inside norms_once_a_step
@@ -216,23 +196,22 @@ class SpectralNorm(nn.Module):
 
     def advance(self, weight: Tensor) -> None:
         """One power iteration, and W/σ with σ = uᵀAv, u and v held."""
-        with torch.autocast(weight.device.type, enabled=False):
-            w = weight.to(torch.promote_types(weight.dtype, torch.float32))
-            with torch.no_grad():
-                u, v = _iterate(w, self.v.to(w.dtype), self.geometry)
-                slope = _gradients(w, v, u, self.geometry, (False, True))[1]
-                self.v.copy_(v)
-            self.now = weight, _Normalise.apply(w, slope).to(weight.dtype)
+        w = wide(weight)
+        with torch.no_grad():
+            u, v = _iterate(w, self.v.to(w.dtype), self.geometry)
+            options = self.geometry
+            slope = _apply(v.mT, u.mT, None) if options is None else conv2d_weight(v, w.shape, u, **options)
+            self.v.copy_(v)
+        self.now = weight, _Normalise.apply(w, slope).to(weight.dtype)
 
     def forward(self, weight: Tensor) -> Tensor:
         if self.now and self.now[0] is weight:
             return self.now[1]
-        with torch.autocast(weight.device.type, enabled=False):
-            w = weight.to(torch.promote_types(weight.dtype, torch.float32))
-            if self.training:
-                self.v.copy_(_power(w, self.v, self.geometry, 1))
-            v = self.v.to(w.dtype, copy=True)  # a copy: the buffer may move before the backward pass
-            return _divide(w, _length(_apply(w, v, self.geometry))).to(weight.dtype)
+        w = wide(weight)
+        if self.training:
+            self.v.copy_(_power(w, self.v, self.geometry, 1))
+        v = self.v.to(w.dtype, copy=True)  # a copy: the buffer may move before the backward pass
+        return _divide(w, _length(_apply(w, v, self.geometry))).to(weight.dtype)
 
 
 def _normalised(model: nn.Module) -> list[tuple[SpectralNorm, Tensor]]:
@@ -245,8 +224,8 @@ def _normalised(model: nn.Module) -> list[tuple[SpectralNorm, Tensor]]:
 def norms_once_a_step(model: nn.Module) -> Iterator[Callable[[], None]]:
     """Take power iteration out of the forward passes: yields the function that moves every layer one iteration on.
 
-    To be called once before each step's forward passes, however many there are, and again whenever weights have
-    changed. σ and its gradient then cost an elementwise product instead of a convolution.
+    To be called before each step's forward passes, and again whenever weights have changed. σ and its gradient then
+    cost an elementwise product instead of a convolution.
     """
     layers = _normalised(model)
 
@@ -264,9 +243,9 @@ def norms_once_a_step(model: nn.Module) -> Iterator[Callable[[], None]]:
 def spectral_normalize(module: Layer, input_shape: Shape | None = None, iterations: int = 15) -> nn.Module:
     """Divide the weight of an ``nn.Conv2d`` or ``nn.Linear`` by its operator norm, in place; returns ``module``.
 
-    ``input_shape`` (C, H, W) is a convolution's input; a linear layer needs none. Starts with ``iterations`` power
-    iterations, then one each training pass: an estimate from below. Call :func:`refresh_norms` before measuring;
-    ``conv_norm(…, "bound")`` is certain. Raises ValueError: another kind of layer or geometry, a layer done already.
+    ``input_shape`` (C, H, W) is a convolution's input. Starts with ``iterations`` power iterations, then one each
+    training pass: an estimate from below. Call :func:`refresh_norms` before measuring; ``conv_norm(…, "bound")`` is
+    certain. Raises ValueError: another kind of layer or geometry, a layer done already.
     """
     if parametrize.is_parametrized(module, "weight"):
         raise ValueError("the weight is parametrised already: see torch.nn.utils.parametrize.remove_parametrizations")
@@ -285,9 +264,9 @@ def sigma_error(model: nn.Module, iterations: int = 20) -> float:
 
     The norm is what ``iterations`` more power iterations find, so this errs a little on the small side; v stays.
     """
-    worst = [0.0]
+    worst = 0.0
     for norm, weight in _normalised(model):
         directions = (norm.v, _power(weight, norm.v, norm.geometry, iterations))
         now, then = (_length(_apply(weight.float(), v.float(), norm.geometry)) for v in directions)
-        worst.append((1 - now / then).item() if then > 0 else 0.0)
-    return max(worst)
+        worst = max(worst, (1 - now / then).item() if then > 0 else 0.0)
+    return worst

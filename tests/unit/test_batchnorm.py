@@ -37,13 +37,7 @@ def test_unclipped_is_batchnorm(shape, affine):
 
 
 @settings(max_examples=20, deadline=None, derandomize=True)
-@given(
-    gamma=st.floats(1e-3, 1e3),
-    affine=st.booleans(),
-    seed=st.integers(0, 1000),
-    spread=st.floats(-4, 4),
-    four=st.booleans(),
-)
+@given(st.floats(1e-3, 1e3), st.booleans(), st.integers(0, 1000), st.floats(-4, 4), st.booleans())
 def test_lipschitz_constant_is_the_jacobians_norm(gamma, affine, seed, spread, four):
     torch.manual_seed(seed)
     layer = LipschitzBatchNorm2d(3, gamma, affine=affine).double().eval()
@@ -66,8 +60,6 @@ def test_a_dead_channel_hurts_only_itself():
     torch.testing.assert_close(y[:, [0, 2]], reference[:, [0, 2]])
     centred = x[:, 1] - x[:, 1].mean()
     torch.testing.assert_close(y[:, 1], 2 * centred, rtol=1e-4, atol=1e-9)
-    published = reference * min(1.0, 2.0 * float(x.std((0, 2, 3)).min()))
-    assert published[:, 0].std() < 1e-5  # what the published rule would have left of a healthy channel
 
 
 @pytest.mark.parametrize("gamma", [0.3, 1.0, 50.0])  # all, some, none clipped
@@ -92,15 +84,11 @@ def test_gradcheck_in_training(gamma, affine, shape):
 
 @settings(max_examples=20, deadline=None, derandomize=True)
 @given(
-    log10_gamma=st.floats(-3, 3),
-    affine=st.booleans(),
+    log10_gamma=st.floats(-3, 3), affine=st.booleans(), scale=st.floats(-3, 3), seed=st.integers(0, 1000),
     shape=st.sampled_from([(6, 4, 5, 3), (9, 4), (2, 4, 1, 1), (64, 4, 8, 8)]),
-    scale=st.floats(-3, 3),
-    offset=st.sampled_from([0.0, 1.0, 10.0]),
-    last=st.tuples(st.booleans(), st.booleans()),
+    offset=st.sampled_from([0.0, 1.0, 10.0]), last=st.tuples(st.booleans(), st.booleans()),
     dtype=st.sampled_from([torch.float32, torch.float64]),
-    seed=st.integers(0, 1000),
-)
+)  # fmt: skip
 def test_fast_training_is_the_written_out_one(log10_gamma, affine, shape, scale, offset, last, dtype, seed):
     """torch's BatchNorm kernels, told what is clipped, against every operation written out in float64."""
     torch.manual_seed(seed)
@@ -125,10 +113,7 @@ def test_fast_training_is_the_written_out_one(log10_gamma, affine, shape, scale,
     by_channel = lambda t: t.detach().double().transpose(0, 1).flatten(1)
     rtol = 1e-9 if dtype == torch.float64 else 1e-4 * (1 + offset)
     slopes = by_channel(truth[0]).std(1) / by_channel(x).std(1)
-    sizes = (
-        by_channel(truth[0]).abs().amax(1),
-        slopes * by_channel(g).abs().amax(1),
-    )  # each channel's, before it cancels
+    sizes = by_channel(truth[0]).abs().amax(1), slopes * by_channel(g).abs().amax(1)  # before it cancels
     for fast, exact, size in zip(found[:2], truth[:2], sizes, strict=True):
         assert ((by_channel(fast) - by_channel(exact)).abs() <= rtol * size[:, None]).all()
     for fast, exact in zip(found[2:], truth[2:], strict=True):

@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 import torchvision
-from torch import fx, nn
+from torch import nn
 from torch.nn.utils import parametrizations
 from torch.utils.checkpoint import checkpoint
 
@@ -31,7 +31,6 @@ def warm(model: nn.Module, size: int) -> nn.Module:
 
 TORCHVISION = {
     "resnet18": (torchvision.models.resnet18, 32, "maxpool"),
-    "resnet50": (torchvision.models.resnet50, 32, "maxpool"),
     "shufflenet": (torchvision.models.shufflenet_v2_x0_5, 32, "maxpool"),
     "mobilenet_v2": (torchvision.models.mobilenet_v2, 32, None),
 }
@@ -57,6 +56,16 @@ def test_conversion_keeps_the_function_when_the_constraints_are_slack(name):
     assert not left
     assert {m.momentum for m in converted.modules() if isinstance(m, LipschitzBatchNorm2d)} == {None}, "as before"
     assert [m for m in model.modules() if isinstance(m, nn.BatchNorm2d)], "the original was changed"
+
+
+@pytest.mark.filterwarnings("ignore:to_low_curvature left something")
+def test_slopes_stay_below_gamma():
+    converted = to_low_curvature(
+        warm(torchvision.models.resnet18(num_classes=5), 32), torch.rand(1, 3, 32, 32), gamma=2
+    )
+    slopes = [m.lipschitz_constant().item() for m in converted.modules() if isinstance(m, LipschitzBatchNorm2d)]
+    assert len(slopes) == 20
+    assert 1 < max(slopes) <= 2 + 1e-5
 
 
 class Net(nn.Module):
@@ -88,18 +97,10 @@ def usual(net, x):
     return net.relu(net.bn(net.conv(x)))
 
 
-def small(net, x):
-    return usual(net, F.avg_pool2d(x, 2))
-
-
 def with_conv(change):
     net = Net(usual)
     change(net.conv)
     return net
-
-
-def zeroed(layer):
-    layer.weight.data.zero_()
 
 
 def with_sizes(net, x):
@@ -113,27 +114,21 @@ def on_both(net, x):
     return net.relu(net.bn(h)) + net.other(h)
 
 
-def hooked(layer):
-    layer.register_forward_hook(lambda _, __, out: out * 2)
-    return layer
-
-
 KEPT = {
-    "two image sizes": lambda: Net(lambda net, x: small(net, x).sum() + usual(net, x)),
+    "two image sizes": lambda: Net(lambda net, x: usual(net, F.avg_pool2d(x, 2)).sum() + usual(net, x)),
     "two calls, two BatchNorms": lambda: Net(lambda net, x: usual(net, x) + net.other(net.conv(x)), other=bn()),
     "one call, two BatchNorms": lambda: Net(on_both, other=bn()),
     "sizes and slices": lambda: Net(with_sizes),
     "grouped, dilated": lambda: Net(usual, conv=conv(padding=2, dilation=2, groups=2)),
     "no padding, strided": lambda: Net(usual, conv=conv(padding="valid", stride=2)),
-    "zero kernel": lambda: with_conv(zeroed),
+    "zero kernel": lambda: with_conv(lambda conv: conv.weight.data.zero_()),
     "no affine": lambda: Net(usual, bn=bn(affine=False)),
     "root ReLU": nn.ReLU,
     "root BatchNorm": bn,
     "checkpoint": lambda: Net(lambda net, x: checkpoint(lambda y: usual(net, y), x, use_reentrant=False)),
-    "another trace": lambda: fx.symbolic_trace(Net(usual)),
-    "no input": lambda: Net(lambda net, x: usual(net, x) * net.a.relu(), a=nn.Parameter(torch.ones(()))),
     "linear": lambda: Net(lambda net, x: (usual(net, x) / 3 @ torch.ones(8, 3) - 1).mean((2, 3))),
     "float64": lambda: Net(usual).double(),
+    "in place": lambda: Net(lambda net, x: usual(net, x) + x, relu=nn.ReLU(inplace=True)),
 }
 
 
@@ -148,7 +143,6 @@ def test_conversion_is_silent_where_it_keeps_the_function(case):
         converted = to_low_curvature(net, x, beta=1e8, gamma=1e6)
     torch.testing.assert_close(converted(x), net(x), rtol=1e-4, atol=1e-5)
     assert not [m for m in converted.modules() if isinstance(m, nn.ReLU | nn.BatchNorm2d)]
-    assert not [name for m in converted.modules() for name in vars(m) if "constant" in name], "tracing left something"
     for name, value in net.state_dict().items():
         torch.testing.assert_close(value, state[name], rtol=0, atol=0)
     for layer in converted.modules():
@@ -176,13 +170,11 @@ NAMED = {
     "padding": (usual, dict(conv=conv(padding_mode="circular")), ["conv"]),
     "lopsided": (usual, dict(conv=conv(kernel=2, padding="same")), ["conv"]),
     "transposed": (usual, dict(conv=nn.ConvTranspose2d(2, 2, 3)), ["conv"]),
-    "one dimension": (lambda net, x: net.c(usual(net, x)[0]), dict(c=nn.Conv1d(8, 2, 3)), ["c (Conv1d)"]),
     "no statistics": (usual, dict(bn=bn(track_running_stats=False)), ["conv", "bn"]),
     "BatchNorm1d": (lambda net, x: net.b(usual(net, x).flatten(1)), dict(b=nn.BatchNorm1d(128)), ["b (BatchNorm1d)"]),
     "unused": (usual, dict(other=conv()), ["other"]),
     "functional": (lambda net, x: usual(net, F.conv2d(x, net.other.weight)), dict(other=conv()), ["conv2d", "other"]),
     "custom": (lambda net, x: net.other(usual(net, x)), dict(other=Shifted()), ["other (Shifted)"]),
-    "squeeze": (lambda net, x: usual(net, x) * usual(net, x).mean(), {}, ["mul"]),
     "square": (lambda net, x: (h := usual(net, x), h * h)[1], {}, ["mul"]),
     "read by a value": (lambda net, x: usual(net, x) * x.mean().item(), {}, ["item"]),
     "own layer": (usual, dict(conv=OwnConv(2, 2, 3)), ["conv"]),
@@ -190,17 +182,12 @@ NAMED = {
 
 
 KINKS = {
-    "threshold": lambda x: F.threshold(x, 0.1, 0.0), "where": lambda x: torch.where(x > 0, x, x / 2), "celu": F.celu,
-    "leaky_relu": F.leaky_relu_, "elu": lambda x: F.elu(x, inplace=True), "max_pool1d": lambda x: F.max_pool1d(x[0], 2),
-    "sort": lambda x: x.sort(-1)[0], "topk": lambda x: x.topk(2).values, "clamp": lambda x: x.clamp(0, 1), "abs": abs,
-    "maximum": lambda x: torch.maximum(x, -x), "relu": F.relu, "relu_": lambda x: x.relu_(), "sign": torch.sign,
-    "max_pool2d": nn.MaxPool2d(2), "adaptive_max_pool2d": nn.AdaptiveMaxPool2d(2), "hardswish": nn.Hardswish(),
-    "norm": lambda x: x / x.norm(), "prelu": nn.PReLU(), "silu": nn.SiLU(), "gelu": nn.GELU(), "mish": nn.Mish(),
-    "sigmoid": nn.Sigmoid(), "tanh": torch.tanh, "softmax": nn.Softmax(-1), "layer_norm": nn.LayerNorm(8),
-    "scaled_dot_product_attention": lambda x: F.scaled_dot_product_attention(x, x, x), "truediv": lambda x: 1 / (x + 9),
+    "where": lambda x: torch.where(x > 0, x, x / 2), "leaky_relu": F.leaky_relu_, "sign": torch.sign,
+    "topk": lambda x: x.topk(2).values, "clamp": lambda x: x.clamp(0, 1), "relu": F.relu, "relu_": torch.relu_,
+    "max_pool2d": nn.MaxPool2d(2), "hardswish": nn.Hardswish(), "norm": lambda x: x / x.norm(), "gelu": nn.GELU(),
+    "tanh": torch.tanh, "softmax": nn.Softmax(-1), "layer_norm": nn.LayerNorm(8), "truediv": lambda x: 1 / (x + 9),
+    "scaled_dot_product_attention": lambda x: F.scaled_dot_product_attention(x, x, x),
 }  # fmt: skip
-
-
 NAMED |= {name: (lambda net, x: net.g(usual(net, x)), dict(g=g), [name.strip("_")]) for name, g in KINKS.items()}
 
 
@@ -229,21 +216,35 @@ def test_new_parameters_and_training_follow_the_layers_they_stand_in_for():
     assert frozen == {"0.1"}
 
 
-def one_by_one(net, x):
-    return torch.cat([usual(net, image[None]) for image in x])
+def listed(registered):
+    net = Net(lambda net, x: net.held[2](net.held[1](net.held[0](x))))
+    net.held = [net.conv, net.bn, net.relu] if registered else [conv(), bn(), nn.ReLU()]
+    return net
+
+
+def overwritten(net, x):
+    h = net.bn(net.conv(x))
+    return net.relu(h) + h
+
+
+def viewed(net, x):
+    h = net.bn(net.conv(x))
+    net.relu(h.flatten())
+    return h
 
 
 REFUSED = {
     "weight norm by hooks": (lambda: with_conv(torch.nn.utils.weight_norm), "conv.*remove_weight_norm"),
-    "spectral norm by hooks": (lambda: with_conv(torch.nn.utils.spectral_norm), "conv.*remove_spectral_norm"),
-    "weight norm": (lambda: with_conv(parametrizations.weight_norm), "conv.*remove_parametrizations"),
     "spectral norm": (lambda: with_conv(parametrizations.spectral_norm), "conv.*remove_parametrizations"),
     "converted": (lambda: to_low_curvature(Net(usual), torch.rand(1, 2, 8, 8)), "conv.*a converted net"),
-    "hook": (lambda: Net(usual, conv=hooked(conv())), "conv has hooks"),
+    "hook": (lambda: with_conv(lambda conv: conv.register_forward_hook(print)), "conv has hooks"),
     "branch": (lambda: Net(lambda net, x: usual(net, x) if x.sum() > 0 else x), "forward of Net depends on its data"),
-    "loop": (lambda: Net(one_by_one), "forward of Net depends on its data"),
     "type": (lambda: Net(lambda net, x: usual(net, x) if isinstance(x, torch.Tensor) else x), "type of a tensor"),
     "chance": (lambda: Net(lambda net, x: usual(net, x + torch.randn_like(x))), "chance"),
+    "a list of layers": (lambda: listed(registered=False), "Net .*nn.ModuleList"),
+    "a list beside": (lambda: listed(registered=True), "Net .*nn.ModuleList"),
+    "read elsewhere": (lambda: Net(overwritten, relu=nn.ReLU(inplace=True)), "of relu: set inplace=False"),
+    "read through a view": (lambda: Net(viewed, relu=nn.ReLU(inplace=True)), "of relu: set inplace=False"),
     "shape": (lambda: nn.Sequential(nn.Linear(3, 2), nn.ReLU()), "does not run"),
     "functions only": (lambda: nn.Sequential(Shifted()), "nothing to convert"),
 }

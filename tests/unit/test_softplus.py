@@ -8,18 +8,13 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch.autograd.functional import hessian, jacobian
 from torch.func import functional_call, jacfwd, jacrev
 
 from lcnn_utils.nn import CenteredSoftplus, centered_softplus
 from lcnn_utils.nn.softplus import BETA_RANGE, FUSED_FROM
 
 BETAS = [1e-4, 0.3, 5.0, 1e4]
-
-
 POINTS = [s * m for m in (0.0, 1e-8, 1e-4, 1e-3, 0.02, 0.3, 1.0, 4.0, 30.0, 1e3, 1e4) for s in (1, -1)]
-
-
 DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
 
 
@@ -58,27 +53,10 @@ def test_value_and_derivatives_are_exact_in_every_dtype_at_both_ends(dtype, beta
     close(first, [p[1] for p in points], dtype, 4, condition)
     (second,) = torch.autograd.grad(first.sum(), x)
     close(second, [p[2] for p in points], dtype, 8, condition)
-
-
-@pytest.mark.parametrize("beta", BETAS)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
-def test_beta_gradient_does_not_cancel(dtype, beta):
-    b = torch.full((len(POINTS),), beta, dtype=dtype, requires_grad=True)
-    (slope,) = torch.autograd.grad(centered_softplus(torch.tensor(POINTS, dtype=dtype), b).sum(), b)
-    close(slope, [truth(p, b[0].item())[3] for p in torch.tensor(POINTS, dtype=dtype).tolist()], dtype, 16)
-
-
-def test_autograd_agrees_with_finite_differences_in_every_mode():
-    torch.manual_seed(0)
-    x = torch.cat([torch.randn(6), torch.zeros(1)]).double().requires_grad_()
-    beta = torch.tensor(3.0, dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradcheck(centered_softplus, (x, beta), check_forward_ad=True)
-    assert torch.autograd.gradgradcheck(centered_softplus, (x, beta))
-    hessian = torch.func.hessian(lambda x: centered_softplus(x, 3.0).sum())(x.detach())
-    bump = 3 * torch.sigmoid(3 * x) * torch.sigmoid(-3 * x)
-    torch.testing.assert_close(hessian, torch.diag(bump.detach()))
-    over_beta = torch.func.vmap(lambda b: centered_softplus(x.detach(), b))(torch.tensor([1.0, 2.0]).double())
-    torch.testing.assert_close(over_beta[1], centered_softplus(x.detach(), 2.0))
+    if dtype.itemsize >= 4:
+        each = torch.full_like(x, beta).requires_grad_()
+        (by_beta,) = torch.autograd.grad(centered_softplus(x, each).sum(), each)
+        close(by_beta, [truth(p, each[0].item())[3] for p in x.tolist()], dtype, 16)
 
 
 @pytest.mark.parametrize("modes", ["fff", "rfr", "frf", "rrr", "rr"])
@@ -106,12 +84,14 @@ def test_derivatives_of_derivatives_in_every_mode(modes, layer, cap):
         torch.testing.assert_close(got(x, beta), want(x, beta), rtol=1e-9, atol=1e-12)
 
 
+def test_limits_are_reached():
+    x = torch.linspace(-8, 8, 1001, dtype=torch.float64)
+    assert (centered_softplus(x, 1e-6) - x / 2).abs().max() < 1e-5  # first term left out: βx²/8 = 8e-6
+    assert (centered_softplus(x, 1e6) - x.relu()).abs().max() <= math.log(2) / 1e6 + 1e-14
+
+
 @settings(deadline=None, max_examples=60)
-@given(
-    st.floats(-1e4, 1e4),
-    st.floats(-1e4, 1e4),
-    st.floats(-4, 4),
-)
+@given(st.floats(-1e4, 1e4), st.floats(-1e4, 1e4), st.floats(-4, 4))
 def test_properties_for_all_inputs(a, b, log10_beta):
     beta = 10.0**log10_beta
     x = torch.tensor([a, b, 0.0], dtype=torch.float64, requires_grad=True)
@@ -172,13 +152,10 @@ layouts = st.sampled_from(["contiguous_format", "channels_last", "sliced", "tran
 
 @settings(deadline=None, max_examples=60, derandomize=True)
 @given(
-    log10_beta=st.floats(math.log10(FUSED_FROM) - 1, 8),
-    log10_scale=st.floats(-6, 4),
+    log10_beta=st.floats(math.log10(FUSED_FROM) - 1, 8), log10_scale=st.floats(-6, 4), seed=st.integers(0, 100),
     shape=st.sampled_from([(3, 4, 5, 2), (2, 1, 3, 3), (5, 3, 1, 1), (40, 16, 16, 16)]),
-    layout=layouts,
-    grad_layout=layouts,
-    seed=st.integers(0, 100),
-)
+    layout=layouts, grad_layout=layouts,
+)  # fmt: skip
 def test_the_layer_is_the_function_within_what_is_stated(log10_beta, log10_scale, shape, layout, grad_layout, seed):
     """Training's fast form (float32 on a CPU) against the function in float64, for all β, scales and layouts."""
     generator = torch.Generator().manual_seed(seed)
@@ -198,20 +175,6 @@ def test_the_layer_is_the_function_within_what_is_stated(log10_beta, log10_scale
     assert ((y - want).abs() <= 2 * ulp * parts + moved * parts).all()
     assert ((by_x - want_x).abs() <= 4 * ulp * g.abs() + moved * g.abs()).all()
     assert (by_log_beta - want_log_beta).abs() <= (4 * ulp + moved) * (g.abs() * parts).sum()
-
-
-def test_many_gradients_of_a_layer_at_once():
-    """As torch.autograd's vectorised jacobians and hessians ask for them, and those of a batch of directions."""
-    layer, x = CenteredSoftplus(3.0), torch.randn(2, 3, generator=torch.Generator().manual_seed(0))
-    for of in (jacobian, hessian):
-        f = (lambda x: layer(x)) if of is jacobian else (lambda x: layer(x).pow(3).sum())
-        torch.testing.assert_close(of(f, x, vectorize=True), of(f, x), rtol=1e-5, atol=1e-6)
-    ways = torch.eye(6).view(6, 2, 3)
-    y, parts = layer(x.requires_grad_()), (x, layer.log_beta)
-    at_once = torch.autograd.grad(y, parts, ways, is_grads_batched=True, retain_graph=True)
-    one_by_one = [torch.autograd.grad(y, parts, way, retain_graph=True) for way in ways]
-    for found, expected in zip(at_once, zip(*one_by_one, strict=True), strict=True):
-        torch.testing.assert_close(found, torch.stack(expected), rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("beta", [0.02, 0.3, 5.0, 50.0])
@@ -256,15 +219,9 @@ def test_capped_unit_in_every_dtype_and_at_infinity(dtype, beta):
 def test_compiled_is_one_graph_and_the_same(cap, needs_compiler):
     torch._dynamo.reset()
     step = functools.partial(centered_softplus, cap=cap)
-
-    compiled = torch.compile(step, fullgraph=True)
     x, beta = torch.randn(64, 8, 5, 5, requires_grad=True), torch.tensor(5.0, requires_grad=True)
-    for function in (step, compiled):
-        function(x, beta).square().sum().backward()
-    torch.testing.assert_close(compiled(x, beta), step(x, beta))
-    x.grad, beta.grad = None, None
-    step(x, beta).square().sum().backward()
-    eager = x.grad.clone(), beta.grad.clone()
-    x.grad, beta.grad = None, None
-    compiled(x, beta).square().sum().backward()
-    torch.testing.assert_close((x.grad, beta.grad), eager)
+    found = []
+    for function in (step, torch.compile(step, fullgraph=True)):
+        y = function(x, beta)
+        found.append((y, *torch.autograd.grad(y.square().sum(), [x, beta])))
+    torch.testing.assert_close(found[1], found[0])
