@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from ..lab import check_choice, double
 from .bound_graph import Place, Walk, walk_through
-from .premises import _prepare, measuring, scalar_of
+from .premises import measuring, prepare, scalar_of
 
 SCALARS = ("margin", "logit")
 LARGEST = 2**26  # entries of one sample's Jacobian
@@ -99,7 +99,7 @@ def _local(model: nn.Module, x: Tensor, y: Tensor, scalar: str, certified: bool 
                 hook.remove()
 
     with measuring(model):
-        x, y = _prepare(model, x, y, precise=True)
+        x, y = prepare(model, x, y, precise=True)
         curved = walk_through(model, x.shape[1:], certified)[0].curved
         if not curved:
             raise ValueError("the model has no curved activation: its margins are linear, and every bound is 0")
@@ -200,7 +200,7 @@ def certified_radius(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
     not used. Reference: S. Singla, S. Feizi, ICML 2020. Errors as :func:`curvature_bound`.
     """
     with measuring(model):
-        x, y = _prepare(model, x, y, precise=True)
+        x, y = prepare(model, x, y, precise=True)
         model, point, own = copy.deepcopy(model).cpu().double(), x.cpu().double().requires_grad_(), y.cpu()
         logits = model(point)
         gradient = lambda z: torch.autograd.grad(z.sum(), point, retain_graph=True)[0].flatten(1)

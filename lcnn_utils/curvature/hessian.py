@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from ..lab import check_choice, double
-from .premises import SCALARS, _prepare, measuring, scalar_of
+from .premises import SCALARS, measuring, prepare, scalar_of
 
 CONFIRM = 4  # products after the residual is small: now and then a start holds next to nothing of the top eigenvector
 Product = Callable[[Tensor], Tensor]
@@ -99,11 +99,11 @@ def _check_product(model: nn.Module, x: Tensor, y: Tensor, scalar: str) -> None:
     _, gradient, product = _differentiate(model, x, y, scalar)
     there, back = (_differentiate(model, x + sign * step * v, y, scalar)[1] for sign in (1, -1))
     change = (there - back) / (2 * step)
-    if bool((_length(product(v) - change) > 0.1 * _length(change) + 1e-6 * _length(gradient)).any()):
+    if bool((length(product(v) - change) > 0.1 * length(change) + 1e-6 * length(gradient)).any()):
         raise RuntimeError("the backward of an autograd function of its own can't be differentiated")
 
 
-def _length(v: Tensor, norm: str = "l2") -> Tensor:
+def length(v: Tensor, norm: str = "l2") -> Tensor:
     """Norm of each sample, (N, …) → (N,); squares of 1e-25 would vanish in float32."""
     largest = torch.linalg.vector_norm(v.flatten(1), math.inf, dim=1)
     if norm == "linf":
@@ -116,7 +116,7 @@ def _random_unit(x: Tensor, generator: torch.Generator | None) -> Tensor:
     """A random unit vector for each sample, (N, d)."""
     generator = generator or torch.Generator().manual_seed(0)
     v = torch.randn(x.shape, generator=generator, dtype=x.dtype, device=generator.device).to(x.device).flatten(1)
-    return v * (1 / _length(v))[:, None]
+    return v * (1 / length(v))[:, None]
 
 
 # The three methods: products H·v of vectors (N, d), a unit start v, tolerance, most products →
@@ -134,11 +134,11 @@ def _lanczos(hvp: Product, v: Tensor, tol: float, max_iter: int) -> tuple[Tensor
     for k in range(1, max_iter + 1):
         w = hvp(basis[-1])
         diagonal.append((w * basis[-1]).sum(1))
-        largest = torch.maximum(largest, _length(w))
+        largest = torch.maximum(largest, length(w))
         stack = torch.stack(basis, 1)  # (N, k, d)
         for _ in range(2):  # orthogonal to all before: twice is enough
             w = w - torch.einsum("nkd,nk->nd", stack, torch.einsum("nkd,nd->nk", stack, w))
-        left = _length(w)
+        left = length(w)
         off.append(torch.where(left > 100 * eps * largest, left, 0))  # below: rounding; the space found is invariant
         basis.append(torch.where(off[-1][:, None] > 0, w / left.clamp(min=tiny)[:, None], 0))
         side = torch.stack(off, 1)[:, :-1]
@@ -162,15 +162,15 @@ def _power(hvp: Product, v: Tensor, tol: float, max_iter: int) -> tuple[Tensor, 
     """
     tiny = torch.finfo(v.dtype).tiny
     w = hvp(v)
-    norm = _length(w)
+    norm = length(w)
     error = torch.full_like(norm, torch.inf)
     k, agreed = 1, 0
     while k < max_iter and agreed <= CONFIRM:
         previous, v = v, torch.where(norm[:, None] > 0, w * (1 / (norm + tiny))[:, None], v)  # H v = 0: keep v
         w = hvp(v)
         k += 1
-        error = _length(w - previous * norm[:, None]) / (2 * norm + tiny)
-        norm = torch.maximum(norm, _length(w))
+        error = length(w - previous * norm[:, None]) / (2 * norm + tiny)
+        norm = torch.maximum(norm, length(w))
         agreed = agreed + 1 if bool((error <= tol).all()) else 0
     return norm, v, k, error
 
@@ -228,7 +228,7 @@ def geometry(
     solve = METHODS[check_choice(method, tuple(METHODS), "method")]
     parts = []
     with measuring(model):
-        x, y = _prepare(model, x, y, precise=True)
+        x, y = prepare(model, x, y, precise=True)
         for xs, ys in zip(x.split(batch_size), y.split(batch_size), strict=True):
             try:
                 gradient, hvp = gradient_and_hvp(model, xs, ys, scalar)
@@ -238,8 +238,8 @@ def geometry(
                 raise
             except RuntimeError as error:
                 raise ValueError(f"the network cannot be differentiated twice here: {error}") from error
-            direction = (v * (1 / _length(v))[:, None]).view_as(xs)
-            parts.append((_length(gradient), norm, direction, torch.full_like(ys, products), residual))
+            direction = (v * (1 / length(v))[:, None]).view_as(xs)
+            parts.append((length(gradient), norm, direction, torch.full_like(ys, products), residual))
     grad_norm, hessian_norm, direction, iterations, residual = (torch.cat(part) for part in zip(*parts, strict=True))
     if not bool((grad_norm + hessian_norm).isfinite().all()):
         raise ValueError("the network's derivatives are not finite here: its weights or inputs are too large or NaN")

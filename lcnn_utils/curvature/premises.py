@@ -1,6 +1,6 @@
 """What is asked of any network before it is measured, and the scalar f of its logits.
 
-Every public measure of curvature, attacks and saliency runs ``with measuring(model)`` and begins with ``_prepare``.
+Every public measure of curvature, attacks and saliency runs ``with measuring(model)`` and begins with ``prepare``.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ def scalar_of(logits: Tensor, y: Tensor, scalar: str = "loss") -> Tensor:
     return torch.where(best.squeeze(1) == y, 0.0, top.squeeze(1) - own) + rest.log1p()
 
 
-def _prepare(model: nn.Module, x: Tensor, y: Tensor | None, *, precise: bool = False) -> tuple[Tensor, Tensor]:
+def prepare(model: nn.Module, x: Tensor, y: Tensor | None, *, precise: bool = False) -> tuple[Tensor, Tensor]:
     """x and y (default: the predicted classes) of a model in eval mode, checked, as is the model.
 
     ``precise``: for second derivatives, which drown in the rounding of half precision.

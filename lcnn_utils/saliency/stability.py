@@ -22,9 +22,7 @@ from torch.nn.utils import parametrize
 
 from ..attacks import direction, mirror, move
 from ..attacks.pgd import UNIT, Box, ascend, check, scale
-from ..curvature import evaluating, geometry, measuring, scalar_of
-from ..curvature.hessian import _length
-from ..curvature.premises import _prepare
+from ..curvature import evaluating, geometry, length, measuring, prepare, scalar_of
 from ..data import Images, floats
 from ..lab import check_choice
 from ..nn import refresh_norms
@@ -163,7 +161,7 @@ def worst_step(
     :func:`attacks.pgd` and :func:`explain`.
     """
     with measuring(model):
-        x, y = _prepare(model, x, y, precise=True)
+        x, y = prepare(model, x, y, precise=True)
         radius = check(x, eps, "l2", box, steps=steps, batch_size=batch_size)
         starts = _curved_ways(model, x, y, scalar, batch_size) if starts is None else starts
         begun = torch.stack([move(x, scale(direction(start, "l2"), radius), box) for start in starts])
@@ -199,7 +197,7 @@ def _change_of_gradient(model: nn.Module, x: Tensor, y: Tensor, scalar: str, box
     before = gradient(x.clone(), y, graph=False)
 
     def objective(at: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
-        change = _length(gradient(at, y[index], torch.is_grad_enabled()) - before[index], "l2")
+        change = length(gradient(at, y[index], torch.is_grad_enabled()) - before[index], "l2")
         return change + 0 * at.flatten(1).sum(1), change  # a graph, even where the gradient is the same all around
 
     return objective
@@ -258,7 +256,7 @@ def stability(
     if not methods or isinstance(methods, str):
         raise ValueError(f"methods must be a sequence of at least one name, got {methods!r}")
     with measuring(model):
-        x, y = _prepare(model, *floats(images), precise=True)
+        x, y = prepare(model, *floats(images), precise=True)
         with torch.no_grad():
             right = (torch.cat([model(part) for part in x.split(batch_size)]).argmax(1) == y).nonzero().squeeze(1)
     if len(right) < 1 + control:

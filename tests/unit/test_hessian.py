@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from lcnn_utils.curvature import SCALARS, evaluating, geometry, gradient_and_hvp
-from lcnn_utils.curvature.hessian import METHODS, _length
+from lcnn_utils.curvature import SCALARS, evaluating, geometry, gradient_and_hvp, length
+from lcnn_utils.curvature.hessian import METHODS
 from lcnn_utils.nn import CenteredSoftplus
 
 
@@ -69,7 +69,7 @@ def test_every_method_against_the_exact_hessian(kind, scalar):
         torch.testing.assert_close(g.curvature, g.hessian_norm / (g.grad_norm + 1e-6))
         assert (g.residual <= 1e-2).all()
         change = torch.einsum("nij,nj->ni", hessians, g.direction.flatten(1)).norm(dim=1)
-        torch.testing.assert_close(_length(g.direction), torch.ones(4).double())
+        torch.testing.assert_close(length(g.direction), torch.ones(4).double())
         torch.testing.assert_close(change, norms, rtol=1e-2, atol=0)
     v = torch.randn_like(x)
     product = gradient_and_hvp(model.eval(), x, y, scalar)[1](v).flatten(1)
