@@ -1,8 +1,8 @@
 """LCNN Lab: low-curvature neural networks, taught and reproduced.
 
-Rooms (import them as ``from lcnn_utils import curvature``; each loads when first used): ``activations`` and
-``lipschitz`` (the paper's two components), ``data`` and ``models``, ``curvature``, ``bounds``, ``attacks``,
-``objectives`` and ``training``, ``studies``, ``figures``, ``explorers`` and ``exercises``.
+Rooms (import them as ``from lcnn_utils import curvature``; each loads when first used): ``nn`` (the paper's layers,
+networks), ``data``, ``curvature``, ``attacks``, ``saliency``, ``training``, ``experiments``, ``studies``, ``figures``,
+``explorers`` and ``exercises``.
 
 Reference: S. Srinivas, K. Matoba, H. Lakkaraju, F. Fleuret, *Efficient Training of Low-Curvature Neural Networks*,
 NeurIPS 2022, arXiv:2206.07144.
