@@ -20,7 +20,7 @@ from torchvision.transforms import Normalize
 from ..lab import double
 from ..nn import CenteredSoftplus, LipschitzBatchNorm2d, conv_norm
 from ..nn.convert import trace
-from .premises import evaluating
+from .premises import check_logits, evaluating
 
 Slopes = tuple[float, float]  # of a layer's Jacobian J in eval mode: ‖J‖₂, and a bound of the norms of its columns
 
@@ -42,8 +42,6 @@ def _conv(conv: nn.Conv2d, shape: Sequence[int], certified: bool) -> Slopes:
 
 def _pool(pool: nn.Module, shape: Sequence[int], certified: bool) -> Slopes:
     pixels = shape[-2] * shape[-1]
-    if pixels > 4096:
-        raise ValueError(f"no bound is known for {pool} of more than 64 × 64 pixels, got {tuple(shape)}")
     basis = torch.eye(pixels, dtype=torch.float64, device="cpu").view(pixels, 1, *shape[-2:])
     return _matrix(pool(basis).flatten(1).mT)
 
@@ -66,15 +64,14 @@ def _per_channel(module: Any, shape: Sequence[int], certified: bool) -> Slopes:
 
 
 CURVED = (CenteredSoftplus, nn.Softplus)
-SAME = (nn.Flatten, nn.Identity, nn.Dropout, nn.Dropout2d, nn.ZeroPad2d)  # slope 1 in eval mode
-SCALES = (LipschitzBatchNorm2d, nn.BatchNorm1d, nn.BatchNorm2d, Normalize)
-DIAGONAL = (*CURVED, *SAME, *SCALES)  # their Jacobians mix no units
+SAME = (*CURVED, nn.Flatten, nn.Identity, nn.Dropout, nn.Dropout2d, nn.ZeroPad2d)  # slope 1 in eval mode
+SCALES = (LipschitzBatchNorm2d, nn.BatchNorm1d, nn.BatchNorm2d, Normalize)  # neither these nor SAME mix units
 KINDS: dict[type[nn.Module], Callable[[Any, Sequence[int], bool], Slopes]] = {
     nn.Linear: lambda linear, *_: _matrix(double(linear.weight.detach())),
     nn.Conv2d: _conv,
     nn.AvgPool2d: _pool,
     nn.AdaptiveAvgPool2d: _pool,
-    **dict.fromkeys((*CURVED, *SAME), lambda *_: (1.0, 1.0)),
+    **dict.fromkeys(SAME, lambda *_: (1.0, 1.0)),
     **dict.fromkeys(SCALES, _per_channel),
 }
 
@@ -82,20 +79,16 @@ KINDS: dict[type[nn.Module], Callable[[Any, Sequence[int], bool], Slopes]] = {
 def _slopes(module: nn.Module, name: str, shape: Sequence[int], certified: bool) -> Slopes:
     """The slopes of a layer at inputs of ``shape``; ValueError: there is no bound for it, or it only looks known."""
     kind = next((kind for kind in KINDS if isinstance(module, kind)), None)
-    forward, hooked = getattr(module.forward, "__func__", None), module._forward_hooks or module._forward_pre_hooks
-    sound = kind is not None and forward is kind.forward and not hooked
-    sound = sound and getattr(module, "running_var", 0) is not None and not getattr(module, "divisor_override", None)
-    if isinstance(module, nn.Softplus):  # below threshold 20, it jumps visibly at threshold/β
-        sound = sound and module.beta > 0 and module.threshold >= 20
-    if kind is None or not sound:
+    changed = module._forward_hooks or module._forward_pre_hooks
+    changed = changed or getattr(module.forward, "__func__", None) is not getattr(kind, "forward", None)
+    no_statistics = getattr(module, "running_var", 0) is None
+    jumps = isinstance(module, nn.Softplus) and not (module.beta > 0 and module.threshold >= 20)  # at threshold/β
+    if kind is None or changed or no_statistics or jumps:
         raise ValueError(
             f"no bound is known for {name} = {module}: replace kinks (ReLU, max-pooling) by to_low_curvature; known "
             f"are {', '.join(kind.__name__ for kind in KINDS)}, without hooks or a forward of their own, BatchNorm "
             "with running statistics, Softplus with beta > 0 and threshold >= 20"
         )
-    values = [v for v in (*module.parameters(), *module.buffers()) if v.is_floating_point()]
-    if not all(bool(v.isfinite().all()) for v in values):
-        raise ValueError(f"{name} = {module} holds NaN or infinity: training diverged, or the checkpoint is broken")
     return KINDS[kind](module, shape, certified)
 
 
@@ -154,7 +147,7 @@ class Walk(fx.Interpreter):
             out = before.then(value, *_matrix(weight), diagonal=False)
             out.linear = before, weight
         else:
-            out = at.then(value, slope, column, isinstance(module, DIAGONAL))
+            out = at.then(value, slope, column, isinstance(module, SAME + SCALES))
         if isinstance(module, nn.Linear):
             out.linear = at, double(module.weight.detach())
         curved = isinstance(module, CURVED)
@@ -168,7 +161,7 @@ class Walk(fx.Interpreter):
         return out
 
     def call_method(self, target: Any, args: tuple, kwargs: dict) -> Any:
-        return self._call(target, lambda self, *rest, **options: getattr(self, target)(*rest, **options), args, kwargs)
+        return self._call(target, lambda tensor, *rest, **named: getattr(tensor, target)(*rest, **named), args, kwargs)
 
     def call_function(self, target: Any, args: tuple, kwargs: dict) -> Any:
         return self._call(getattr(target, "__name__", str(target)), target, args, kwargs)
@@ -189,36 +182,33 @@ class Walk(fx.Interpreter):
             return value
         if name in ("cat", "concat"):
             return _join(value, places, math.hypot)
-        same = all(place.value.shape == value.shape for place in places)  # nothing broadcast
-        if name in ("add", "iadd", "sub", "isub") and same and not kwargs:
-            return _join(value, places, operator.add)
-        if name in ("flatten", "view", "reshape", "contiguous", "squeeze") and len(places) == 1:
+        if name in ("flatten", "view", "reshape", "contiguous", "squeeze"):
             return places[0].then(value, 1.0)
-        if name in ("mul", "imul", "truediv", "itruediv", "div") and same and not kwargs and len(places) == 1:
-            left = args[0] is places[0]
-            factor = double(torch.as_tensor(values[left], device="cpu")).abs()
-            if "mul" in name or left:
-                return places[0].then(value, factor.max().item() if "mul" in name else (1 / factor.min()).item())
+        plain = not kwargs and all(place.value.shape == value.shape for place in places)  # nothing broadcast
+        if name in ("add", "iadd", "sub", "isub") and plain:
+            return _join(value, places, operator.add)
+        if name in ("mul", "imul") and plain and len(places) == 1:
+            factor = double(torch.as_tensor(values[args[0] is places[0]], device="cpu"))
+            return places[0].then(value, factor.abs().max().item())
+        if name in ("truediv", "itruediv", "div") and plain and len(places) == 1 and args[0] is places[0]:
+            divisor = double(torch.as_tensor(values[1], device="cpu"))
+            return places[0].then(value, (1 / divisor.abs().min()).item())
         raise ValueError(f"no bound is known for {name} as a forward calls it: use sums, multiples, cat and flatten")
 
 
-def walk_through(model: nn.Module, input_shape: Sequence[int], certified: bool) -> tuple[Walk, Place]:
+def walk_through(model: nn.Module, input_shape: Sequence[int], certified: bool = True) -> tuple[Walk, Place]:
     """Walk ``model`` in eval mode at inputs of ``input_shape``; returns the walk with its rows, and the output."""
-    if not all(isinstance(n, int) and n > 0 for n in input_shape):
-        raise ValueError(f"input_shape is {tuple(input_shape)}: give the sizes of one input, (C, H, W) or (d,)")
     model = model.module if isinstance(model, nn.DataParallel) else model
-    like = next(model.parameters(), torch.zeros((), device="cpu"))
-    x = torch.rand((2, *input_shape), generator=torch.Generator().manual_seed(0), device="cpu").to(like)
+    like, generator = next(model.parameters(), torch.zeros((), device="cpu")), torch.Generator().manual_seed(0)
     with evaluating(model), torch.no_grad():
-        walk = Walk(model, certified)
         try:
-            out = walk.run(Place(x))
+            x = torch.rand((2, *input_shape), generator=generator, device="cpu").to(like)
             logits = model(x)
         except (RuntimeError, IndexError, TypeError) as error:
             raise ValueError(f"the model does not take inputs of shape {tuple(input_shape)}: {error}") from None
-    if not isinstance(out, Place) or logits.dim() != 2 or len(logits) != 2 or logits.shape[1] < 2:
-        got = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
-        raise ValueError(f"the model must give logits of shape (N, K) with K >= 2, got {got}")
-    if not torch.allclose(out.value, logits, rtol=1e-3, equal_nan=True):
+        check_logits(logits)
+        walk = Walk(model, certified)
+        out = walk.run(Place(x))
+    if not torch.allclose(out.value, logits, rtol=1e-3):
         raise ValueError("the forward does something else than its trace: hooks, tensors changed in place, or chance")
     return walk, out

@@ -15,10 +15,10 @@ References: S. Srinivas et al., NeurIPS 2022; S. Singla, S. Feizi, ICML 2020 (ce
 
 from __future__ import annotations
 
+import contextlib
 import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import pandas as pd
 import torch
@@ -35,23 +35,21 @@ LARGEST = 2**26  # entries of one sample's Jacobian
 def _terms(walk: Walk, out: Place, scalar: str) -> dict[int, Tensor]:
     """Term of (B) of each activation's row: (K,) for logits, (K, K) for margins, entry (y, j) that of z_y − z_j."""
     place, weight = out.linear or (out, double(torch.eye(out.value.shape[1], device=out.value.device)))
-    norm = lambda p: weight.norm(p, dim=1)
     if check_choice(scalar, SCALARS, "scalar") == "margin":
-        norm = lambda p: torch.stack([(weight - row).norm(p, dim=1) for row in weight])
-    largest, norm2, terms = norm(torch.inf), norm(2), {}
+        weight = weight[:, None] - weight
+    largest, norm2, terms = weight.norm(torch.inf, dim=-1), weight.norm(2, dim=-1), {}
     for row, reach in place.reach.items():
         curvature = walk.rows[row]["beta"] / 4 * walk.rows[row]["before"] ** 2
         terms[row] = curvature * reach.norm * (largest if reach.diagonal else norm2)
     return terms
 
 
-def _worst(terms: dict[int, Tensor]) -> tuple[float, dict[int, float]]:
-    """The largest sum over scalars, and the terms that make it up."""
+def _worst(terms: dict[int, Tensor]) -> dict[int, float]:
+    """The terms of the scalar whose sum is largest."""
     if not terms:
-        return 0.0, {}
-    at = torch.stack(list(terms.values())).sum(0).argmax()
-    parts = {row: term.flatten()[at].item() for row, term in terms.items()}
-    return sum(parts.values()), parts
+        return {}
+    worst = torch.stack(list(terms.values())).sum(0).argmax()
+    return {row: term.flatten()[worst].item() for row, term in terms.items()}
 
 
 def curvature_bound(
@@ -68,53 +66,43 @@ def curvature_bound(
         ValueError: a layer or function that can't be bounded (named), a wrong shape, an unknown scalar.
     """
     walk, out = walk_through(model, input_shape, certified)
-    return _worst(_terms(walk, out, scalar))[0]
+    return sum(_worst(_terms(walk, out, scalar)).values(), 0.0)
 
 
-def published_bound(
-    model: nn.Module, input_shape: Sequence[int], *, certified: bool = True, widths: bool = False
-) -> float:
+def published_bound(model: nn.Module, input_shape: Sequence[int], *, widths: bool = False) -> float:
     """Σ_i β_i Lip(x→u_i), published as a bound of C_f(x) at every x (in this form on the authors' poster).
 
     It holds at x if every κ_i(x) ≤ 1 (``normalised_bound``), which is sufficient, not necessary. Nothing makes a net
     obey that: s₀(x) + s₀(−x) has slope 0 and curvature β/2 at 0. ``widths``: multiply term i by the number of its units
     (the paper carries a factor n_i, its place unknown to us). Other arguments and errors: :func:`curvature_bound`.
     """
-    curved = walk_through(model, input_shape, certified)[0].curved
+    curved = walk_through(model, input_shape)[0].curved
     return sum(row["beta"] * row["before"] * (row["size"] if widths else 1) for row in curved)
 
 
-def _local(model: nn.Module, x: Tensor, y: Tensor, scalar: str, certified: bool = True) -> tuple[Any, ...]:
+def _local(model: nn.Module, x: Tensor, y: Tensor, scalar: str) -> tuple[list[dict], Tensor, Tensor, Tensor, Tensor]:
     """Rows of the walk, β (L,), ‖d_i‖_∞ (N, L), ‖A_i‖₂ (N, L), κ (N, L): a row and a column for each activation."""
     check_choice(scalar, SCALARS, "scalar")
-
-    def inputs_of_activations(x: Tensor) -> tuple[list[Tensor], Tensor]:
-        found: list[Tensor] = []
-        note = lambda module, args: found.append(args[0])
-        hooks = [module.register_forward_pre_hook(note) for module in {row["module"] for row in curved}]
-        try:
-            return found, model(x)
-        finally:
-            for hook in hooks:
-                hook.remove()
-
-    with measuring(model):
+    units: list[Tensor] = []  # the inputs u_i of the activations in the last forward
+    with measuring(model), contextlib.ExitStack() as hooks:
         x, y = prepare(model, x, y, precise=True)
-        curved = walk_through(model, x.shape[1:], certified)[0].curved
+        curved = walk_through(model, x.shape[1:])[0].curved
         if not curved:
             raise ValueError("the model has no curved activation: its margins are linear, and every bound is 0")
         d, widest = x[0].numel(), max(row["size"] for row in curved)
         if d * widest > LARGEST:
             raise ValueError(f"{widest} by {d} is too large for a Jacobian: use curvature_bound, or a smaller net")
+        for module in {row["module"] for row in curved}:
+            hooks.enter_context(module.register_forward_pre_hook(lambda _, args: units.append(args[0])))
         point = x.clone().requires_grad_()
-        units, logits = inputs_of_activations(point)
-        total = scalar_of(logits, y, scalar).sum()
+        total = scalar_of(model(point), y, scalar).sum()
         gradient, *deltas = torch.autograd.grad(total, [point, *units], materialize_grads=True)
         parts = []
         for part in x.split(max(1, 2**22 // (d * widest))):
             basis = torch.eye(d, dtype=x.dtype, device=x.device).view(d, *x.shape[1:])
             repeated, basis = part.repeat_interleave(d, 0), basis.repeat(len(part), *[1] * (x.dim() - 1))
-            units, _ = inputs_of_activations(repeated.requires_grad_())
+            units.clear()
+            model(repeated.requires_grad_())
             weights = [torch.zeros_like(u, requires_grad=True) for u in units]  # A v is the gradient of wᵀA v in w
             (pulled,) = torch.autograd.grad(units, repeated, weights, create_graph=True)
             columns = torch.autograd.grad(pulled, weights, basis)
@@ -148,14 +136,12 @@ class NormalisedBound:
     lipschitz: Tensor
 
 
-def normalised_bound(
-    model: nn.Module, x: Tensor, y: Tensor, *, scalar: str = "margin", certified: bool = True
-) -> NormalisedBound:
+def normalised_bound(model: nn.Module, x: Tensor, y: Tensor, *, scalar: str = "margin") -> NormalisedBound:
     """(C) at each sample: C_f(x) ≤ Σ_i β_i κ_i(x) Lip(x→u_i), infinite where the gradient vanishes but κ doesn't.
 
     Arguments and errors as in :func:`local_bound` and :func:`curvature_bound`.
     """
-    curved, beta, _, _, kappa = _local(model, x, y, scalar, certified)
+    curved, beta, _, _, kappa = _local(model, x, y, scalar)
     lipschitz = beta.new_tensor([row["before"] for row in curved])
     return NormalisedBound(kappa @ (beta * lipschitz), kappa, beta, lipschitz)
 
@@ -167,7 +153,6 @@ def layer_terms(
     *,
     input_shape: Sequence[int] | None = None,
     scalar: str = "margin",
-    certified: bool = True,
 ) -> pd.DataFrame:
     """What each layer contributes, one row a layer; give ``x`` and ``y`` for (A), or ``input_shape`` for (B).
 
@@ -177,8 +162,8 @@ def layer_terms(
     jacobian_norm ‖A_i‖, delta ‖d_i‖_∞, kappa, contribution; they add up to :func:`local_bound`. Errors as there.
     """
     if x is None and input_shape is not None:
-        walk, out = walk_through(model, input_shape, certified)
-        terms = _worst(_terms(walk, out, scalar))[1]
+        walk, out = walk_through(model, input_shape)
+        terms = _worst(_terms(walk, out, scalar))
         frame = pd.DataFrame(walk.rows).drop(columns=["module", "size"])
         return frame.assign(contribution=[terms.get(i, 0.0) for i in range(len(frame))])
     if x is None or y is None:
@@ -206,7 +191,7 @@ def certified_radius(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
         gradient = lambda z: torch.autograd.grad(z.sum(), point, retain_graph=True)[0].flatten(1)
         mine = gradient(logits.gather(1, own[:, None]))
         slope = torch.stack([(mine - gradient(z)).norm(dim=1) for z in logits.unbind(1)], 1)
-    terms = _terms(*walk_through(model, x.shape[1:], certified=True), "margin")
+    terms = _terms(*walk_through(model, x.shape[1:]), "margin")
     curvature = sum(terms.values(), torch.zeros_like(logits[0]).expand(logits.shape[1], -1))[own]  # (N, K)
     margin = logits.detach().gather(1, own[:, None]) - logits.detach()
     radius = 2 * margin / (slope + (slope**2 + 2 * curvature * margin.clamp(min=0)).sqrt())
