@@ -1,7 +1,6 @@
 """A walk through a network that notes every layer's slope and how far each activation reaches; ``bounds`` adds up.
 
-The forward is traced (torch.fx), so that sums and concatenations written in Python are seen too, and then run on places
-instead of tensors. What can't be bounded raises a ValueError that names it.
+The traced forward (torch.fx), with its sums and concatenations, is run on places instead of tensors.
 """
 
 from __future__ import annotations
@@ -41,26 +40,20 @@ def _conv(conv: nn.Conv2d, shape: Sequence[int], certified: bool) -> Slopes:
 
 
 def _pool(pool: nn.Module, shape: Sequence[int], certified: bool) -> Slopes:
-    pixels = shape[-2] * shape[-1]
-    basis = torch.eye(pixels, dtype=torch.float64, device="cpu").view(pixels, 1, *shape[-2:])
+    basis = torch.eye(math.prod(shape[-2:]), dtype=torch.float64, device="cpu").view(-1, 1, *shape[-2:])
     return _matrix(pool(basis).flatten(1).mT)
 
 
 def channel_slopes(module: nn.Module) -> Tensor | None:
-    """The slope of each channel of a BatchNorm in eval mode, (C,) float64; None for any other layer."""
+    """Slope of each channel of a BatchNorm in eval mode or a Normalize, (C,) float64; None for any other layer."""
     if isinstance(module, LipschitzBatchNorm2d):
         return double(module.channel_slopes().detach())
+    if isinstance(module, Normalize):
+        return 1 / double(torch.as_tensor(module.std, device="cpu"))
     if not isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d) or module.running_var is None:
         return None
     scale = (double(module.running_var) + module.eps).rsqrt()
     return scale if module.weight is None else scale * double(module.weight.detach())
-
-
-def _per_channel(module: Any, shape: Sequence[int], certified: bool) -> Slopes:
-    scale = channel_slopes(module)
-    if scale is None:  # Normalize
-        scale = 1 / double(torch.as_tensor(module.std, device="cpu"))
-    return (scale.abs().max().item(),) * 2
 
 
 CURVED = (CenteredSoftplus, nn.Softplus)
@@ -72,15 +65,15 @@ KINDS: dict[type[nn.Module], Callable[[Any, Sequence[int], bool], Slopes]] = {
     nn.AvgPool2d: _pool,
     nn.AdaptiveAvgPool2d: _pool,
     **dict.fromkeys(SAME, lambda *_: (1.0, 1.0)),
-    **dict.fromkeys(SCALES, _per_channel),
+    **dict.fromkeys(SCALES, lambda norm, *_: (channel_slopes(norm).abs().max().item(),) * 2),  # type: ignore[union-attr]
 }
 
 
 def _slopes(module: nn.Module, name: str, shape: Sequence[int], certified: bool) -> Slopes:
     """The slopes of a layer at inputs of ``shape``; ValueError: there is no bound for it, or it only looks known."""
     kind = next((kind for kind in KINDS if isinstance(module, kind)), None)
-    changed = module._forward_hooks or module._forward_pre_hooks
-    changed = changed or getattr(module.forward, "__func__", None) is not getattr(kind, "forward", None)
+    own = getattr(module.forward, "__func__", None) is not getattr(kind, "forward", None)
+    changed = own or bool(module._forward_hooks or module._forward_pre_hooks)
     no_statistics = getattr(module, "running_var", 0) is None
     jumps = isinstance(module, nn.Softplus) and not (module.beta > 0 and module.threshold >= 20)  # at threshold/β
     if kind is None or changed or no_statistics or jumps:
@@ -93,35 +86,26 @@ def _slopes(module: nn.Module, name: str, shape: Sequence[int], certified: bool)
 
 
 @dataclass
-class Reach:
-    """Of an activation's output z, seen from a later place: sup of ‖∂place/∂z_k‖₂ over its units k."""
-
-    norm: float = 1.0
-    diagonal: bool = True  # no layer has mixed the units yet
-
-
-@dataclass
 class Place:
-    """A place in the net: its value for one input, the slope of x ↦ value, and the reach of each activation's row."""
+    """A place in the net: its value for one input, the slope of x ↦ value, and the reach of each activation z."""
 
     value: Tensor
     slope: float = 1.0
-    reach: dict[int, Reach] = field(default_factory=dict)
+    # by the row of z: sup of ‖∂value/∂z_k‖₂ over its units k, and whether no layer has mixed the units yet
+    reach: dict[int, tuple[float, bool]] = field(default_factory=dict)
     linear: tuple[Place, Tensor] | None = None  # where a linear layer made it: its input and weight
 
-    def then(self, value: Tensor, slope: float, column: float | None = None, diagonal: bool = True) -> Place:
-        column = slope if column is None else column
-        pass_on = lambda r: Reach(r.norm * (column if r.diagonal else slope), r.diagonal and diagonal)
-        return Place(value, self.slope * slope, {row: pass_on(r) for row, r in self.reach.items()})
+    def then(self, value: Tensor, slope: float, column: float, mixes: bool = False) -> Place:
+        through = lambda norm, diagonal: (norm * (column if diagonal else slope), diagonal and not mixes)
+        return Place(value, self.slope * slope, {row: through(*reach) for row, reach in self.reach.items()})
 
 
 def _join(value: Tensor, places: list[Place], add: Callable[[float, float], float]) -> Place:
     joined = Place(value, 0.0)
     for place in places:
         joined.slope = add(joined.slope, place.slope)
-        for row, reach in place.reach.items():
-            norm = joined.reach[row].norm if row in joined.reach else 0.0
-            joined.reach[row] = Reach(add(norm, reach.norm), diagonal=False)
+        for row, (norm, _) in place.reach.items():
+            joined.reach[row] = add(joined.reach.get(row, (0.0, False))[0], norm), False
     return joined
 
 
@@ -136,28 +120,19 @@ class Walk(fx.Interpreter):
         self.certified, self.rows, self.curved = certified, list[dict[str, Any]](), list[dict[str, Any]]()
 
     def call_module(self, target: Any, args: tuple, kwargs: dict) -> Place:
-        module = self.fetch_attr(target)
-        if len(args) != 1 or kwargs or not isinstance(args[0], Place):
-            raise ValueError(f"no bound is known for {target} = {module} unless it gets one input, by position")
-        at: Place = args[0]
+        module, at = self.fetch_attr(target), args[0]
         slope, column = _slopes(module, target, at.value.shape[1:], self.certified)
-        value, scale = module(at.value), channel_slopes(module)
-        if at.linear is not None and scale is not None and value.dim() == 2:  # linear, BatchNorm: one matrix
-            before, weight = at.linear[0], scale[:, None] * at.linear[1]
-            out = before.then(value, *_matrix(weight), diagonal=False)
-            out.linear = before, weight
-        else:
-            out = at.then(value, slope, column, isinstance(module, SAME + SCALES))
+        out = at.then(module(at.value), slope, column, mixes=not isinstance(module, SAME + SCALES))
         if isinstance(module, nn.Linear):
             out.linear = at, double(module.weight.detach())
-        curved = isinstance(module, CURVED)
-        if curved:
-            out.reach[len(self.rows)] = Reach()
         row = dict(layer=target, kind=type(module).__name__.removeprefix("Parametrized"))
-        row |= dict(slope=out.slope / at.slope if at.slope else 0.0, beta=float(module.beta) if curved else math.nan)
-        row |= dict(before=at.slope, lipschitz=out.slope, module=module, size=at.value[0].numel())
+        row |= dict(slope=out.slope / at.slope if at.slope else 0.0, beta=math.nan, before=at.slope)
+        row |= dict(lipschitz=out.slope, module=module, size=at.value[0].numel())
+        if isinstance(module, CURVED):
+            out.reach[len(self.rows)] = 1.0, True
+            row["beta"] = float(module.beta)
+            self.curved.append(row)
         self.rows.append(row)
-        self.curved += [row] if curved else []
         return out
 
     def call_method(self, target: Any, args: tuple, kwargs: dict) -> Any:
@@ -171,10 +146,10 @@ class Walk(fx.Interpreter):
         places: list[Place] = []
 
         def tensor_of(argument: Any) -> Any:
-            if not isinstance(argument, Place):
-                return argument
-            places.append(argument)
-            return argument.value
+            if isinstance(argument, Place):
+                places.append(argument)
+                return argument.value
+            return argument
 
         values: Any = fx.node.map_aggregate(args, tensor_of)
         value = function(*values, **fx.node.map_aggregate(kwargs, tensor_of))  # type: ignore[arg-type]
@@ -183,16 +158,15 @@ class Walk(fx.Interpreter):
         if name in ("cat", "concat"):
             return _join(value, places, math.hypot)
         if name in ("flatten", "view", "reshape", "contiguous", "squeeze"):
-            return places[0].then(value, 1.0)
+            return places[0].then(value, 1.0, 1.0)
         plain = not kwargs and all(place.value.shape == value.shape for place in places)  # nothing broadcast
         if name in ("add", "iadd", "sub", "isub") and plain:
             return _join(value, places, operator.add)
-        if name in ("mul", "imul") and plain and len(places) == 1:
-            factor = double(torch.as_tensor(values[args[0] is places[0]], device="cpu"))
-            return places[0].then(value, factor.abs().max().item())
-        if name in ("truediv", "itruediv", "div") and plain and len(places) == 1 and args[0] is places[0]:
-            divisor = double(torch.as_tensor(values[1], device="cpu"))
-            return places[0].then(value, (1 / divisor.abs().min()).item())
+        multiple = name in ("mul", "imul") or (name in ("truediv", "itruediv", "div") and args[0] is places[0])
+        if multiple and plain and len(places) == 1:
+            ones = torch.ones_like(value, dtype=torch.float64, device="cpu")
+            factor = function(*(ones if argument is places[0] else argument for argument in args)).abs().max().item()
+            return places[0].then(value, factor, factor)
         raise ValueError(f"no bound is known for {name} as a forward calls it: use sums, multiples, cat and flatten")
 
 

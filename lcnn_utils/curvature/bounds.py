@@ -10,7 +10,7 @@ With u_i the input of activation i, A_i = ∂u_i/∂x, d_i = ∂f/∂u_i and φ_
 In a chain Lip(x→u_i) ≤ Π_{j≤i} ‖W_j‖ and |∂f/∂z_ik| ≤ max_k ‖W_{i+1} e_k‖ Π_{j>i+1} ‖W_j‖ ‖w‖: W_{i+1} meets one unit
 at a time (its norm would do too, but is larger). A sum of branches adds slopes and curvatures. The form published for
 C_f (the authors' poster) is (C) with every κ_i ≤ 1, and can fail where gradients cancel: ``published_bound``.
-References: S. Srinivas et al., NeurIPS 2022; S. Singla, S. Feizi, ICML 2020 (certificates from curvature).
+Reference: S. Srinivas et al., NeurIPS 2022.
 """
 
 from __future__ import annotations
@@ -38,9 +38,9 @@ def _terms(walk: Walk, out: Place, scalar: str) -> dict[int, Tensor]:
     if check_choice(scalar, SCALARS, "scalar") == "margin":
         weight = weight[:, None] - weight
     largest, norm2, terms = weight.norm(torch.inf, dim=-1), weight.norm(2, dim=-1), {}
-    for row, reach in place.reach.items():
+    for row, (reach, diagonal) in place.reach.items():
         curvature = walk.rows[row]["beta"] / 4 * walk.rows[row]["before"] ** 2
-        terms[row] = curvature * reach.norm * (largest if reach.diagonal else norm2)
+        terms[row] = curvature * reach * (largest if diagonal else norm2)
     return terms
 
 
@@ -57,13 +57,9 @@ def curvature_bound(
 ) -> float:
     """(B): K ≥ ‖∇²f(x)‖₂ at every x and for every f, the margin of any two logits (default) or any single logit.
 
-    Args:
-        model: a net of known layers (``bound_graph.KINDS``), as built by ``nn`` or ``to_low_curvature``; eval mode.
-        input_shape: of one input, (C, H, W) or (d,): the norms of convolutions depend on it.
-        certified: upper bounds of the convolutions' norms, or quicker estimates from below (power iteration).
-
-    Raises:
-        ValueError: a layer or function that can't be bounded (named), a wrong shape, an unknown scalar.
+    The net, in eval mode, is made of known layers (``bound_graph.KINDS``), as in ``nn`` and by ``to_low_curvature``;
+    ``input_shape`` is (C, H, W) or (d,). ``certified``: with upper bounds of the convolutions' norms, or with quicker
+    estimates from below. ValueError: a layer or function that can't be bounded (named), a wrong shape.
     """
     walk, out = walk_through(model, input_shape, certified)
     return sum(_worst(_terms(walk, out, scalar)).values(), 0.0)
@@ -72,9 +68,8 @@ def curvature_bound(
 def published_bound(model: nn.Module, input_shape: Sequence[int], *, widths: bool = False) -> float:
     """Σ_i β_i Lip(x→u_i), published as a bound of C_f(x) at every x (in this form on the authors' poster).
 
-    It holds at x if every κ_i(x) ≤ 1 (``normalised_bound``), which is sufficient, not necessary. Nothing makes a net
-    obey that: s₀(x) + s₀(−x) has slope 0 and curvature β/2 at 0. ``widths``: multiply term i by the number of its units
-    (the paper carries a factor n_i, its place unknown to us). Other arguments and errors: :func:`curvature_bound`.
+    It holds at x if every κ_i(x) ≤ 1, which nothing makes a net obey: s₀(x) + s₀(−x) has slope 0 and curvature β/2 at
+    0. ``widths``: multiply term i by the number of its units (the paper carries a factor n_i, its place unknown to us).
     """
     curved = walk_through(model, input_shape)[0].curved
     return sum(row["beta"] * row["before"] * (row["size"] if widths else 1) for row in curved)
@@ -87,8 +82,6 @@ def _local(model: nn.Module, x: Tensor, y: Tensor, scalar: str) -> tuple[list[di
     with measuring(model), contextlib.ExitStack() as hooks:
         x, y = prepare(model, x, y, precise=True)
         curved = walk_through(model, x.shape[1:])[0].curved
-        if not curved:
-            raise ValueError("the model has no curved activation: its margins are linear, and every bound is 0")
         d, widest = x[0].numel(), max(row["size"] for row in curved)
         if d * widest > LARGEST:
             raise ValueError(f"{widest} by {d} is too large for a Jacobian: use curvature_bound, or a smaller net")
@@ -118,10 +111,7 @@ def _local(model: nn.Module, x: Tensor, y: Tensor, scalar: str) -> tuple[list[di
 
 
 def local_bound(model: nn.Module, x: Tensor, y: Tensor, *, scalar: str = "margin") -> Tensor:
-    """(A) at each sample: x (N, …), labels y (N,) → (N,), with the true Jacobians, so for nets of moderate size.
-
-    Raises ValueError as :func:`curvature_bound`, and for Jacobians that are too large.
-    """
+    """(A) at each sample: x (N, …), labels y (N,) → (N,); ValueError as above, or the Jacobians are too large."""
     _, betas, deltas, norms, _ = _local(model, x, y, scalar)
     return (deltas * norms**2) @ betas
 
@@ -137,10 +127,7 @@ class NormalisedBound:
 
 
 def normalised_bound(model: nn.Module, x: Tensor, y: Tensor, *, scalar: str = "margin") -> NormalisedBound:
-    """(C) at each sample: C_f(x) ≤ Σ_i β_i κ_i(x) Lip(x→u_i), infinite where the gradient vanishes but κ doesn't.
-
-    Arguments and errors as in :func:`local_bound` and :func:`curvature_bound`.
-    """
+    """(C) at each sample, infinite where the gradient vanishes but κ doesn't; arguments as in :func:`local_bound`."""
     curved, beta, _, _, kappa = _local(model, x, y, scalar)
     lipschitz = beta.new_tensor([row["before"] for row in curved])
     return NormalisedBound(kappa @ (beta * lipschitz), kappa, beta, lipschitz)
@@ -154,20 +141,20 @@ def layer_terms(
     input_shape: Sequence[int] | None = None,
     scalar: str = "margin",
 ) -> pd.DataFrame:
-    """What each layer contributes, one row a layer; give ``x`` and ``y`` for (A), or ``input_shape`` for (B).
+    """What each layer contributes: give ``input_shape`` for (B), or x (N, …) and labels y (N,) for (A).
 
-    Columns for (B): layer, kind, slope (the layer's own; a BatchNorm's is what it does to the linear layer before it),
-    beta (NaN if not curved), before and lipschitz (Lip from x to its input and output), contribution (to the worst f);
-    the contributions add up to :func:`curvature_bound`. For (A), a row an activation and sample: layer, sample, beta,
-    jacobian_norm ‖A_i‖, delta ‖d_i‖_∞, kappa, contribution; they add up to :func:`local_bound`. Errors as there.
+    Columns for (B), a row a layer: layer, kind, slope (the layer's own), beta (NaN if not curved), before and lipschitz
+    (Lip from x to its input and output), contribution; these add up to :func:`curvature_bound`. For (A), a row an
+    activation and sample: layer, sample, beta, jacobian_norm ‖A_i‖, delta ‖d_i‖_∞, kappa, contribution; these add up to
+    :func:`local_bound`. Errors as there.
     """
-    if x is None and input_shape is not None:
+    if input_shape is not None:
         walk, out = walk_through(model, input_shape)
         terms = _worst(_terms(walk, out, scalar))
         frame = pd.DataFrame(walk.rows).drop(columns=["module", "size"])
         return frame.assign(contribution=[terms.get(i, 0.0) for i in range(len(frame))])
     if x is None or y is None:
-        raise ValueError("give input_shape, (C, H, W) or (d,), or samples x and labels y, whose margins are bounded")
+        raise ValueError("give input_shape, or samples x and labels y")
     curved, betas, deltas, norms, kappa = _local(model, x, y, scalar)
     columns = dict(jacobian_norm=norms, delta=deltas, kappa=kappa)
     columns |= dict(contribution=deltas * norms**2 * betas, beta=betas.expand_as(norms))
@@ -181,8 +168,7 @@ def certified_radius(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
 
     For every other class j the margin m = logit_y − logit_j has ‖∇²m‖ ≤ K_j by (B), so m > 0 at every step shorter than
     r_j = (−‖∇m‖ + √(‖∇m‖² + 2 K_j m))/K_j = 2m/(‖∇m‖ + √(‖∇m‖² + 2 K_j m)); the radius is the smallest r_j.
-    Computed in float64 on the CPU, rounded down, for the net in exact arithmetic. Unit: that of x; the pixel range is
-    not used. Reference: S. Singla, S. Feizi, ICML 2020. Errors as :func:`curvature_bound`.
+    Computed in float64 on the CPU, rounded down; the pixel range is not used. Reference: S. Singla, S. Feizi, ICML 2020.
     """
     with measuring(model):
         x, y = prepare(model, x, y, precise=True)

@@ -4,7 +4,7 @@ In eval mode the samples of a batch don't touch each other, so the Hessian of th
 one Hessian-vector product of the batch is one for each sample, and all iterations run on the whole batch at once.
 
 References: S. Srinivas et al., NeurIPS 2022 (the measure); B. Pearlmutter, Neural Computation 6 (1994) (the products);
-C. Lanczos (1950), B. Parlett, *The Symmetric Eigenvalue Problem*, ch. 11 and 13 (Ritz values and their residuals).
+B. Parlett, *The Symmetric Eigenvalue Problem*, ch. 11 and 13 (Lanczos, Ritz values and their residuals).
 """
 
 from __future__ import annotations
@@ -21,30 +21,20 @@ from torch import Tensor, nn
 from ..lab import check_choice, double
 from .premises import SCALARS, measuring, prepare, scalar_of
 
-CONFIRM = 4  # products after the residual is small: now and then a start holds next to nothing of the top eigenvector
+CONFIRM = 4  # products after the residual is small: it tells of an eigenvalue nearby, now and then not of the largest
 Product = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True)
 class Geometry:
-    """Per-sample results, each of shape (N,) but for ``direction``; units are those of f over those of x.
+    """Per-sample results, each of shape (N,) but for ``direction``; units are those of f over those of x."""
 
-    Attributes:
-        grad_norm: ‖∇f(x)‖₂.
-        hessian_norm: ‖∇²f(x)‖₂, the spectral norm.
-        curvature: C_f(x) = hessian_norm / (grad_norm + ε).
-        direction: (N, …) like x, the unit eigenvector of that norm: along it the gradient changes fastest.
-        iterations: Hessian-vector products used.
-        residual: estimated relative error of ``hessian_norm`` (0 for the exact method); infinite where the gradient is
-            too short for its dtype: the loss of a sample with a margin above 70 in float32.
-    """
-
-    grad_norm: Tensor
-    hessian_norm: Tensor
-    curvature: Tensor
-    direction: Tensor
-    iterations: Tensor
-    residual: Tensor
+    grad_norm: Tensor  # ‖∇f(x)‖₂
+    hessian_norm: Tensor  # ‖∇²f(x)‖₂, the spectral norm
+    curvature: Tensor  # C_f(x) = hessian_norm / (grad_norm + ε)
+    direction: Tensor  # like x: the unit eigenvector of hessian_norm; along it the gradient changes fastest
+    iterations: Tensor  # Hessian-vector products used
+    residual: Tensor  # estimated relative error of hessian_norm; ∞ where the gradient is too short for its dtype
 
 
 def gradient_and_hvp(model: nn.Module, x: Tensor, y: Tensor, scalar: str = "loss") -> tuple[Tensor, Product]:
@@ -87,12 +77,10 @@ def _differentiate(model: nn.Module, x: Tensor, y: Tensor, scalar: str) -> tuple
 
 def _has_own_functions(f: Tensor) -> bool:
     """Whether a ``torch.autograd.Function`` that is neither torch's nor ours had a part in f."""
-    nodes, seen = [f.grad_fn], set[Any]()
+    seen, nodes = set[Any](), set[Any]([f.grad_fn])
     while nodes:
-        node = nodes.pop()
-        if node is not None and node not in seen:
-            seen.add(node)
-            nodes += [before for before, _ in node.next_functions]
+        seen |= nodes
+        nodes = {before for node in nodes for before, _ in node.next_functions if before} - seen
     modules = {getattr(getattr(node, "_forward_cls", None), "__module__", "torch") for node in seen}
     return not {module.partition(".")[0] for module in modules} <= {"torch", "lcnn_utils"}
 
@@ -118,14 +106,12 @@ def _random_unit(x: Tensor, generator: torch.Generator | None) -> Tensor:
 def _lanczos(hvp: Product, v: Tensor, tol: float, max_iter: int) -> tuple[Tensor, Tensor, int, Tensor]:
     """Lanczos with full reorthogonalisation: the matrix in the basis v, Hv, H²v, … is tridiagonal.
 
-    A Ritz pair (θ, z) has ‖Hz − θz‖ = b_k |s_k|: an eigenvalue lies that close to θ (Parlett, thm. 4.5.1), but not for
-    certain the largest, of which a random start may hold little. So ``CONFIRM`` more products have to agree.
+    A Ritz pair (θ, z) has ‖Hz − θz‖ = b_k |s_k|: an eigenvalue lies that close to θ (Parlett, thm. 4.5.1).
     """
     tiny, eps = torch.finfo(v.dtype).tiny, torch.finfo(v.dtype).eps
     basis, diagonal, off, agreed = [v], list[Tensor](), list[Tensor](), 0
     largest = torch.zeros_like(v[:, 0])
-    max_iter = min(max_iter, v.shape[1])
-    for k in range(1, max_iter + 1):
+    for k in range(1, min(max_iter, v.shape[1]) + 1):
         w = hvp(basis[-1])
         diagonal.append((w * basis[-1]).sum(1))
         largest = torch.maximum(largest, length(w))
@@ -151,18 +137,14 @@ def _lanczos(hvp: Product, v: Tensor, tol: float, max_iter: int) -> tuple[Tensor
 def _power(hvp: Product, v: Tensor, tol: float, max_iter: int) -> tuple[Tensor, Tensor, int, Tensor]:
     """Power iteration reading ‖Hv‖, which never decreases and is right for ± ties too.
 
-    ‖H²v − n²v‖/n² with n = ‖Hv‖ bounds the relative distance of n² from an eigenvalue of H², hence half of it for n:
-    not for certain the largest, so ``CONFIRM`` more products have to agree.
+    ‖H²v − n²v‖/n² with n = ‖Hv‖ bounds the relative distance of n² from an eigenvalue of H², hence half of it for n.
     """
-    tiny = torch.finfo(v.dtype).tiny
-    w = hvp(v)
+    w, tiny, k, agreed = hvp(v), torch.finfo(v.dtype).tiny, 1, 0
     norm = length(w)
     error = torch.full_like(norm, torch.inf)
-    k, agreed = 1, 0
     while k < max_iter and agreed <= CONFIRM:
         previous, v = v, torch.where(norm[:, None] > 0, w * (1 / (norm + tiny))[:, None], v)  # H v = 0: keep v
-        w = hvp(v)
-        k += 1
+        w, k = hvp(v), k + 1
         error = length(w - previous * norm[:, None]) / (2 * norm + tiny)
         norm = torch.maximum(norm, length(w))
         agreed = agreed + 1 if bool((error <= tol).all()) else 0
@@ -172,8 +154,6 @@ def _power(hvp: Product, v: Tensor, tol: float, max_iter: int) -> tuple[Tensor, 
 def _exact(hvp: Product, v: Tensor, tol: float, max_iter: int) -> tuple[Tensor, Tensor, int, Tensor]:
     """The eigenvalues of the dense matrix."""
     n, d = v.shape
-    if d > 4096:
-        raise ValueError(f"method='exact' builds a {d} x {d} Hessian a sample: use method='lanczos' above 4096")
     unit = torch.eye(d, dtype=v.dtype, device=v.device)
     hessian = torch.stack([hvp(e.expand(n, d)) for e in unit], 2)  # (N, d, d), a column a product
     values, vectors = torch.linalg.eigh((hessian + hessian.mT) / 2)
@@ -204,18 +184,15 @@ def geometry(
         x: (N, C, H, W) images in [0, 1], or (N, d) points.
         y: labels (N,), int64; default: the predicted classes.
         scalar: what f is: ``loss`` (as in the paper's tables), ``margin`` or ``logit`` of the label.
-        method: ``lanczos``, ``power`` (what the paper used), or ``exact`` (dense, d ≤ 4096).
+        method: ``lanczos``, ``power`` (what the paper used), or ``exact`` (a dense d × d matrix a sample).
         tol: stop when every sample's estimated relative error is below it (and a few products more confirm it), or
             after ``max_iter`` products; ``residual`` is what was reached.
         generator: of the random start (default: seed 0). eps: ε of the definition; 1e-6 as in the authors' code.
         batch_size: samples measured at once (memory); it does not change what is measured.
 
-    ValueError: bad images, labels or options; half precision; a network that has no second derivative, gives no finite
-    logits, cuts the graph, is random, or whose samples change each other's logits.
+    ValueError: bad images or labels; half precision; a network that has no second derivative, gives no finite logits,
+    cuts the graph, is random, or whose samples change each other's logits.
     """
-    if not (0 < tol < 1 and max_iter >= 1 and batch_size >= 1 and 0 <= eps < math.inf):
-        got = f"got tol={tol}, max_iter={max_iter}, batch_size={batch_size}, eps={eps}"
-        raise ValueError(f"tol must lie between 0 and 1, the numbers be at least 1, and eps finite, 0 or more: {got}")
     check_choice(scalar, SCALARS, "scalar")
     solve = METHODS[check_choice(method, tuple(METHODS), "method")]
     parts = []
@@ -231,8 +208,6 @@ def geometry(
             direction = (v * (1 / length(v))[:, None]).view_as(xs)
             parts.append((length(gradient), norm, direction, torch.full_like(ys, products), residual))
     grad_norm, hessian_norm, direction, iterations, residual = (torch.cat(part) for part in zip(*parts, strict=True))
-    if not bool((grad_norm + hessian_norm).isfinite().all()):
-        raise ValueError("the network's derivatives are not finite here: its weights or inputs are too large or NaN")
     limits = torch.finfo(x.dtype)
     residual[(grad_norm > 0) & (grad_norm < limits.tiny / limits.eps)] = torch.inf
     return Geometry(grad_norm, hessian_norm, hessian_norm / (grad_norm + eps), direction, iterations, residual)

@@ -12,7 +12,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..data import check_images, check_labels
 from ..lab import check_choice
@@ -22,10 +21,7 @@ SCALARS = ("loss", "margin", "logit")
 
 @contextlib.contextmanager
 def evaluating(model: nn.Module) -> Iterator[nn.Module]:
-    """Switch every module to eval mode, and put each back as it was.
-
-    Meanwhile convolutions on an NVIDIA GPU compute with all of float32's 24 bits: by default they use TF32, with 11.
-    """
+    """Every module in eval mode, and convolutions on a GPU with float32's 24 bits, not TF32's 11; then as before."""
     was = {module: module.training for module in model.modules()}
     model.eval()
     tf32, torch.backends.cudnn.allow_tf32 = torch.backends.cudnn.allow_tf32, False
@@ -50,8 +46,8 @@ def measuring(model: nn.Module) -> Iterator[nn.Module]:
 def scalar_of(logits: Tensor, y: Tensor, scalar: str = "loss") -> Tensor:
     """The scalar f of each sample: logits (N, K) and labels (N,) → (N,).
 
-    ``loss``: cross-entropy of the label y, written as z_m − z_y + log(1 + Σ_{j≠m} e^{z_j − z_m}) with the largest logit
-    z_m, whose derivatives are exact even where p_m rounds to 1. ``margin``: z_y − max_{j≠y} z_j. ``logit``: z_y.
+    ``margin``: z_y − max_{j≠y} z_j. ``logit``: z_y. ``loss``: cross-entropy z_m − z_y + log(1 + Σ_{j≠m} e^{z_j − z_m}),
+    with the largest logit z_m: so written, its derivatives are exact even where p_m rounds to 1.
     """
     own = logits.gather(1, y[:, None]).squeeze(1)
     if check_choice(scalar, SCALARS, "scalar") == "logit":
@@ -65,10 +61,7 @@ def scalar_of(logits: Tensor, y: Tensor, scalar: str = "loss") -> Tensor:
 
 
 def prepare(model: nn.Module, x: Tensor, y: Tensor | None, *, precise: bool = False) -> tuple[Tensor, Tensor]:
-    """x and y (default: the predicted classes) of a model in eval mode, checked, as is the model.
-
-    ``precise``: for second derivatives, which drown in the rounding of half precision.
-    """
+    """x and y (default: the predicted classes), checked, as is the model; ``precise``: not in half precision."""
     if not isinstance(x, Tensor) or x.dim() == 4:
         check_images(x)
     elif x.dim() < 2 or x.numel() == 0 or not x.is_floating_point() or not bool(x.isfinite().all()):
@@ -85,11 +78,7 @@ def prepare(model: nn.Module, x: Tensor, y: Tensor | None, *, precise: bool = Fa
 
 
 def _check_model(model: nn.Module, x: Tensor) -> Tensor:
-    """Logits (2, K) of a batch of the first sample of x and a random one.
-
-    ValueError: they are not finite, have no finite gradient, are random, or one sample's depend on the other sample, so
-    that a batch's Hessian is not that of each sample.
-    """
+    """Logits (2, K) of the first sample of x and a random one; ValueError unless samples have their own derivatives."""
     other = torch.rand(x[:1].shape, generator=torch.Generator().manual_seed(0), device="cpu").to(x)
     pair = torch.cat([x[:1], other]).requires_grad_()
     random_state = lambda: torch.cuda.get_rng_state(x.device) if x.is_cuda else torch.get_rng_state()
@@ -100,25 +89,21 @@ def _check_model(model: nn.Module, x: Tensor) -> Tensor:
         got = f"shape {tuple(x.shape)} ({x.dtype} on {x.device}{'; a single sample needs x[None]' * (x.dim() == 3)})"
         raise ValueError(f"the model does not take inputs of {got}: {error}") from error
     check_logits(logits)
-    weights = torch.linspace(1, 2, logits.shape[1], device="cpu").to(logits)
-    entangled = False
+    weights, entangled = torch.linspace(1, 2, logits.shape[1], device="cpu").to(logits).requires_grad_(), False
     for mine in (0, 1):
-        gradient = None
-        if logits.requires_grad:
-            (gradient,) = torch.autograd.grad(logits[mine] @ weights, pair, retain_graph=True, allow_unused=True)
+        (gradient,) = torch.autograd.grad(logits[mine] @ weights, pair, retain_graph=True, allow_unused=True)
         if gradient is None:
             raise ValueError("the forward cuts the graph (no_grad, detach, numpy …): the logits have no gradient in x")
         if not bool(gradient.isfinite().all()):
             raise ValueError("the gradient of the logits is not finite here: is there a root or a logarithm of 0?")
         entangled |= bool(gradient[1 - mine].any())
     alone = torch.cat([model(sample) for sample in pair.detach().split(1)])  # statistics of the batch may be detached
-    eps, size = torch.finfo(logits.dtype).eps, logits.detach().abs().max()
-    tolerance = max(1e-3, 16 * eps) * (logits.amax() - logits.amin()) + 4 * eps * size
+    eps = torch.finfo(logits.dtype).eps
+    tolerance = max(1e-3, 16 * eps) * (logits.amax() - logits.amin()) + 4 * eps * logits.abs().max()
     differs = not bool((alone - logits).abs().max() <= tolerance)
     if entangled or differs or not torch.equal(random_state(), before):
-        named = [name for name, m in model.named_modules() if isinstance(m, _BatchNorm) and m.running_mean is None]
-        hint = f": {', '.join(named[:3])} (BatchNorm) has no running statistics" if named else ""
-        raise ValueError(f"a sample's logits depend on the other samples of a batch, or are random, in eval mode{hint}")
+        cause = "BatchNorm without running statistics, F.dropout without training=self.training?"
+        raise ValueError(f"in eval mode, a sample's logits depend on the rest of its batch, or are random: {cause}")
     return logits.detach()
 
 
