@@ -82,6 +82,8 @@ def _local(model: nn.Module, x: Tensor, y: Tensor, scalar: str) -> tuple[list[di
     with measuring(model), contextlib.ExitStack() as hooks:
         x, y = prepare(model, x, y, precise=True)
         curved = walk_through(model, x.shape[1:])[0].curved
+        if not curved:
+            raise ValueError("the model has no curved activation: its margins are linear, and every bound is 0")
         d, widest = x[0].numel(), max(row["size"] for row in curved)
         if d * widest > LARGEST:
             raise ValueError(f"{widest} by {d} is too large for a Jacobian: use curvature_bound, or a smaller net")
@@ -168,7 +170,7 @@ def certified_radius(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
 
     For every other class j the margin m = logit_y − logit_j has ‖∇²m‖ ≤ K_j by (B), so m > 0 at every step shorter than
     r_j = (−‖∇m‖ + √(‖∇m‖² + 2 K_j m))/K_j = 2m/(‖∇m‖ + √(‖∇m‖² + 2 K_j m)); the radius is the smallest r_j.
-    Computed in float64 on the CPU, rounded down; the pixel range is not used. Reference: S. Singla, S. Feizi, ICML 2020.
+    In float64 on the CPU, rounded down; the pixel range is not used. Reference: S. Singla, S. Feizi, ICML 2020.
     """
     with measuring(model):
         x, y = prepare(model, x, y, precise=True)

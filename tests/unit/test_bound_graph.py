@@ -47,18 +47,6 @@ def test_large_convolutions_are_bounded_from_above():
     assert norm <= layer_terms(nn.Sequential(conv, nn.Flatten()), input_shape=(3, 32, 32)).slope[0] <= norm * 1.01
 
 
-def test_a_batchnorm_is_bounded_together_with_its_linear_layer():
-    net = nn.Sequential(nn.Linear(4, 5), nn.BatchNorm1d(5), CenteredSoftplus(2.0), nn.Linear(5, 2)).double()
-    net(torch.randn(30, 4).double() * 3)  # moves the running statistics
-    net[1].weight.data = torch.randn(5).double()
-    frame = layer_terms(net, input_shape=(4,))
-    scale = net[1].weight / (net[1].running_var + net[1].eps).sqrt()
-    fused = torch.linalg.matrix_norm(scale[:, None] * net[0].weight, 2).item()
-    assert frame.before[2] == pytest.approx(fused, rel=1e-12)
-    assert fused < torch.linalg.matrix_norm(net[0].weight, 2).item() * scale.abs().max().item()
-    assert frame.slope[1] == pytest.approx(fused / frame.slope[0], rel=1e-12)
-
-
 class Forward(nn.Module):
     """A net given by its forward: a function of (self, x), with linear layers l1, l2 … and an activation s."""
 
@@ -114,12 +102,6 @@ def plain(activation=None):
     return nn.Sequential(nn.Linear(3, 4), activation or CenteredSoftplus(2.0), nn.Linear(4, 2))
 
 
-def broken():
-    net = plain()
-    net[2].weight.data[0, 0] = torch.nan
-    return net
-
-
 def added_in_place(s, x):
     z = s.l1(x)
     w = z
@@ -142,7 +124,6 @@ THREE = ((3, 4), (3, 4), (4, 2))
         (nn.Sequential(Scaled(3, 4), CenteredSoftplus(2.0), nn.Linear(4, 2)), "a forward of their own"),
         (Forward(added_in_place, *THREE), "does something else than its trace"),
         (plain(nn.Softplus(1.0, threshold=0.5)), "beta > 0 and threshold >= 20"),
-        (broken(), "2 = Linear.* holds NaN or infinity"),
         (Forward(lambda s, x: s.l1(x).view(-1, 2), *THREE), "logits of shape"),
         (Forward(lambda s, x: (s.l1(x), x), *THREE), "got .*tuple"),
         (Forward(lambda s, x: s.l1(x) if x.sum() > 0 else -s.l1(x), *THREE), "depends on its data"),
@@ -153,18 +134,12 @@ THREE = ((3, 4), (3, 4), (4, 2))
         (Forward(lambda s, x: 1 / s.l1(x), *THREE), "no bound is known for truediv"),
         (Forward(lambda s, x: s.l1(x) + s.l2(x), (3, 4), (3, 1)), "no bound is known for add"),  # it broadcasts
         (Forward(lambda s, x: s.l1(x) * torch.ones(4), (3, 1)), "no bound is known for mul"),
+        (plain(nn.Linear(4, 4).requires_grad_(False).apply(lambda m: m.weight.fill_(torch.nan))), "not finite"),
     ],
 )
 def test_what_cannot_be_bounded_is_named(net, message):
     with pytest.raises(ValueError, match=message):
         curvature_bound(net, (3,))
-
-
-def test_bad_shapes_and_large_pools_are_named():
-    with pytest.raises(ValueError, match="input_shape"):
-        curvature_bound(plain(), (-3,))
-    with pytest.raises(ValueError, match="64 × 64"):
-        curvature_bound(nn.Sequential(nn.AvgPool2d(65), nn.Flatten(), nn.Linear(1, 2)), (1, 65, 65))
 
 
 def test_nets_may_be_walked_and_used_in_several_threads_at_once():
