@@ -122,7 +122,13 @@ class Walk(fx.Interpreter):
     def call_module(self, target: Any, args: tuple, kwargs: dict) -> Place:
         module, at = self.fetch_attr(target), args[0]
         slope, column = _slopes(module, target, at.value.shape[1:], self.certified)
-        out = at.then(module(at.value), slope, column, mixes=not isinstance(module, SAME + SCALES))
+        value, scale = module(at.value), channel_slopes(module)
+        if at.linear is not None and scale is not None and value.dim() == 2:  # linear, BatchNorm: one matrix
+            before, weight = at.linear[0], scale[:, None] * at.linear[1]
+            out = before.then(value, *_matrix(weight), mixes=True)
+            out.linear = before, weight
+        else:
+            out = at.then(value, slope, column, mixes=not isinstance(module, SAME + SCALES))
         if isinstance(module, nn.Linear):
             out.linear = at, double(module.weight.detach())
         row = dict(layer=target, kind=type(module).__name__.removeprefix("Parametrized"))

@@ -145,10 +145,10 @@ def layer_terms(
 ) -> pd.DataFrame:
     """What each layer contributes: give ``input_shape`` for (B), or x (N, …) and labels y (N,) for (A).
 
-    Columns for (B), a row a layer: layer, kind, slope (the layer's own), beta (NaN if not curved), before and lipschitz
-    (Lip from x to its input and output), contribution; these add up to :func:`curvature_bound`. For (A), a row an
-    activation and sample: layer, sample, beta, jacobian_norm ‖A_i‖, delta ‖d_i‖_∞, kappa, contribution; these add up to
-    :func:`local_bound`. Errors as there.
+    Columns for (B), a row a layer: layer, kind, slope (the layer's own; a BatchNorm's is what it does to the linear layer
+    before it), beta (NaN if not curved), before and lipschitz (Lip from x to its input and output), contribution; these
+    add up to :func:`curvature_bound`. For (A), a row an activation and sample: layer, sample, beta, jacobian_norm
+    ‖A_i‖, delta ‖d_i‖_∞, kappa, contribution; these add up to :func:`local_bound`.
     """
     if input_shape is not None:
         walk, out = walk_through(model, input_shape)

@@ -47,6 +47,18 @@ def test_large_convolutions_are_bounded_from_above():
     assert norm <= layer_terms(nn.Sequential(conv, nn.Flatten()), input_shape=(3, 32, 32)).slope[0] <= norm * 1.01
 
 
+def test_a_batchnorm_is_bounded_together_with_its_linear_layer():
+    net = nn.Sequential(nn.Linear(4, 5), nn.BatchNorm1d(5), CenteredSoftplus(2.0), nn.Linear(5, 2)).double()
+    net(torch.randn(30, 4).double() * 3)  # moves the running statistics
+    net[1].weight.data = torch.randn(5).double()
+    frame = layer_terms(net, input_shape=(4,))
+    scale = net[1].weight / (net[1].running_var + net[1].eps).sqrt()
+    fused = torch.linalg.matrix_norm(scale[:, None] * net[0].weight, 2).item()
+    assert frame.before[2] == pytest.approx(fused, rel=1e-12)
+    assert fused < torch.linalg.matrix_norm(net[0].weight, 2).item() * scale.abs().max().item()
+    assert frame.slope[1] == pytest.approx(fused / frame.slope[0], rel=1e-12)
+
+
 class Forward(nn.Module):
     """A net given by its forward: a function of (self, x), with linear layers l1, l2 … and an activation s."""
 
