@@ -1,7 +1,4 @@
-"""A walk through a network that notes every layer's slope and how far each activation reaches; ``bounds`` adds up.
-
-The traced forward (torch.fx), with its sums and concatenations, is run on places instead of tensors.
-"""
+"""Slopes of layers, and how far each activation reaches: a traced forward (torch.fx) run on places, not tensors."""
 
 from __future__ import annotations
 

@@ -9,8 +9,7 @@ With u_i the input of activation i, A_i = ∂u_i/∂x, d_i = ∂f/∂u_i and φ_
 
 In a chain Lip(x→u_i) ≤ Π_{j≤i} ‖W_j‖ and |∂f/∂z_ik| ≤ max_k ‖W_{i+1} e_k‖ Π_{j>i+1} ‖W_j‖ ‖w‖: W_{i+1} meets one unit
 at a time (its norm would do too, but is larger). A sum of branches adds slopes and curvatures. The form published for
-C_f (the authors' poster) is (C) with every κ_i ≤ 1, and can fail where gradients cancel: ``published_bound``.
-Reference: S. Srinivas et al., NeurIPS 2022.
+C_f (S. Srinivas et al., 2022, poster) is (C) with κ_i ≤ 1, and can fail where gradients cancel: ``published_bound``.
 """
 
 from __future__ import annotations
@@ -145,10 +144,10 @@ def layer_terms(
 ) -> pd.DataFrame:
     """What each layer contributes: give ``input_shape`` for (B), or x (N, …) and labels y (N,) for (A).
 
-    Columns for (B), a row a layer: layer, kind, slope (the layer's own; a BatchNorm's is what it does to the linear layer
-    before it), beta (NaN if not curved), before and lipschitz (Lip from x to its input and output), contribution; these
-    add up to :func:`curvature_bound`. For (A), a row an activation and sample: layer, sample, beta, jacobian_norm
-    ‖A_i‖, delta ‖d_i‖_∞, kappa, contribution; these add up to :func:`local_bound`.
+    Columns for (B), a row a layer: layer, kind, slope (its own; a BatchNorm's: what it does to the linear layer before),
+    beta (NaN if not curved), before and lipschitz (Lip from x to its input and output), contribution; these add up to
+    :func:`curvature_bound`. For (A), a row an activation and sample: layer, sample, beta, jacobian_norm ‖A_i‖, delta
+    ‖d_i‖_∞, kappa, contribution; these add up to :func:`local_bound`.
     """
     if input_shape is not None:
         walk, out = walk_through(model, input_shape)

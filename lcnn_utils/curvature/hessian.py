@@ -40,9 +40,8 @@ class Geometry:
 def gradient_and_hvp(model: nn.Module, x: Tensor, y: Tensor, scalar: str = "loss") -> tuple[Tensor, Product]:
     """Per-sample gradient of f, and the function v ↦ ∇²f·v for every sample of the batch (both shaped like ``x``).
 
-    The model must be in eval mode for as long as the products are used. ∇²f is symmetric, so the product is the
-    transposed one (reverse over reverse) on a graph that is kept, which is cheaper than forward over reverse.
-    RuntimeError: a part of the network has no second derivative.
+    The model must stay in eval mode while the products are used. ∇²f is symmetric, so a product is reverse over reverse
+    on a graph that is kept: cheaper than forward over reverse. RuntimeError: a part has no second derivative.
     """
     model = getattr(model, "_orig_mod", model)  # of torch.compile, whose code has no second derivatives
     f, gradient, product = _differentiate(model, x, y, scalar)
@@ -190,8 +189,7 @@ def geometry(
         generator: of the random start (default: seed 0). eps: ε of the definition; 1e-6 as in the authors' code.
         batch_size: samples measured at once (memory); it does not change what is measured.
 
-    ValueError: bad images or labels; half precision; a network that has no second derivative, gives no finite logits,
-    cuts the graph, is random, or whose samples change each other's logits.
+    ValueError: bad images or labels, half precision, a network unfit for second derivatives (see ``premises``).
     """
     check_choice(scalar, SCALARS, "scalar")
     solve = METHODS[check_choice(method, tuple(METHODS), "method")]

@@ -1,7 +1,7 @@
 """Slopes of layers against dense matrices; walks of nets written in Python; what has no bound is named."""
 
 import itertools
-import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -39,12 +39,6 @@ def test_convolution_slopes_and_columns(stride, groups, size):
     assert norm <= slope * SLACK <= norm * (1 + 1e-6)
     assert largest <= column * SLACK
     assert bound_graph._slopes(conv, "conv", (4, size, size), False)[0] <= norm * SLACK
-
-
-def test_large_convolutions_are_bounded_from_above():
-    conv = nn.Conv2d(3, 2, 32, 32, bias=False)
-    norm = torch.linalg.matrix_norm(conv.weight.flatten(1), 2).item()
-    assert norm <= layer_terms(nn.Sequential(conv, nn.Flatten()), input_shape=(3, 32, 32)).slope[0] <= norm * 1.01
 
 
 def test_a_batchnorm_is_bounded_together_with_its_linear_layer():
@@ -129,18 +123,14 @@ THREE = ((3, 4), (3, 4), (4, 2))
     [
         (plain(nn.ReLU()), r"no bound is known for 1 = ReLU\(\).*to_low"),
         (nn.Sequential(nn.BatchNorm1d(3, track_running_stats=False), plain()), "no bound is known for 0 = BatchNorm1d"),
-        (nn.Sequential(nn.Linear(3, 1)), "K >= 2"),
         (nn.Sequential(nn.Linear(2, 2)), r"does not take inputs of shape \(3,\)"),
         (hooked(net := plain(), net[0]), "no bound is known for 0 = .*hooks"),
         (hooked(net := plain(), net), "does something else than its trace"),
         (nn.Sequential(Scaled(3, 4), CenteredSoftplus(2.0), nn.Linear(4, 2)), "a forward of their own"),
         (Forward(added_in_place, *THREE), "does something else than its trace"),
         (plain(nn.Softplus(1.0, threshold=0.5)), "beta > 0 and threshold >= 20"),
-        (Forward(lambda s, x: s.l1(x).view(-1, 2), *THREE), "logits of shape"),
-        (Forward(lambda s, x: (s.l1(x), x), *THREE), "got .*tuple"),
         (Forward(lambda s, x: s.l1(x) if x.sum() > 0 else -s.l1(x), *THREE), "depends on its data"),
         (Forward(lambda s, x: torch.stack([s.l1(x), s.l2(x)]).sum(0), *THREE), "no bound is known for stack"),
-        (Forward(lambda s, x: s.l1(x).relu(), *THREE), "no bound is known for relu"),
         (Forward(lambda s, x: s.l1(x) * s.l2(x), *THREE), "no bound is known for mul"),
         (Forward(lambda s, x: torch.add(s.l1(x), s.l2(x), alpha=3), *THREE), "no bound is known for add"),
         (Forward(lambda s, x: 1 / s.l1(x), *THREE), "no bound is known for truediv"),
@@ -156,23 +146,10 @@ def test_what_cannot_be_bounded_is_named(net, message):
 
 def test_nets_may_be_walked_and_used_in_several_threads_at_once():
     """As in JupyterLab, where a widget's callback runs beside the cells: torch.fx swaps nn.Module.__call__ for all."""
-    net, other = mlp((2, 8, 8, 2), lcnn=True).eval(), mlp((2, 8, 2)).eval()
-    x, call = torch.rand(3, 2), nn.Module.__call__
-    expected, bound, faults, ended = net(x), curvature_bound(net, (2,)), list[Exception](), threading.Event()
-
-    def repeat(work):
-        try:
-            while not ended.is_set():
-                work()
-        except Exception as error:
-            faults.append(error)
-
-    works = [lambda: torch.testing.assert_close(net(x), expected), lambda: curvature_bound(other, (2,))]
-    threads = [threading.Thread(target=repeat, args=(work,), daemon=True) for work in works]
-    for thread in threads:
-        thread.start()
-    found = {curvature_bound(net, (2,)) for _ in range(10)}
-    ended.set()
-    for thread in threads:
-        thread.join(60)
-    assert (faults, found, nn.Module.__call__) == ([], {bound}, call)
+    net, x, call = mlp((2, 8, 8, 2), lcnn=True).eval(), torch.rand(3, 2), nn.Module.__call__
+    expected, bound = net(x), curvature_bound(net, (2,))
+    with ThreadPoolExecutor(4) as pool:
+        outputs = pool.map(lambda _: [net(x) for _ in range(20)], range(20))
+        assert set(pool.map(lambda _: curvature_bound(net, (2,)), range(20))) == {bound}
+        torch.testing.assert_close([output for part in outputs for output in part], [expected] * 400)
+    assert nn.Module.__call__ is call
