@@ -144,8 +144,8 @@ def layer_terms(
 ) -> pd.DataFrame:
     """What each layer contributes: give ``input_shape`` for (B), or x (N, …) and labels y (N,) for (A).
 
-    Columns for (B), a row a layer: layer, kind, slope (its own; a BatchNorm's: what it does to the linear layer before),
-    beta (NaN if not curved), before and lipschitz (Lip from x to its input and output), contribution; these add up to
+    Columns for (B), a row a layer: layer, kind, slope (its own; a BatchNorm's with the linear layer before), beta (NaN
+    if not curved), before and lipschitz (Lip from x to its input and output), contribution; these add up to
     :func:`curvature_bound`. For (A), a row an activation and sample: layer, sample, beta, jacobian_norm ‖A_i‖, delta
     ‖d_i‖_∞, kappa, contribution; these add up to :func:`local_bound`.
     """

@@ -1,6 +1,5 @@
 """Slopes of layers against dense matrices; walks of nets written in Python; what has no bound is named."""
 
-import itertools
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -18,27 +17,23 @@ def dense(layer: nn.Module, shape: tuple[int, ...]) -> torch.Tensor:
     return layer(basis).detach().flatten(1).mT
 
 
-@pytest.mark.parametrize(
-    "pool",
-    [nn.AvgPool2d(2), nn.AvgPool2d(3, 2, 1), nn.AvgPool2d((1, 2), 2, 0, True), nn.AvgPool2d(3, 1, 1, False, False),
-     nn.AdaptiveAvgPool2d((2, 1)), nn.AdaptiveAvgPool2d(1)],
-)  # fmt: skip
-def test_pooling_slopes_are_those_of_the_dense_matrix(pool):
-    matrix = dense(pool, (2, 5, 4))
-    slope, column = bound_graph._slopes(pool, "pool", (2, 5, 4), True)
-    assert slope == pytest.approx(torch.linalg.matrix_norm(matrix, 2).item(), rel=1e-12)
-    assert column == pytest.approx(matrix.norm(dim=0).max().item(), rel=1e-12)
+def conv(stride: int, groups: int) -> nn.Module:
+    return nn.Conv2d(4, 6, 3, stride, 1, groups=groups, bias=False).double()
 
 
-@pytest.mark.parametrize(("stride", "groups", "size"), list(itertools.product((1, 2), (1, 2), (3, 6))))
-def test_convolution_slopes_and_columns(stride, groups, size):
-    conv = nn.Conv2d(4, 6, 3, stride, 1, groups=groups, bias=False).double()
-    matrix = dense(conv, (4, size, size))
+POOLS = [nn.AvgPool2d(2), nn.AvgPool2d(3, 2, 1), nn.AvgPool2d((1, 2), 2, 0, True), nn.AvgPool2d(3, 1, 1, False, False)]
+POOLS += [nn.AdaptiveAvgPool2d((2, 1)), nn.AdaptiveAvgPool2d(1), nn.AvgPool2d(2, divisor_override=3)]
+
+
+@pytest.mark.parametrize("layer", [*POOLS, conv(1, 1), conv(2, 1), conv(1, 2), conv(2, 2)])
+@pytest.mark.parametrize("shape", [(4, 5, 4), (4, 6, 6)])
+def test_slopes_and_columns_against_the_dense_matrix(layer, shape):
+    matrix = dense(layer, shape)
     norm, largest = torch.linalg.matrix_norm(matrix, 2).item(), matrix.norm(dim=0).max().item()
-    slope, column = bound_graph._slopes(conv, "conv", (4, size, size), True)
+    slope, column = bound_graph._slopes(layer, "layer", shape, True)
     assert norm <= slope * SLACK <= norm * (1 + 1e-6)
     assert largest <= column * SLACK
-    assert bound_graph._slopes(conv, "conv", (4, size, size), False)[0] <= norm * SLACK
+    assert bound_graph._slopes(layer, "layer", shape, False)[0] <= norm * SLACK
 
 
 def test_a_batchnorm_is_bounded_together_with_its_linear_layer():

@@ -182,10 +182,7 @@ def test_derivatives_of_confident_samples(method):
         (dict(scalar="los"), r"unknown scalar 'los'.*did you mean 'loss'"),
         (dict(method="lancsoz"), r"unknown method.*did you mean 'lanczos'"),
         (dict(x=torch.rand(2, 5, 6, 6).double()), r"does not take inputs of shape \(2, 5, 6, 6\)"),
-        (dict(x=torch.rand(2, 3, 6, 6)), "does not take.*float32"),
-        (dict(x=torch.zeros(0, 3, 6, 6).double()), "at least one|N, C, H, W"),
         (dict(model=nn.Linear(9, 2), x=torch.full((2, 9), math.inf)), "finite"),
-        (dict(model=nn.Linear(2, 2), x=torch.tensor([[0, 1], [1, 0]])), "int64"),
     ],
 )
 def test_bad_input_is_named(change, message):
