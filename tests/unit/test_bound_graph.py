@@ -80,6 +80,12 @@ def test_sums_multiples_concatenations_and_a_shared_activation():
     assert list(frame.layer) == ["s"] * 2
 
 
+def test_the_largest_multiple_counts():
+    net = Forward(lambda s, x: s.l2(s.s(s.l1(x) * torch.tensor([1.0, -2.0]) / 0.5)), (3, 2), (2, 2)).double()
+    want = 4 * torch.linalg.matrix_norm(net.l1.weight, 2).item()
+    assert layer_terms(net, input_shape=(3,)).before[1] == pytest.approx(want, rel=1e-12)
+
+
 def test_a_walk_leaves_no_trace():
     net = Forward(lambda s, x: s.l1(x) * torch.tensor([1.0, 2.0]), (3, 2)).train()
     before = set(vars(net))
