@@ -19,8 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..curvature import measuring, scalar_of
-from ..curvature.premises import _prepare
+from ..curvature import measuring, prepare, scalar_of
 from ..data import Images, floats
 from .pgd import UNIT, check, diameter, fgsm, margin_loss, move, pgd, project, random_steps
 
@@ -91,7 +90,7 @@ def autoattack(model: nn.Module, x: Tensor, y: Tensor, eps: float, *, norm: str 
     from pyautoattack import AutoAttack
 
     with measuring(model), torch.random.fork_rng():  # it seeds the global generator
-        x, y = _prepare(model, x, y)
+        x, y = prepare(model, x, y)
         check(x, eps, norm, UNIT)
         judged = copy.deepcopy(model).requires_grad_(False)  # it would leave gradients behind
         if (classes := judged(x[:1]).shape[1]) < 10:
@@ -126,7 +125,7 @@ def masking_checks(
     """
     x, y = floats(images)
     with measuring(model):
-        x, y = _prepare(model, x, y)
+        x, y = prepare(model, x, y)
         check(x, eps, norm, UNIT, steps=steps, restarts=restarts)
         if eps <= 0 or len(x) < FEWEST:
             raise ValueError(f"{eps=}, {len(x)} images: give a radius above 0 and {FEWEST} images, better 100")

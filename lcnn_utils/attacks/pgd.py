@@ -15,9 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..curvature import measuring, scalar_of
-from ..curvature.hessian import _length
-from ..curvature.premises import _prepare
+from ..curvature import length, measuring, prepare, scalar_of
 from ..lab import check_choice
 
 NORMS = ("l2", "linf")
@@ -37,7 +35,7 @@ def direction(gradient: Tensor, norm: str) -> Tensor:
     if norm == "linf":
         return gradient.sign()
     for kind in ("linf", "l2"):  # the squares of 1e-25 vanish in float32
-        gradient = scale(gradient, 1 / _length(gradient, kind).clamp(min=torch.finfo(gradient.dtype).tiny))
+        gradient = scale(gradient, 1 / length(gradient, kind).clamp(min=torch.finfo(gradient.dtype).tiny))
     return gradient
 
 
@@ -46,7 +44,7 @@ def project(step: Tensor, eps: Tensor, norm: str) -> Tensor:
     if norm == "linf":
         bound = eps.view(-1, *[1] * (step.dim() - 1))
         return step.clamp(-bound, bound)
-    return scale(step, (eps / _length(step, "l2").clamp(min=torch.finfo(step.dtype).tiny)).clamp(max=1))
+    return scale(step, (eps / length(step, "l2").clamp(min=torch.finfo(step.dtype).tiny)).clamp(max=1))
 
 
 def move(x: Tensor, step: Tensor, box: Box) -> Tensor:
@@ -166,7 +164,7 @@ def pgd(
     if step_size is not None and not 0 < step_size < math.inf:
         raise ValueError(f"step_size is {step_size}: use a positive number, or None (2 * eps, falling to 0)")
     with measuring(model):
-        x, y = _prepare(model, x, y)
+        x, y = prepare(model, x, y)
         radius, objective = check(x, eps, norm, box, steps=steps, restarts=restarts), fooling(model, y, loss)
         starts: Iterable[Tensor] = random_steps(x, radius, norm, restarts - (not random_start), generator)
         starts = starts if random_start else itertools.chain([torch.zeros_like(x)], starts)

@@ -16,9 +16,7 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from ..curvature import measuring
-from ..curvature.hessian import _length
-from ..curvature.premises import _prepare
+from ..curvature import length, measuring, prepare
 from ..data import Images, floats
 from .pgd import UNIT, Box, ascend, check, diameter, fooling, margin_loss, move, pgd, project, random_steps, scale
 
@@ -60,7 +58,7 @@ def minimal_radius(
         raise ValueError(f"start is {start}: the first eps tried must be a positive number")
     generator = generator or torch.Generator().manual_seed(0)
     with measuring(model):
-        x, y = _prepare(model, x, y)
+        x, y = prepare(model, x, y)
         check(x, start, norm, box, steps=steps, restarts=restarts, bisections=bisections)
         largest = diameter(x, norm, box) if box else 2**20 * start
         start = min(start, largest)
@@ -75,7 +73,7 @@ def minimal_radius(
             won = todo & (loss >= 0)
             point[won] = _shortened(model, x[won], y[won], tried[won], box)
             halved += todo & found
-            radius[won] = _length(point[won] - x[won], norm)
+            radius[won] = length(point[won] - x[won], norm)
             low = torch.where(todo & ~won, eps, torch.where(low < radius, low, radius / 2))  # failing proves nothing
     return radius, point
 
@@ -113,7 +111,7 @@ def first_success(
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")
     generator, grid, parts = generator or torch.Generator().manual_seed(0), _grid(eps_grid), []
     with measuring(model):
-        x, y = _prepare(model, x, y)
+        x, y = prepare(model, x, y)
         for xs, ys in zip(x.split(batch_size), y.split(batch_size), strict=True):
             fell = torch.where(_is_wrong(model, xs, ys), 0.0, torch.inf).to(torch.promote_types(xs.dtype, torch.float))
             for eps in grid:

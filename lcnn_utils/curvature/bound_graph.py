@@ -1,8 +1,4 @@
-"""A walk through a network that notes every layer's slope and how far each activation reaches; ``bounds`` adds up.
-
-The forward is traced (torch.fx), so that sums and concatenations written in Python are seen too, and then run on places
-instead of tensors. What can't be bounded raises a ValueError that names it.
-"""
+"""Slopes of layers, and how far each activation reaches: a traced forward (torch.fx) run on places, not tensors."""
 
 from __future__ import annotations
 
@@ -20,7 +16,7 @@ from torchvision.transforms import Normalize
 from ..lab import double
 from ..nn import CenteredSoftplus, LipschitzBatchNorm2d, conv_norm
 from ..nn.convert import trace
-from .premises import evaluating
+from .premises import check_logits, evaluating
 
 Slopes = tuple[float, float]  # of a layer's Jacobian J in eval mode: ‖J‖₂, and a bound of the norms of its columns
 
@@ -41,94 +37,72 @@ def _conv(conv: nn.Conv2d, shape: Sequence[int], certified: bool) -> Slopes:
 
 
 def _pool(pool: nn.Module, shape: Sequence[int], certified: bool) -> Slopes:
-    pixels = shape[-2] * shape[-1]
-    if pixels > 4096:
-        raise ValueError(f"no bound is known for {pool} of more than 64 × 64 pixels, got {tuple(shape)}")
-    basis = torch.eye(pixels, dtype=torch.float64, device="cpu").view(pixels, 1, *shape[-2:])
+    basis = torch.eye(math.prod(shape[-2:]), dtype=torch.float64, device="cpu").view(-1, 1, *shape[-2:])
     return _matrix(pool(basis).flatten(1).mT)
 
 
 def channel_slopes(module: nn.Module) -> Tensor | None:
-    """The slope of each channel of a BatchNorm in eval mode, (C,) float64; None for any other layer."""
+    """Slope of each channel of a BatchNorm in eval mode or a Normalize, (C,) float64; None for any other layer."""
     if isinstance(module, LipschitzBatchNorm2d):
         return double(module.channel_slopes().detach())
+    if isinstance(module, Normalize):
+        return 1 / double(torch.as_tensor(module.std, device="cpu"))
     if not isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d) or module.running_var is None:
         return None
     scale = (double(module.running_var) + module.eps).rsqrt()
     return scale if module.weight is None else scale * double(module.weight.detach())
 
 
-def _per_channel(module: Any, shape: Sequence[int], certified: bool) -> Slopes:
-    scale = channel_slopes(module)
-    if scale is None:  # Normalize
-        scale = 1 / double(torch.as_tensor(module.std, device="cpu"))
-    return (scale.abs().max().item(),) * 2
-
-
 CURVED = (CenteredSoftplus, nn.Softplus)
-SAME = (nn.Flatten, nn.Identity, nn.Dropout, nn.Dropout2d, nn.ZeroPad2d)  # slope 1 in eval mode
-SCALES = (LipschitzBatchNorm2d, nn.BatchNorm1d, nn.BatchNorm2d, Normalize)
-DIAGONAL = (*CURVED, *SAME, *SCALES)  # their Jacobians mix no units
+SAME = (*CURVED, nn.Flatten, nn.Identity, nn.Dropout, nn.Dropout2d, nn.ZeroPad2d)  # slope 1 in eval mode
+SCALES = (LipschitzBatchNorm2d, nn.BatchNorm1d, nn.BatchNorm2d, Normalize)  # neither these nor SAME mix units
 KINDS: dict[type[nn.Module], Callable[[Any, Sequence[int], bool], Slopes]] = {
     nn.Linear: lambda linear, *_: _matrix(double(linear.weight.detach())),
     nn.Conv2d: _conv,
     nn.AvgPool2d: _pool,
     nn.AdaptiveAvgPool2d: _pool,
-    **dict.fromkeys((*CURVED, *SAME), lambda *_: (1.0, 1.0)),
-    **dict.fromkeys(SCALES, _per_channel),
+    **dict.fromkeys(SAME, lambda *_: (1.0, 1.0)),
+    **dict.fromkeys(SCALES, lambda norm, *_: (channel_slopes(norm).abs().max().item(),) * 2),  # type: ignore[union-attr]
 }
 
 
 def _slopes(module: nn.Module, name: str, shape: Sequence[int], certified: bool) -> Slopes:
     """The slopes of a layer at inputs of ``shape``; ValueError: there is no bound for it, or it only looks known."""
     kind = next((kind for kind in KINDS if isinstance(module, kind)), None)
-    forward, hooked = getattr(module.forward, "__func__", None), module._forward_hooks or module._forward_pre_hooks
-    sound = kind is not None and forward is kind.forward and not hooked
-    sound = sound and getattr(module, "running_var", 0) is not None and not getattr(module, "divisor_override", None)
-    if isinstance(module, nn.Softplus):  # below threshold 20, it jumps visibly at threshold/β
-        sound = sound and module.beta > 0 and module.threshold >= 20
-    if kind is None or not sound:
+    own = getattr(module.forward, "__func__", None) is not getattr(kind, "forward", None)
+    changed = own or bool(module._forward_hooks or module._forward_pre_hooks)
+    no_statistics = getattr(module, "running_var", 0) is None
+    jumps = isinstance(module, nn.Softplus) and not (module.beta > 0 and module.threshold >= 20)  # at threshold/β
+    if kind is None or changed or no_statistics or jumps:
         raise ValueError(
             f"no bound is known for {name} = {module}: replace kinks (ReLU, max-pooling) by to_low_curvature; known "
             f"are {', '.join(kind.__name__ for kind in KINDS)}, without hooks or a forward of their own, BatchNorm "
             "with running statistics, Softplus with beta > 0 and threshold >= 20"
         )
-    values = [v for v in (*module.parameters(), *module.buffers()) if v.is_floating_point()]
-    if not all(bool(v.isfinite().all()) for v in values):
-        raise ValueError(f"{name} = {module} holds NaN or infinity: training diverged, or the checkpoint is broken")
     return KINDS[kind](module, shape, certified)
 
 
 @dataclass
-class Reach:
-    """Of an activation's output z, seen from a later place: sup of ‖∂place/∂z_k‖₂ over its units k."""
-
-    norm: float = 1.0
-    diagonal: bool = True  # no layer has mixed the units yet
-
-
-@dataclass
 class Place:
-    """A place in the net: its value for one input, the slope of x ↦ value, and the reach of each activation's row."""
+    """A place in the net: its value for one input, the slope of x ↦ value, and the reach of each activation z."""
 
     value: Tensor
     slope: float = 1.0
-    reach: dict[int, Reach] = field(default_factory=dict)
+    # by the row of z: sup of ‖∂value/∂z_k‖₂ over its units k, and whether no layer has mixed the units yet
+    reach: dict[int, tuple[float, bool]] = field(default_factory=dict)
     linear: tuple[Place, Tensor] | None = None  # where a linear layer made it: its input and weight
 
-    def then(self, value: Tensor, slope: float, column: float | None = None, diagonal: bool = True) -> Place:
-        column = slope if column is None else column
-        pass_on = lambda r: Reach(r.norm * (column if r.diagonal else slope), r.diagonal and diagonal)
-        return Place(value, self.slope * slope, {row: pass_on(r) for row, r in self.reach.items()})
+    def then(self, value: Tensor, slope: float, column: float, mixes: bool = False) -> Place:
+        through = lambda norm, diagonal: (norm * (column if diagonal else slope), diagonal and not mixes)
+        return Place(value, self.slope * slope, {row: through(*reach) for row, reach in self.reach.items()})
 
 
 def _join(value: Tensor, places: list[Place], add: Callable[[float, float], float]) -> Place:
     joined = Place(value, 0.0)
     for place in places:
         joined.slope = add(joined.slope, place.slope)
-        for row, reach in place.reach.items():
-            norm = joined.reach[row].norm if row in joined.reach else 0.0
-            joined.reach[row] = Reach(add(norm, reach.norm), diagonal=False)
+        for row, (norm, _) in place.reach.items():
+            joined.reach[row] = add(joined.reach.get(row, (0.0, False))[0], norm), False
     return joined
 
 
@@ -143,32 +117,29 @@ class Walk(fx.Interpreter):
         self.certified, self.rows, self.curved = certified, list[dict[str, Any]](), list[dict[str, Any]]()
 
     def call_module(self, target: Any, args: tuple, kwargs: dict) -> Place:
-        module = self.fetch_attr(target)
-        if len(args) != 1 or kwargs or not isinstance(args[0], Place):
-            raise ValueError(f"no bound is known for {target} = {module} unless it gets one input, by position")
-        at: Place = args[0]
+        module, at = self.fetch_attr(target), args[0]
         slope, column = _slopes(module, target, at.value.shape[1:], self.certified)
         value, scale = module(at.value), channel_slopes(module)
         if at.linear is not None and scale is not None and value.dim() == 2:  # linear, BatchNorm: one matrix
             before, weight = at.linear[0], scale[:, None] * at.linear[1]
-            out = before.then(value, *_matrix(weight), diagonal=False)
+            out = before.then(value, *_matrix(weight), mixes=True)
             out.linear = before, weight
         else:
-            out = at.then(value, slope, column, isinstance(module, DIAGONAL))
+            out = at.then(value, slope, column, mixes=not isinstance(module, SAME + SCALES))
         if isinstance(module, nn.Linear):
             out.linear = at, double(module.weight.detach())
-        curved = isinstance(module, CURVED)
-        if curved:
-            out.reach[len(self.rows)] = Reach()
         row = dict(layer=target, kind=type(module).__name__.removeprefix("Parametrized"))
-        row |= dict(slope=out.slope / at.slope if at.slope else 0.0, beta=float(module.beta) if curved else math.nan)
-        row |= dict(before=at.slope, lipschitz=out.slope, module=module, size=at.value[0].numel())
+        row |= dict(slope=out.slope / at.slope if at.slope else 0.0, beta=math.nan, before=at.slope)
+        row |= dict(lipschitz=out.slope, module=module, size=at.value[0].numel())
+        if isinstance(module, CURVED):
+            out.reach[len(self.rows)] = 1.0, True
+            row["beta"] = float(module.beta)
+            self.curved.append(row)
         self.rows.append(row)
-        self.curved += [row] if curved else []
         return out
 
     def call_method(self, target: Any, args: tuple, kwargs: dict) -> Any:
-        return self._call(target, lambda self, *rest, **options: getattr(self, target)(*rest, **options), args, kwargs)
+        return self._call(target, lambda tensor, *rest, **named: getattr(tensor, target)(*rest, **named), args, kwargs)
 
     def call_function(self, target: Any, args: tuple, kwargs: dict) -> Any:
         return self._call(getattr(target, "__name__", str(target)), target, args, kwargs)
@@ -178,10 +149,10 @@ class Walk(fx.Interpreter):
         places: list[Place] = []
 
         def tensor_of(argument: Any) -> Any:
-            if not isinstance(argument, Place):
-                return argument
-            places.append(argument)
-            return argument.value
+            if isinstance(argument, Place):
+                places.append(argument)
+                return argument.value
+            return argument
 
         values: Any = fx.node.map_aggregate(args, tensor_of)
         value = function(*values, **fx.node.map_aggregate(kwargs, tensor_of))  # type: ignore[arg-type]
@@ -189,36 +160,32 @@ class Walk(fx.Interpreter):
             return value
         if name in ("cat", "concat"):
             return _join(value, places, math.hypot)
-        same = all(place.value.shape == value.shape for place in places)  # nothing broadcast
-        if name in ("add", "iadd", "sub", "isub") and same and not kwargs:
+        if name in ("flatten", "view", "reshape", "contiguous", "squeeze"):
+            return places[0].then(value, 1.0, 1.0)
+        plain = not kwargs and all(place.value.shape == value.shape for place in places)  # nothing broadcast
+        if name in ("add", "iadd", "sub", "isub") and plain:
             return _join(value, places, operator.add)
-        if name in ("flatten", "view", "reshape", "contiguous", "squeeze") and len(places) == 1:
-            return places[0].then(value, 1.0)
-        if name in ("mul", "imul", "truediv", "itruediv", "div") and same and not kwargs and len(places) == 1:
-            left = args[0] is places[0]
-            factor = double(torch.as_tensor(values[left], device="cpu")).abs()
-            if "mul" in name or left:
-                return places[0].then(value, factor.max().item() if "mul" in name else (1 / factor.min()).item())
+        multiple = name in ("mul", "imul") or (name in ("truediv", "itruediv", "div") and args[0] is places[0])
+        if multiple and plain and len(places) == 1:
+            ones = torch.ones_like(value, dtype=torch.float64, device="cpu")
+            factor = function(*(ones if argument is places[0] else argument for argument in args)).abs().max().item()
+            return places[0].then(value, factor, factor)
         raise ValueError(f"no bound is known for {name} as a forward calls it: use sums, multiples, cat and flatten")
 
 
-def walk_through(model: nn.Module, input_shape: Sequence[int], certified: bool) -> tuple[Walk, Place]:
+def walk_through(model: nn.Module, input_shape: Sequence[int], certified: bool = True) -> tuple[Walk, Place]:
     """Walk ``model`` in eval mode at inputs of ``input_shape``; returns the walk with its rows, and the output."""
-    if not all(isinstance(n, int) and n > 0 for n in input_shape):
-        raise ValueError(f"input_shape is {tuple(input_shape)}: give the sizes of one input, (C, H, W) or (d,)")
     model = model.module if isinstance(model, nn.DataParallel) else model
-    like = next(model.parameters(), torch.zeros((), device="cpu"))
-    x = torch.rand((2, *input_shape), generator=torch.Generator().manual_seed(0), device="cpu").to(like)
+    like, generator = next(model.parameters(), torch.zeros((), device="cpu")), torch.Generator().manual_seed(0)
     with evaluating(model), torch.no_grad():
-        walk = Walk(model, certified)
         try:
-            out = walk.run(Place(x))
+            x = torch.rand((2, *input_shape), generator=generator, device="cpu").to(like)
             logits = model(x)
         except (RuntimeError, IndexError, TypeError) as error:
             raise ValueError(f"the model does not take inputs of shape {tuple(input_shape)}: {error}") from None
-    if not isinstance(out, Place) or logits.dim() != 2 or len(logits) != 2 or logits.shape[1] < 2:
-        got = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
-        raise ValueError(f"the model must give logits of shape (N, K) with K >= 2, got {got}")
-    if not torch.allclose(out.value, logits, rtol=1e-3, equal_nan=True):
+        check_logits(logits)
+        walk = Walk(model, certified)
+        out = walk.run(Place(x))
+    if not torch.allclose(out.value, logits, rtol=1e-3):
         raise ValueError("the forward does something else than its trace: hooks, tensors changed in place, or chance")
     return walk, out

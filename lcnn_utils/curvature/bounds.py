@@ -9,16 +9,15 @@ With u_i the input of activation i, A_i = ∂u_i/∂x, d_i = ∂f/∂u_i and φ_
 
 In a chain Lip(x→u_i) ≤ Π_{j≤i} ‖W_j‖ and |∂f/∂z_ik| ≤ max_k ‖W_{i+1} e_k‖ Π_{j>i+1} ‖W_j‖ ‖w‖: W_{i+1} meets one unit
 at a time (its norm would do too, but is larger). A sum of branches adds slopes and curvatures. The form published for
-C_f (the authors' poster) is (C) with every κ_i ≤ 1, and can fail where gradients cancel: ``published_bound``.
-References: S. Srinivas et al., NeurIPS 2022; S. Singla, S. Feizi, ICML 2020 (certificates from curvature).
+C_f (S. Srinivas et al., 2022, poster) is (C) with κ_i ≤ 1, and can fail where gradients cancel: ``published_bound``.
 """
 
 from __future__ import annotations
 
+import contextlib
 import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import pandas as pd
 import torch
@@ -26,7 +25,7 @@ from torch import Tensor, nn
 
 from ..lab import check_choice, double
 from .bound_graph import Place, Walk, walk_through
-from .premises import _prepare, measuring, scalar_of
+from .premises import measuring, prepare, scalar_of
 
 SCALARS = ("margin", "logit")
 LARGEST = 2**26  # entries of one sample's Jacobian
@@ -35,23 +34,21 @@ LARGEST = 2**26  # entries of one sample's Jacobian
 def _terms(walk: Walk, out: Place, scalar: str) -> dict[int, Tensor]:
     """Term of (B) of each activation's row: (K,) for logits, (K, K) for margins, entry (y, j) that of z_y − z_j."""
     place, weight = out.linear or (out, double(torch.eye(out.value.shape[1], device=out.value.device)))
-    norm = lambda p: weight.norm(p, dim=1)
     if check_choice(scalar, SCALARS, "scalar") == "margin":
-        norm = lambda p: torch.stack([(weight - row).norm(p, dim=1) for row in weight])
-    largest, norm2, terms = norm(torch.inf), norm(2), {}
-    for row, reach in place.reach.items():
+        weight = weight[:, None] - weight
+    largest, norm2, terms = weight.norm(torch.inf, dim=-1), weight.norm(2, dim=-1), {}
+    for row, (reach, diagonal) in place.reach.items():
         curvature = walk.rows[row]["beta"] / 4 * walk.rows[row]["before"] ** 2
-        terms[row] = curvature * reach.norm * (largest if reach.diagonal else norm2)
+        terms[row] = curvature * reach * (largest if diagonal else norm2)
     return terms
 
 
-def _worst(terms: dict[int, Tensor]) -> tuple[float, dict[int, float]]:
-    """The largest sum over scalars, and the terms that make it up."""
+def _worst(terms: dict[int, Tensor]) -> dict[int, float]:
+    """The terms of the scalar whose sum is largest."""
     if not terms:
-        return 0.0, {}
-    at = torch.stack(list(terms.values())).sum(0).argmax()
-    parts = {row: term.flatten()[at].item() for row, term in terms.items()}
-    return sum(parts.values()), parts
+        return {}
+    worst = torch.stack(list(terms.values())).sum(0).argmax()
+    return {row: term.flatten()[worst].item() for row, term in terms.items()}
 
 
 def curvature_bound(
@@ -59,62 +56,47 @@ def curvature_bound(
 ) -> float:
     """(B): K ≥ ‖∇²f(x)‖₂ at every x and for every f, the margin of any two logits (default) or any single logit.
 
-    Args:
-        model: a net of known layers (``bound_graph.KINDS``), as built by ``nn`` or ``to_low_curvature``; eval mode.
-        input_shape: of one input, (C, H, W) or (d,): the norms of convolutions depend on it.
-        certified: upper bounds of the convolutions' norms, or quicker estimates from below (power iteration).
-
-    Raises:
-        ValueError: a layer or function that can't be bounded (named), a wrong shape, an unknown scalar.
+    The net, in eval mode, is made of known layers (``bound_graph.KINDS``), as in ``nn`` and by ``to_low_curvature``;
+    ``input_shape`` is (C, H, W) or (d,). ``certified``: with upper bounds of the convolutions' norms, or with quicker
+    estimates from below. ValueError: a layer or function that can't be bounded (named), a wrong shape.
     """
     walk, out = walk_through(model, input_shape, certified)
-    return _worst(_terms(walk, out, scalar))[0]
+    return sum(_worst(_terms(walk, out, scalar)).values(), 0.0)
 
 
-def published_bound(
-    model: nn.Module, input_shape: Sequence[int], *, certified: bool = True, widths: bool = False
-) -> float:
+def published_bound(model: nn.Module, input_shape: Sequence[int], *, widths: bool = False) -> float:
     """Σ_i β_i Lip(x→u_i), published as a bound of C_f(x) at every x (in this form on the authors' poster).
 
-    It holds at x if every κ_i(x) ≤ 1 (``normalised_bound``), which is sufficient, not necessary. Nothing makes a net
-    obey that: s₀(x) + s₀(−x) has slope 0 and curvature β/2 at 0. ``widths``: multiply term i by the number of its units
-    (the paper carries a factor n_i, its place unknown to us). Other arguments and errors: :func:`curvature_bound`.
+    It holds at x if every κ_i(x) ≤ 1, which nothing makes a net obey: s₀(x) + s₀(−x) has slope 0 and curvature β/2 at
+    0. ``widths``: multiply term i by the number of its units (the paper carries a factor n_i, its place unknown to us).
     """
-    curved = walk_through(model, input_shape, certified)[0].curved
+    curved = walk_through(model, input_shape)[0].curved
     return sum(row["beta"] * row["before"] * (row["size"] if widths else 1) for row in curved)
 
 
-def _local(model: nn.Module, x: Tensor, y: Tensor, scalar: str, certified: bool = True) -> tuple[Any, ...]:
+def _local(model: nn.Module, x: Tensor, y: Tensor, scalar: str) -> tuple[list[dict], Tensor, Tensor, Tensor, Tensor]:
     """Rows of the walk, β (L,), ‖d_i‖_∞ (N, L), ‖A_i‖₂ (N, L), κ (N, L): a row and a column for each activation."""
     check_choice(scalar, SCALARS, "scalar")
-
-    def inputs_of_activations(x: Tensor) -> tuple[list[Tensor], Tensor]:
-        found: list[Tensor] = []
-        note = lambda module, args: found.append(args[0])
-        hooks = [module.register_forward_pre_hook(note) for module in {row["module"] for row in curved}]
-        try:
-            return found, model(x)
-        finally:
-            for hook in hooks:
-                hook.remove()
-
-    with measuring(model):
-        x, y = _prepare(model, x, y, precise=True)
-        curved = walk_through(model, x.shape[1:], certified)[0].curved
+    units: list[Tensor] = []  # the inputs u_i of the activations in the last forward
+    with measuring(model), contextlib.ExitStack() as hooks:
+        x, y = prepare(model, x, y, precise=True)
+        curved = walk_through(model, x.shape[1:])[0].curved
         if not curved:
             raise ValueError("the model has no curved activation: its margins are linear, and every bound is 0")
         d, widest = x[0].numel(), max(row["size"] for row in curved)
         if d * widest > LARGEST:
             raise ValueError(f"{widest} by {d} is too large for a Jacobian: use curvature_bound, or a smaller net")
+        for module in {row["module"] for row in curved}:
+            hooks.enter_context(module.register_forward_pre_hook(lambda _, args: units.append(args[0])))
         point = x.clone().requires_grad_()
-        units, logits = inputs_of_activations(point)
-        total = scalar_of(logits, y, scalar).sum()
+        total = scalar_of(model(point), y, scalar).sum()
         gradient, *deltas = torch.autograd.grad(total, [point, *units], materialize_grads=True)
         parts = []
         for part in x.split(max(1, 2**22 // (d * widest))):
             basis = torch.eye(d, dtype=x.dtype, device=x.device).view(d, *x.shape[1:])
             repeated, basis = part.repeat_interleave(d, 0), basis.repeat(len(part), *[1] * (x.dim() - 1))
-            units, _ = inputs_of_activations(repeated.requires_grad_())
+            units.clear()
+            model(repeated.requires_grad_())
             weights = [torch.zeros_like(u, requires_grad=True) for u in units]  # A v is the gradient of wᵀA v in w
             (pulled,) = torch.autograd.grad(units, repeated, weights, create_graph=True)
             columns = torch.autograd.grad(pulled, weights, basis)
@@ -130,10 +112,7 @@ def _local(model: nn.Module, x: Tensor, y: Tensor, scalar: str, certified: bool 
 
 
 def local_bound(model: nn.Module, x: Tensor, y: Tensor, *, scalar: str = "margin") -> Tensor:
-    """(A) at each sample: x (N, …), labels y (N,) → (N,), with the true Jacobians, so for nets of moderate size.
-
-    Raises ValueError as :func:`curvature_bound`, and for Jacobians that are too large.
-    """
+    """(A) at each sample: x (N, …), labels y (N,) → (N,); ValueError as above, or the Jacobians are too large."""
     _, betas, deltas, norms, _ = _local(model, x, y, scalar)
     return (deltas * norms**2) @ betas
 
@@ -148,14 +127,9 @@ class NormalisedBound:
     lipschitz: Tensor
 
 
-def normalised_bound(
-    model: nn.Module, x: Tensor, y: Tensor, *, scalar: str = "margin", certified: bool = True
-) -> NormalisedBound:
-    """(C) at each sample: C_f(x) ≤ Σ_i β_i κ_i(x) Lip(x→u_i), infinite where the gradient vanishes but κ doesn't.
-
-    Arguments and errors as in :func:`local_bound` and :func:`curvature_bound`.
-    """
-    curved, beta, _, _, kappa = _local(model, x, y, scalar, certified)
+def normalised_bound(model: nn.Module, x: Tensor, y: Tensor, *, scalar: str = "margin") -> NormalisedBound:
+    """(C) at each sample, infinite where the gradient vanishes but κ doesn't; arguments as in :func:`local_bound`."""
+    curved, beta, _, _, kappa = _local(model, x, y, scalar)
     lipschitz = beta.new_tensor([row["before"] for row in curved])
     return NormalisedBound(kappa @ (beta * lipschitz), kappa, beta, lipschitz)
 
@@ -167,22 +141,21 @@ def layer_terms(
     *,
     input_shape: Sequence[int] | None = None,
     scalar: str = "margin",
-    certified: bool = True,
 ) -> pd.DataFrame:
-    """What each layer contributes, one row a layer; give ``x`` and ``y`` for (A), or ``input_shape`` for (B).
+    """What each layer contributes: give ``input_shape`` for (B), or x (N, …) and labels y (N,) for (A).
 
-    Columns for (B): layer, kind, slope (the layer's own; a BatchNorm's is what it does to the linear layer before it),
-    beta (NaN if not curved), before and lipschitz (Lip from x to its input and output), contribution (to the worst f);
-    the contributions add up to :func:`curvature_bound`. For (A), a row an activation and sample: layer, sample, beta,
-    jacobian_norm ‖A_i‖, delta ‖d_i‖_∞, kappa, contribution; they add up to :func:`local_bound`. Errors as there.
+    Columns for (B), a row a layer: layer, kind, slope (its own; a BatchNorm's with the linear layer before), beta (NaN
+    if not curved), before and lipschitz (Lip from x to its input and output), contribution; these add up to
+    :func:`curvature_bound`. For (A), a row an activation and sample: layer, sample, beta, jacobian_norm ‖A_i‖, delta
+    ‖d_i‖_∞, kappa, contribution; these add up to :func:`local_bound`.
     """
-    if x is None and input_shape is not None:
-        walk, out = walk_through(model, input_shape, certified)
-        terms = _worst(_terms(walk, out, scalar))[1]
+    if input_shape is not None:
+        walk, out = walk_through(model, input_shape)
+        terms = _worst(_terms(walk, out, scalar))
         frame = pd.DataFrame(walk.rows).drop(columns=["module", "size"])
         return frame.assign(contribution=[terms.get(i, 0.0) for i in range(len(frame))])
     if x is None or y is None:
-        raise ValueError("give input_shape, (C, H, W) or (d,), or samples x and labels y, whose margins are bounded")
+        raise ValueError("give input_shape, or samples x and labels y")
     curved, betas, deltas, norms, kappa = _local(model, x, y, scalar)
     columns = dict(jacobian_norm=norms, delta=deltas, kappa=kappa)
     columns |= dict(contribution=deltas * norms**2 * betas, beta=betas.expand_as(norms))
@@ -196,17 +169,16 @@ def certified_radius(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
 
     For every other class j the margin m = logit_y − logit_j has ‖∇²m‖ ≤ K_j by (B), so m > 0 at every step shorter than
     r_j = (−‖∇m‖ + √(‖∇m‖² + 2 K_j m))/K_j = 2m/(‖∇m‖ + √(‖∇m‖² + 2 K_j m)); the radius is the smallest r_j.
-    Computed in float64 on the CPU, rounded down, for the net in exact arithmetic. Unit: that of x; the pixel range is
-    not used. Reference: S. Singla, S. Feizi, ICML 2020. Errors as :func:`curvature_bound`.
+    In float64 on the CPU, rounded down; the pixel range is not used. Reference: S. Singla, S. Feizi, ICML 2020.
     """
     with measuring(model):
-        x, y = _prepare(model, x, y, precise=True)
+        x, y = prepare(model, x, y, precise=True)
         model, point, own = copy.deepcopy(model).cpu().double(), x.cpu().double().requires_grad_(), y.cpu()
         logits = model(point)
         gradient = lambda z: torch.autograd.grad(z.sum(), point, retain_graph=True)[0].flatten(1)
         mine = gradient(logits.gather(1, own[:, None]))
         slope = torch.stack([(mine - gradient(z)).norm(dim=1) for z in logits.unbind(1)], 1)
-    terms = _terms(*walk_through(model, x.shape[1:], certified=True), "margin")
+    terms = _terms(*walk_through(model, x.shape[1:]), "margin")
     curvature = sum(terms.values(), torch.zeros_like(logits[0]).expand(logits.shape[1], -1))[own]  # (N, K)
     margin = logits.detach().gather(1, own[:, None]) - logits.detach()
     radius = 2 * margin / (slope + (slope**2 + 2 * curvature * margin.clamp(min=0)).sqrt())

@@ -1,11 +1,10 @@
 """How curved a network is at a sample: ‖∇f‖, ‖∇²f‖₂ and C_f = ‖∇²f‖₂ / (‖∇f‖₂ + ε).
 
-In eval mode the samples of a batch don't touch each other, so the Hessian of the batch's sum is block-diagonal, with
-one block a sample: one Hessian-vector product of the batch is one for each sample, and all iterations below run on the
-whole batch at once. The graph of the gradient is built once and reused for every product.
+In eval mode the samples of a batch don't touch each other, so the Hessian of the batch's sum has one block a sample:
+one Hessian-vector product of the batch is one for each sample, and all iterations run on the whole batch at once.
 
 References: S. Srinivas et al., NeurIPS 2022 (the measure); B. Pearlmutter, Neural Computation 6 (1994) (the products);
-C. Lanczos (1950), B. Parlett, *The Symmetric Eigenvalue Problem*, ch. 11 and 13 (Ritz values and their residuals).
+B. Parlett, *The Symmetric Eigenvalue Problem*, ch. 11 and 13 (Lanczos, Ritz values and their residuals).
 """
 
 from __future__ import annotations
@@ -20,90 +19,72 @@ import torch
 from torch import Tensor, nn
 
 from ..lab import check_choice, double
-from .premises import SCALARS, _prepare, measuring, scalar_of
+from .premises import SCALARS, measuring, prepare, scalar_of
 
-CONFIRM = 4  # products after the residual is small: now and then a start holds next to nothing of the top eigenvector
+CONFIRM = 4  # products after the residual is small: it tells of an eigenvalue nearby, now and then not of the largest
 Product = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True)
 class Geometry:
-    """Per-sample results, each of shape (N,) but for ``direction``; units are those of f over those of x.
+    """Per-sample results, each of shape (N,) but for ``direction``; units are those of f over those of x."""
 
-    Attributes:
-        grad_norm: ‖∇f(x)‖₂.
-        hessian_norm: ‖∇²f(x)‖₂, the spectral norm.
-        curvature: C_f(x) = hessian_norm / (grad_norm + ε).
-        direction: (N, …) like x, the unit eigenvector of that norm: along it the gradient changes fastest.
-        iterations: Hessian-vector products used.
-        residual: estimated relative error of ``hessian_norm`` (0 for the exact method); infinite where the gradient is
-            too short for its dtype: the loss of a sample with a margin above 70 in float32.
-    """
-
-    grad_norm: Tensor
-    hessian_norm: Tensor
-    curvature: Tensor
-    direction: Tensor
-    iterations: Tensor
-    residual: Tensor
+    grad_norm: Tensor  # ‖∇f(x)‖₂
+    hessian_norm: Tensor  # ‖∇²f(x)‖₂, the spectral norm
+    curvature: Tensor  # C_f(x) = hessian_norm / (grad_norm + ε)
+    direction: Tensor  # like x: the unit eigenvector of hessian_norm; along it the gradient changes fastest
+    iterations: Tensor  # Hessian-vector products used
+    residual: Tensor  # estimated relative error of hessian_norm; ∞ where the gradient is too short for its dtype
 
 
 def gradient_and_hvp(model: nn.Module, x: Tensor, y: Tensor, scalar: str = "loss") -> tuple[Tensor, Product]:
     """Per-sample gradient of f, and the function v ↦ ∇²f·v for every sample of the batch (both shaped like ``x``).
 
-    The model must be in eval mode for as long as the products are used. ∇²f is symmetric, so the product is the
-    transposed one (reverse over reverse) on a graph that is kept, which is cheaper than forward over reverse.
-    RuntimeError: a part of the network has no second derivative.
+    The model must stay in eval mode while the products are used. ∇²f is symmetric, so a product is reverse over reverse
+    on a graph that is kept: cheaper than forward over reverse. RuntimeError: a part has no second derivative.
     """
     model = getattr(model, "_orig_mod", model)  # of torch.compile, whose code has no second derivatives
     f, gradient, product = _differentiate(model, x, y, scalar)
-    if _has_own_functions(f):
-        _check_product(model, x[:2], y[:2], scalar)
+    if not _has_own_functions(f):
+        return gradient, product
+    # An autograd function may leave out a part of its second derivative (``once_differentiable``, something detached),
+    # and torch passes over it in silence: compare a product with a difference of gradients, in float64.
+    exact, x64, y64 = copy.deepcopy(model).cpu().double(), x[:2].cpu().double(), y[:2].cpu()
+    v, step = _random_unit(x64, None).view_as(x64), 1e-6
+    slope, hvp = _differentiate(exact, x64, y64, scalar)[1:]
+    ahead, behind = (_differentiate(exact, x64 + sign * step * v, y64, scalar)[1] for sign in (1, -1))
+    change = (ahead - behind) / (2 * step)
+    if bool((length(hvp(v) - change) > 0.1 * length(change) + 1e-6 * length(slope)).any()):
+        raise RuntimeError("the backward of an autograd function of its own can't be differentiated")
     return gradient, product
 
 
 def _differentiate(model: nn.Module, x: Tensor, y: Tensor, scalar: str) -> tuple[Tensor, Tensor, Product]:
     """Σf, its gradient at x, and v ↦ ∇²f·v."""
     with torch.enable_grad():
-        at = x.detach().requires_grad_()
-        f = scalar_of(model(at), y, scalar).sum()
-        (gradient,) = torch.autograd.grad(f, at, create_graph=True)
+        x = x.detach().requires_grad_()
+        f = scalar_of(model(x), y, scalar).sum()
+        (gradient,) = torch.autograd.grad(f, x, create_graph=True)
 
     def product(v: Tensor) -> Tensor:
         if not gradient.requires_grad:  # it is the same everywhere
             return torch.zeros_like(x)
-        return torch.autograd.grad(gradient, at, v, retain_graph=True, materialize_grads=True)[0]
+        return torch.autograd.grad(gradient, x, v, retain_graph=True, materialize_grads=True)[0]
 
     return f, gradient.detach(), product
 
 
 def _has_own_functions(f: Tensor) -> bool:
     """Whether a ``torch.autograd.Function`` that is neither torch's nor ours had a part in f."""
-    nodes, seen = [f.grad_fn], set[Any]()
+    seen, nodes = set[Any](), set[Any]([f.grad_fn])
     while nodes:
-        node = nodes.pop()
-        if node is not None and node not in seen:
-            module = getattr(getattr(node, "_forward_cls", None), "__module__", "torch")
-            if module.partition(".")[0] not in ("torch", "lcnn_utils"):
-                return True
-            seen.add(node)
-            nodes += [before for before, _ in node.next_functions]
-    return False
+        seen |= nodes
+        nodes = {before for node in nodes for before, _ in node.next_functions if before} - seen
+    modules = {getattr(getattr(node, "_forward_cls", None), "__module__", "torch") for node in seen}
+    return not {module.partition(".")[0] for module in modules} <= {"torch", "lcnn_utils"}
 
 
-def _check_product(model: nn.Module, x: Tensor, y: Tensor, scalar: str) -> None:
-    """Compare a product with a difference of gradients, in float64: where an autograd function leaves out a part of the
-    second derivative (``once_differentiable``, something detached), torch passes over it in silence."""
-    model, x, y = copy.deepcopy(model).cpu().double(), x.cpu().double(), y.cpu()
-    v, step = _random_unit(x, None).view_as(x), 1e-6
-    _, gradient, product = _differentiate(model, x, y, scalar)
-    there, back = (_differentiate(model, x + sign * step * v, y, scalar)[1] for sign in (1, -1))
-    change = (there - back) / (2 * step)
-    if bool((_length(product(v) - change) > 0.1 * _length(change) + 1e-6 * _length(gradient)).any()):
-        raise RuntimeError("the backward of an autograd function of its own can't be differentiated")
-
-
-def _length(v: Tensor, norm: str = "l2") -> Tensor:
+def length(v: Tensor, norm: str = "l2") -> Tensor:
     """Norm of each sample, (N, …) → (N,); squares of 1e-25 would vanish in float32."""
     largest = torch.linalg.vector_norm(v.flatten(1), math.inf, dim=1)
     if norm == "linf":
@@ -116,7 +97,7 @@ def _random_unit(x: Tensor, generator: torch.Generator | None) -> Tensor:
     """A random unit vector for each sample, (N, d)."""
     generator = generator or torch.Generator().manual_seed(0)
     v = torch.randn(x.shape, generator=generator, dtype=x.dtype, device=generator.device).to(x.device).flatten(1)
-    return v * (1 / _length(v))[:, None]
+    return v * (1 / length(v))[:, None]
 
 
 # The three methods: products H·v of vectors (N, d), a unit start v, tolerance, most products →
@@ -124,21 +105,19 @@ def _random_unit(x: Tensor, generator: torch.Generator | None) -> Tensor:
 def _lanczos(hvp: Product, v: Tensor, tol: float, max_iter: int) -> tuple[Tensor, Tensor, int, Tensor]:
     """Lanczos with full reorthogonalisation: the matrix in the basis v, Hv, H²v, … is tridiagonal.
 
-    A Ritz pair (θ, z) has ‖Hz − θz‖ = b_k |s_k|: an eigenvalue lies that close to θ (Parlett, thm. 4.5.1), but not for
-    certain the largest, of which a random start may hold little. So ``CONFIRM`` more products have to agree.
+    A Ritz pair (θ, z) has ‖Hz − θz‖ = b_k |s_k|: an eigenvalue lies that close to θ (Parlett, thm. 4.5.1).
     """
     tiny, eps = torch.finfo(v.dtype).tiny, torch.finfo(v.dtype).eps
     basis, diagonal, off, agreed = [v], list[Tensor](), list[Tensor](), 0
     largest = torch.zeros_like(v[:, 0])
-    max_iter = min(max_iter, v.shape[1])
-    for k in range(1, max_iter + 1):
+    for k in range(1, min(max_iter, v.shape[1]) + 1):
         w = hvp(basis[-1])
         diagonal.append((w * basis[-1]).sum(1))
-        largest = torch.maximum(largest, _length(w))
+        largest = torch.maximum(largest, length(w))
         stack = torch.stack(basis, 1)  # (N, k, d)
         for _ in range(2):  # orthogonal to all before: twice is enough
             w = w - torch.einsum("nkd,nk->nd", stack, torch.einsum("nkd,nd->nk", stack, w))
-        left = _length(w)
+        left = length(w)
         off.append(torch.where(left > 100 * eps * largest, left, 0))  # below: rounding; the space found is invariant
         basis.append(torch.where(off[-1][:, None] > 0, w / left.clamp(min=tiny)[:, None], 0))
         side = torch.stack(off, 1)[:, :-1]
@@ -157,20 +136,16 @@ def _lanczos(hvp: Product, v: Tensor, tol: float, max_iter: int) -> tuple[Tensor
 def _power(hvp: Product, v: Tensor, tol: float, max_iter: int) -> tuple[Tensor, Tensor, int, Tensor]:
     """Power iteration reading ‖Hv‖, which never decreases and is right for ± ties too.
 
-    ‖H²v − n²v‖/n² with n = ‖Hv‖ bounds the relative distance of n² from an eigenvalue of H², hence half of it for n:
-    not for certain the largest, so ``CONFIRM`` more products have to agree.
+    ‖H²v − n²v‖/n² with n = ‖Hv‖ bounds the relative distance of n² from an eigenvalue of H², hence half of it for n.
     """
-    tiny = torch.finfo(v.dtype).tiny
-    w = hvp(v)
-    norm = _length(w)
+    w, tiny, k, agreed = hvp(v), torch.finfo(v.dtype).tiny, 1, 0
+    norm = length(w)
     error = torch.full_like(norm, torch.inf)
-    k, agreed = 1, 0
     while k < max_iter and agreed <= CONFIRM:
         previous, v = v, torch.where(norm[:, None] > 0, w * (1 / (norm + tiny))[:, None], v)  # H v = 0: keep v
-        w = hvp(v)
-        k += 1
-        error = _length(w - previous * norm[:, None]) / (2 * norm + tiny)
-        norm = torch.maximum(norm, _length(w))
+        w, k = hvp(v), k + 1
+        error = length(w - previous * norm[:, None]) / (2 * norm + tiny)
+        norm = torch.maximum(norm, length(w))
         agreed = agreed + 1 if bool((error <= tol).all()) else 0
     return norm, v, k, error
 
@@ -178,8 +153,6 @@ def _power(hvp: Product, v: Tensor, tol: float, max_iter: int) -> tuple[Tensor, 
 def _exact(hvp: Product, v: Tensor, tol: float, max_iter: int) -> tuple[Tensor, Tensor, int, Tensor]:
     """The eigenvalues of the dense matrix."""
     n, d = v.shape
-    if d > 4096:
-        raise ValueError(f"method='exact' builds a {d} x {d} Hessian a sample: use method='lanczos' above 4096")
     unit = torch.eye(d, dtype=v.dtype, device=v.device)
     hessian = torch.stack([hvp(e.expand(n, d)) for e in unit], 2)  # (N, d, d), a column a product
     values, vectors = torch.linalg.eigh((hessian + hessian.mT) / 2)
@@ -210,39 +183,29 @@ def geometry(
         x: (N, C, H, W) images in [0, 1], or (N, d) points.
         y: labels (N,), int64; default: the predicted classes.
         scalar: what f is: ``loss`` (as in the paper's tables), ``margin`` or ``logit`` of the label.
-        method: ``lanczos`` (default), ``power`` (what the paper used), or ``exact`` (dense, d ≤ 4096).
+        method: ``lanczos``, ``power`` (what the paper used), or ``exact`` (a dense d × d matrix a sample).
         tol: stop when every sample's estimated relative error is below it (and a few products more confirm it), or
             after ``max_iter`` products; ``residual`` is what was reached.
         generator: of the random start (default: seed 0). eps: ε of the definition; 1e-6 as in the authors' code.
         batch_size: samples measured at once (memory); it does not change what is measured.
 
-    Raises:
-        ValueError: bad images, labels or options; half precision; a network that has no second derivative, gives no
-            finite logits, cuts the graph, is random, or whose samples change each other's logits.
+    ValueError: bad images or labels, half precision, a network unfit for second derivatives (see ``premises``).
     """
-    if batch_size < 1 or not 0 <= eps < torch.inf:
-        raise ValueError(f"batch_size must be at least 1 and eps finite and 0 or more: got {batch_size} and {eps}")
-    if not 0 < tol < 1 or max_iter < 1:
-        raise ValueError(f"tol must lie between 0 and 1 and max_iter be at least 1, got tol={tol}, max_iter={max_iter}")
     check_choice(scalar, SCALARS, "scalar")
     solve = METHODS[check_choice(method, tuple(METHODS), "method")]
     parts = []
     with measuring(model):
-        x, y = _prepare(model, x, y, precise=True)
+        x, y = prepare(model, x, y, precise=True)
         for xs, ys in zip(x.split(batch_size), y.split(batch_size), strict=True):
             try:
                 gradient, hvp = gradient_and_hvp(model, xs, ys, scalar)
                 flat_hvp = lambda v, xs=xs, hvp=hvp: hvp(v.view_as(xs)).flatten(1)
                 norm, v, products, residual = solve(flat_hvp, _random_unit(xs, generator), tol, max_iter)
-            except torch.OutOfMemoryError:
-                raise
             except RuntimeError as error:
                 raise ValueError(f"the network cannot be differentiated twice here: {error}") from error
-            direction = (v * (1 / _length(v))[:, None]).view_as(xs)
-            parts.append((_length(gradient), norm, direction, torch.full_like(ys, products), residual))
+            direction = (v * (1 / length(v))[:, None]).view_as(xs)
+            parts.append((length(gradient), norm, direction, torch.full_like(ys, products), residual))
     grad_norm, hessian_norm, direction, iterations, residual = (torch.cat(part) for part in zip(*parts, strict=True))
-    if not bool((grad_norm + hessian_norm).isfinite().all()):
-        raise ValueError("the network's derivatives are not finite here: its weights or inputs are too large or NaN")
     limits = torch.finfo(x.dtype)
     residual[(grad_norm > 0) & (grad_norm < limits.tiny / limits.eps)] = torch.inf
     return Geometry(grad_norm, hessian_norm, hessian_norm / (grad_norm + eps), direction, iterations, residual)

@@ -19,8 +19,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from ..curvature import measuring, scalar_of
-from ..curvature.premises import _prepare
+from ..curvature import measuring, prepare, scalar_of
 from ..lab import check_choice
 from ..nn import CenteredSoftplus
 
@@ -98,7 +97,7 @@ def explain(
         raise ValueError(f"noise is {noise}: SmoothGrad needs a standard deviation above 0, in units of x")
     model = getattr(model, "_orig_mod", model)  # of torch.compile, which would not see Captum's hooks
     with measuring(model):
-        x, y = _prepare(model, x, y)
+        x, y = prepare(model, x, y)
         attribute = _attributor(model, x, method, scalar, samples, noise, steps, baseline, window, layer, batch_size)
         parts = []
         for xs, ys in zip(x.split(batch_size), y.split(batch_size), strict=True):

@@ -21,7 +21,7 @@ MOONS_BOX = (-2.0, 3.0, -1.5, 2.0)  # x₁ from, to; x₂ from, to
 
 
 def moons_recipe(method: str, seed: int = 0, **changes: Any) -> Recipe:
-    """Two moons with an MLP 2–32–32–2: :func:`experiments.recipe` at the scale ``lab``."""
+    """Two moons with an MLP 2–32–32–2: :func:`training.recipe` at the scale ``lab``."""
     return recipe_of("moons", method, seed, **changes)
 
 

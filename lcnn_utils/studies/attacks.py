@@ -13,8 +13,7 @@ from torch import Tensor, nn
 from ..attacks import PAPER_EPS as PAPER_EPS
 from ..attacks import Headed, curve_of, first_success, masking_checks, robustness_curve
 from ..attacks.pgd import ascend, check, fooling, random_steps
-from ..curvature import evaluating, measuring, scalar_of
-from ..curvature.premises import _prepare
+from ..curvature import evaluating, measuring, prepare, scalar_of
 from ..experiments import published, run
 from ..figures.style import METHOD
 from ..training import Recipe, samples
@@ -42,7 +41,7 @@ def path(
     """
     seen: list[Tensor] = []
     with measuring(model):
-        x, y = _prepare(model, x, y)
+        x, y = prepare(model, x, y)
         margin, radius = fooling(model, y), check(x, eps, norm, None, steps=steps)
 
         def objective(at: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:

@@ -88,7 +88,7 @@ def random_start_error(layer: nn.Module, starts: int = 1000) -> float:
 
 
 def layer_name(name: str) -> str:
-    """What a module of ``models.resnet`` is: "stem", "block 2 conv 1", "block 2 shortcut", "classifier"."""
+    """What a module of ``nn.resnet`` is: "stem", "block 2 conv 1", "block 2 shortcut", "classifier"."""
     block, *path = name.split(".")
     if not path:
         return "stem" if block == "0" else "classifier"
@@ -96,7 +96,7 @@ def layer_name(name: str) -> str:
 
 
 def norm_errors(model: nn.Module) -> pd.DataFrame:
-    """True norm of each spectrally normalised layer of a ``models.resnet`` as it is now: columns layer, norm, error.
+    """True norm of each spectrally normalised layer of a ``nn.resnet`` as it is now: columns layer, norm, error.
 
     The norm is σ_true/σ, at least 1; ``error`` is 1 − σ/σ_true, how much too small σ is (at least 1e-7).
     """
@@ -146,7 +146,7 @@ def _slopes(layer: nn.Module) -> Tensor:
 
 
 def conv_layers(model: nn.Module, x: Tensor) -> dict[str, tuple[nn.Conv2d, nn.Module, Shape]]:
-    """By name, each convolution of a ``models.resnet``, the BatchNorm after it, and its input's shape for images x."""
+    """By name, each convolution of a ``nn.resnet``, the BatchNorm after it, and its input's shape for images x."""
     shapes: dict[nn.Module, Shape] = {}
     convs = [module for module in model.modules() if isinstance(module, nn.Conv2d)]
     hooks = [c.register_forward_pre_hook(lambda conv, args: shapes.update({conv: args[0].shape[1:]})) for c in convs]

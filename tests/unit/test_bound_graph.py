@@ -1,7 +1,6 @@
 """Slopes of layers against dense matrices; walks of nets written in Python; what has no bound is named."""
 
-import itertools
-import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -18,33 +17,23 @@ def dense(layer: nn.Module, shape: tuple[int, ...]) -> torch.Tensor:
     return layer(basis).detach().flatten(1).mT
 
 
-@pytest.mark.parametrize(
-    "pool",
-    [nn.AvgPool2d(2), nn.AvgPool2d(3, 2, 1), nn.AvgPool2d((1, 2), 2, 0, True), nn.AvgPool2d(3, 1, 1, False, False),
-     nn.AdaptiveAvgPool2d((2, 1)), nn.AdaptiveAvgPool2d(1)],
-)  # fmt: skip
-def test_pooling_slopes_are_those_of_the_dense_matrix(pool):
-    matrix = dense(pool, (2, 5, 4))
-    slope, column = bound_graph._slopes(pool, "pool", (2, 5, 4), True)
-    assert slope == pytest.approx(torch.linalg.matrix_norm(matrix, 2).item(), rel=1e-12)
-    assert column == pytest.approx(matrix.norm(dim=0).max().item(), rel=1e-12)
+def conv(stride: int, groups: int) -> nn.Module:
+    return nn.Conv2d(4, 6, 3, stride, 1, groups=groups, bias=False).double()
 
 
-@pytest.mark.parametrize(("stride", "groups", "size"), list(itertools.product((1, 2), (1, 2), (3, 6))))
-def test_convolution_slopes_and_columns(stride, groups, size):
-    conv = nn.Conv2d(4, 6, 3, stride, 1, groups=groups, bias=False).double()
-    matrix = dense(conv, (4, size, size))
+POOLS = [nn.AvgPool2d(2), nn.AvgPool2d(3, 2, 1), nn.AvgPool2d((1, 2), 2, 0, True), nn.AvgPool2d(3, 1, 1, False, False)]
+POOLS += [nn.AdaptiveAvgPool2d((2, 1)), nn.AdaptiveAvgPool2d(1), nn.AvgPool2d(2, divisor_override=3)]
+
+
+@pytest.mark.parametrize("layer", [*POOLS, conv(1, 1), conv(2, 1), conv(1, 2), conv(2, 2)])
+@pytest.mark.parametrize("shape", [(4, 5, 4), (4, 6, 6)])
+def test_slopes_and_columns_against_the_dense_matrix(layer, shape):
+    matrix = dense(layer, shape)
     norm, largest = torch.linalg.matrix_norm(matrix, 2).item(), matrix.norm(dim=0).max().item()
-    slope, column = bound_graph._slopes(conv, "conv", (4, size, size), True)
+    slope, column = bound_graph._slopes(layer, "layer", shape, True)
     assert norm <= slope * SLACK <= norm * (1 + 1e-6)
     assert largest <= column * SLACK
-    assert bound_graph._slopes(conv, "conv", (4, size, size), False)[0] <= norm * SLACK
-
-
-def test_large_convolutions_are_bounded_from_above():
-    conv = nn.Conv2d(3, 2, 32, 32, bias=False)
-    norm = torch.linalg.matrix_norm(conv.weight.flatten(1), 2).item()
-    assert norm <= layer_terms(nn.Sequential(conv, nn.Flatten()), input_shape=(3, 32, 32)).slope[0] <= norm * 1.01
+    assert bound_graph._slopes(layer, "layer", shape, False)[0] <= norm * SLACK
 
 
 def test_a_batchnorm_is_bounded_together_with_its_linear_layer():
@@ -91,6 +80,12 @@ def test_sums_multiples_concatenations_and_a_shared_activation():
     assert list(frame.layer) == ["s"] * 2
 
 
+def test_the_largest_multiple_counts():
+    net = Forward(lambda s, x: s.l2(s.s(s.l1(x) * torch.tensor([1.0, -2.0]) / 0.5)), (3, 2), (2, 2)).double()
+    want = 4 * torch.linalg.matrix_norm(net.l1.weight, 2).item()
+    assert layer_terms(net, input_shape=(3,)).before[1] == pytest.approx(want, rel=1e-12)
+
+
 def test_a_walk_leaves_no_trace():
     net = Forward(lambda s, x: s.l1(x) * torch.tensor([1.0, 2.0]), (3, 2)).train()
     before = set(vars(net))
@@ -114,12 +109,6 @@ def plain(activation=None):
     return nn.Sequential(nn.Linear(3, 4), activation or CenteredSoftplus(2.0), nn.Linear(4, 2))
 
 
-def broken():
-    net = plain()
-    net[2].weight.data[0, 0] = torch.nan
-    return net
-
-
 def added_in_place(s, x):
     z = s.l1(x)
     w = z
@@ -135,24 +124,20 @@ THREE = ((3, 4), (3, 4), (4, 2))
     [
         (plain(nn.ReLU()), r"no bound is known for 1 = ReLU\(\).*to_low"),
         (nn.Sequential(nn.BatchNorm1d(3, track_running_stats=False), plain()), "no bound is known for 0 = BatchNorm1d"),
-        (nn.Sequential(nn.Linear(3, 1)), "K >= 2"),
         (nn.Sequential(nn.Linear(2, 2)), r"does not take inputs of shape \(3,\)"),
         (hooked(net := plain(), net[0]), "no bound is known for 0 = .*hooks"),
         (hooked(net := plain(), net), "does something else than its trace"),
         (nn.Sequential(Scaled(3, 4), CenteredSoftplus(2.0), nn.Linear(4, 2)), "a forward of their own"),
         (Forward(added_in_place, *THREE), "does something else than its trace"),
         (plain(nn.Softplus(1.0, threshold=0.5)), "beta > 0 and threshold >= 20"),
-        (broken(), "2 = Linear.* holds NaN or infinity"),
-        (Forward(lambda s, x: s.l1(x).view(-1, 2), *THREE), "logits of shape"),
-        (Forward(lambda s, x: (s.l1(x), x), *THREE), "got .*tuple"),
         (Forward(lambda s, x: s.l1(x) if x.sum() > 0 else -s.l1(x), *THREE), "depends on its data"),
         (Forward(lambda s, x: torch.stack([s.l1(x), s.l2(x)]).sum(0), *THREE), "no bound is known for stack"),
-        (Forward(lambda s, x: s.l1(x).relu(), *THREE), "no bound is known for relu"),
         (Forward(lambda s, x: s.l1(x) * s.l2(x), *THREE), "no bound is known for mul"),
         (Forward(lambda s, x: torch.add(s.l1(x), s.l2(x), alpha=3), *THREE), "no bound is known for add"),
         (Forward(lambda s, x: 1 / s.l1(x), *THREE), "no bound is known for truediv"),
         (Forward(lambda s, x: s.l1(x) + s.l2(x), (3, 4), (3, 1)), "no bound is known for add"),  # it broadcasts
         (Forward(lambda s, x: s.l1(x) * torch.ones(4), (3, 1)), "no bound is known for mul"),
+        (plain(nn.Linear(4, 4).requires_grad_(False).apply(lambda m: m.weight.fill_(torch.nan))), "not finite"),
     ],
 )
 def test_what_cannot_be_bounded_is_named(net, message):
@@ -160,32 +145,12 @@ def test_what_cannot_be_bounded_is_named(net, message):
         curvature_bound(net, (3,))
 
 
-def test_bad_shapes_and_large_pools_are_named():
-    with pytest.raises(ValueError, match="input_shape"):
-        curvature_bound(plain(), (-3,))
-    with pytest.raises(ValueError, match="64 × 64"):
-        curvature_bound(nn.Sequential(nn.AvgPool2d(65), nn.Flatten(), nn.Linear(1, 2)), (1, 65, 65))
-
-
 def test_nets_may_be_walked_and_used_in_several_threads_at_once():
     """As in JupyterLab, where a widget's callback runs beside the cells: torch.fx swaps nn.Module.__call__ for all."""
-    net, other = mlp((2, 8, 8, 2), lcnn=True).eval(), mlp((2, 8, 2)).eval()
-    x, call = torch.rand(3, 2), nn.Module.__call__
-    expected, bound, faults, ended = net(x), curvature_bound(net, (2,)), list[Exception](), threading.Event()
-
-    def repeat(work):
-        try:
-            while not ended.is_set():
-                work()
-        except Exception as error:
-            faults.append(error)
-
-    works = [lambda: torch.testing.assert_close(net(x), expected), lambda: curvature_bound(other, (2,))]
-    threads = [threading.Thread(target=repeat, args=(work,), daemon=True) for work in works]
-    for thread in threads:
-        thread.start()
-    found = {curvature_bound(net, (2,)) for _ in range(10)}
-    ended.set()
-    for thread in threads:
-        thread.join(60)
-    assert (faults, found, nn.Module.__call__) == ([], {bound}, call)
+    net, x, call = mlp((2, 8, 8, 2), lcnn=True).eval(), torch.rand(3, 2), nn.Module.__call__
+    expected, bound = net(x), curvature_bound(net, (2,))
+    with ThreadPoolExecutor(4) as pool:
+        outputs = pool.map(lambda _: [net(x) for _ in range(20)], range(20))
+        assert set(pool.map(lambda _: curvature_bound(net, (2,)), range(20))) == {bound}
+        torch.testing.assert_close([output for part in outputs for output in part], [expected] * 400)
+    assert nn.Module.__call__ is call

@@ -200,7 +200,7 @@ def test_residual_stacks():
 
 
 def test_the_block_is_the_authors():
-    """Given the same branch and no BatchNorm, the averaged block computes what ``models.AveragedBlock`` does."""
+    """Given the same branch and no BatchNorm, the averaged block computes what ``nn.AveragedBlock`` does."""
     ours = residual._Block("average", (2, 4, 4), 3, 5.0).eval()
     theirs = models.AveragedBlock(2, 2, 1, 4, _Parts(True, 5.0, 10.0)).double().eval()
     theirs.branch = ours.branch
