@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 
 import pandas as pd
 import torch
@@ -22,11 +22,11 @@ from torch import Tensor, nn
 from ..curvature import measuring, scalar_of
 from ..curvature.premises import _prepare
 from ..data import Images, floats
-from .pgd import UNIT, check, diameter, fgsm, margin_loss, move, pgd, project, random_steps
+from .pgd import UNIT, check, fgsm, margin_loss, move, pgd, project, random_steps
 
 QUERIES = 200  # of the search without gradients
 SLACK = 0.01  # share of the images by which an attack may beat a better one by luck; one image at least
-SHORTFALL = 0.02  # share that a longer attack may find beyond the standard one before that is called too short; one too
+SHORTFALL = 0.02  # share of the images that a longer attack may find beyond the standard one; one image at least
 FEWEST = 4  # images: one may always fall by luck
 COARSE = 1e-4  # of the range of an image's logits: they should be rounded more finely than this
 
@@ -42,22 +42,25 @@ class Headed(nn.Module):
         return self.head(self.model(x))
 
 
-def _log_odds(outputs: Tensor, low: float, high: float) -> Tensor:
-    """Of outputs between two numbers: the same decisions, and steep again where the outputs saturate."""
+def _log_odds(model: nn.Module, outputs: Tensor) -> nn.Module:
+    """A network with the same decisions as this one, but steep again where its outputs saturate."""
+    low, high = outputs.min().item(), outputs.max().item()
+    if low >= -1 and high <= 1:  # as those of a softmax, a sigmoid or a tanh
+        low, high = -1.0 if low < 0 else 0.0, 1.0
     tiny = torch.finfo(outputs.dtype).tiny
-    return (outputs - low).clamp(min=tiny).log() - (high - outputs).clamp(min=tiny).log()
+    return Headed(model, lambda z: (z - low).clamp(min=tiny).log() - (high - z).clamp(min=tiny).log())
 
 
-def _search(model: nn.Module, x: Tensor, y: Tensor, eps: float, norm: str, seed: int, queries: int = QUERIES) -> Tensor:
-    """The best of ``queries`` points in each sample's ball, found without gradients → points like x.
+def _search(model: nn.Module, x: Tensor, y: Tensor, eps: float, norm: str, seed: int) -> Tensor:
+    """The best of ``QUERIES`` points in each sample's ball, found without gradients → points like x.
 
     The first half are drawn anywhere in the ball; the others near the best so far, and kept where the margin falls.
     """
     radius, generator = check(x, eps, norm, UNIT), torch.Generator().manual_seed(seed)
     with torch.no_grad():
         best, top = x.clone(), margin_loss(model(x), y)
-        for number, step in enumerate(random_steps(x, radius, norm, queries, generator)):
-            near = number >= queries / 2
+        for number, step in enumerate(random_steps(x, radius, norm, QUERIES, generator)):
+            near = number >= QUERIES / 2
             tried = move(x, project(best - x + step / 2, radius, norm) if near else step, UNIT)
             now = margin_loss(model(tried), y)
             better = (now > top) & (top < 0)
@@ -131,11 +134,11 @@ def masking_checks(
         if eps <= 0 or len(x) < FEWEST:
             raise ValueError(f"{eps=}, {len(x)} images: give a radius above 0 and {FEWEST} images, better 100")
         refereed = autoattack(model, x, y, eps, norm=norm, seed=seed) if referee else None
-        rows = [*_rows(model, x, y, eps, norm, steps, restarts, others or {}, refereed, seed)]
+        rows = _rows(model, x, y, eps, norm, steps, restarts, others or {}, refereed, seed)
     return pd.DataFrame(rows, columns=["check", "value", "standard", "passed"])
 
 
-def _rows(model, x, y, eps, norm, steps, restarts, others, refereed, seed) -> Iterator[tuple]:
+def _rows(model, x, y, eps, norm, steps, restarts, others, refereed, seed) -> list[tuple]:
     n = len(x)
     slack, shortfall = max(1, int(SLACK * n)), max(1, int(SHORTFALL * n))
 
@@ -149,37 +152,35 @@ def _rows(model, x, y, eps, norm, steps, restarts, others, refereed, seed) -> It
 
     points = attack(0)
     standard = left(points)
-
-    def row(name: str, points: Tensor, allowed: int) -> tuple:
-        """The robust accuracy that these points leave: it may fall short of the standard one by so many images."""
-        value = left(points)
-        return name, value / n, standard / n, value >= standard - allowed
-
-    yield row("one step (FGSM) is no stronger", fgsm(model, x, y, eps, norm=norm, loss="margin"), slack)
-    yield row("5 × the steps: hardly stronger", attack(1, steps=5 * steps), shortfall)
-    yield row("search without gradients is no stronger", _search(model, x, y, eps, norm, seed), slack)
-    for number, (name, other) in enumerate(others.items(), 2):
-        yield row(f"points made for {name} are no stronger", attack(number, other), slack)
-    value = left(attack(len(others) + 2, radius=diameter(x, norm, UNIT), steps=5 * steps))
-    yield "with the whole box as its ball, nothing survives", value / n, standard / n, value == 0
-    loud = Headed(model, lambda z: 100 * z)
-    value = left(attack(0, loud))
-    yield "logits × 100 change nothing (margin loss)", value / n, standard / n, abs(value - standard) <= slack
-    yield "the same with cross-entropy", left(attack(0, loud, loss="ce")) / n, standard / n, None
-    for loss, name in (("margin", "the margin"), ("ce", "cross-entropy")):
-        zero = _zero_gradients(model, x, y, loss)
-        passed = zero * n <= slack if loss == "margin" else None
-        yield f"share of gradients that are exactly 0, {name}", zero, math.nan, passed
     with torch.no_grad():
         clean, moved = model(x), model(points)
-    low, high = clean.min().item(), clean.max().item()
-    if low >= -1 and high <= 1:  # as those of a softmax, a sigmoid or a tanh
-        low, high = -1.0 if low < 0 else 0.0, 1.0
-    odds = Headed(model, lambda z: _log_odds(z, low, high))
-    yield row("log-odds of the outputs: hardly stronger", attack(len(others) + 3, odds), shortfall)
-    coarse = _coarse_logits(clean, x, y)
-    yield "share of images whose logits are rounded coarsely", coarse, math.nan, coarse * n <= slack
-    ties = (margin_loss(moved, y) == 0).sum().item()
-    yield "share of attacked points that are exact ties", ties / n, math.nan, ties <= slack
+    rivals = {  # check: points, and by how many images they may beat the attack that is checked
+        "one step (FGSM) is no stronger": (fgsm(model, x, y, eps, norm, "margin"), slack),
+        "5 × the steps: hardly stronger": (attack(1, steps=5 * steps), shortfall),
+        "search without gradients is no stronger": (_search(model, x, y, eps, norm, seed), slack),
+        "log-odds of the outputs: hardly stronger": (attack(len(others) + 3, _log_odds(model, clean)), shortfall),
+    }
+    for number, (name, other) in enumerate(others.items(), 2):
+        rivals[f"points made for {name} are no stronger"] = attack(number, other), slack
     if refereed is not None:
-        yield row("AutoAttack: hardly stronger", refereed, shortfall)
+        rivals["AutoAttack: hardly stronger"] = refereed, shortfall
+    counts = {name: (left(rival), standard - allowed) for name, (rival, allowed) in rivals.items()}
+    rows = [(name, value / n, standard / n, value >= least) for name, (value, least) in counts.items()]
+
+    whole = left(attack(len(others) + 2, radius=x[0].numel(), steps=5 * steps))  # cut to the box
+    rows.append(("with the whole box as its ball, nothing survives", whole / n, standard / n, whole == 0))
+    loud = Headed(model, lambda z: 100 * z)
+    value = left(attack(0, loud))
+    rows.append(("logits × 100 change nothing (margin loss)", value / n, standard / n, abs(value - standard) <= slack))
+    rows.append(("the same with cross-entropy", left(attack(0, loud, loss="ce")) / n, standard / n, None))
+
+    shares = {
+        "gradients that are exactly 0, the margin": _zero_gradients(model, x, y, "margin"),
+        "gradients that are exactly 0, cross-entropy": _zero_gradients(model, x, y, "ce"),
+        "images whose logits are rounded coarsely": _coarse_logits(clean, x, y),
+        "attacked points that are exact ties": (margin_loss(moved, y) == 0).sum().item() / n,
+    }
+    for name, value in shares.items():
+        passed = None if "cross-entropy" in name else value * n <= slack  # which a sure network may fail
+        rows.append((f"share of {name}", value, math.nan, passed))
+    return rows
