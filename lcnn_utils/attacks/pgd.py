@@ -25,6 +25,7 @@ LOSSES = {"margin": ("margin", -1), "ce": ("loss", 1)}  # what is climbed: a sca
 ROUNDING = 512  # ulps by which an attacked prediction must be wrong: other batch sizes round differently
 Box = tuple[float, float] | None
 UNIT: Box = (0.0, 1.0)  # of pixels
+Objective = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]  # points, their indices among x → climbed, score: (n,)
 
 
 def scale(v: Tensor, by: Tensor) -> Tensor:
@@ -58,9 +59,8 @@ def move(x: Tensor, step: Tensor, box: Box) -> Tensor:
 
 def mirror(x: Tensor, step: Tensor, box: Box) -> Tensor:
     """``step`` with the sign of every entry changed that would leave the box: as long, and x + step is in the box."""
-    if box is None:
-        return step
-    return torch.where((x + step < box[0]) | (x + step > box[1]), -step, step)
+    low, high = box or (-math.inf, math.inf)
+    return torch.where((x + step < low) | (x + step > high), -step, step)
 
 
 def random_steps(x: Tensor, eps: Tensor, norm: str, n: int, generator: torch.Generator | None) -> Iterator[Tensor]:
@@ -82,20 +82,11 @@ def _uphill(x: Tensor, at: Tensor, gradient: Tensor, length: Tensor, eps: Tensor
 
 
 def ascend(
-    objective: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]],
-    x: Tensor,
-    eps: Tensor,
-    starts: Iterable[Tensor],
-    *,
-    norm: str,
-    steps: int,
-    box: Box,
-    step_size: float | None = None,
+    objective: Objective, x: Tensor, eps: Tensor, starts: Iterable, norm: str, steps: int, box: Box, step_size=None
 ) -> tuple[Tensor, Tensor]:
     """The loop of :func:`pgd`, from each of ``starts`` (steps like x): the best points seen and their scores (N,).
 
-    ``objective``: (points (n, …), their indices (n,) among x) → (what is climbed, the score that counts), each (n,). A
-    sample whose score reaches 0 has finished; one with ε = 0 isn't looked at, and has the score −∞.
+    A sample whose score reaches 0 has finished; one with ε = 0 isn't looked at, and has the score −∞.
     """
     best, top = x.clone(), torch.full_like(eps, -torch.inf, dtype=torch.promote_types(x.dtype, torch.float32))
     for number, start in enumerate(itertools.chain([torch.zeros_like(x)], starts)):
@@ -140,8 +131,7 @@ def pgd(
     finished, where another logit is at least as large as that of its label: a tie counts against the network.
 
     Args:
-        model: maps x to logits (N, K); attacked in eval mode and left as it was.
-        x, y: (N, C, H, W) images in [0, 1] or (N, d) points, inside ``box``; their labels (N,), int64.
+        model, x, y: of logits (N, K), left as it was; images (N, C, H, W) or points (N, d); labels (N,), int64.
         eps: largest length of the step in the ``norm`` (``l2`` or ``linf``), in units of x; a number, or (N,).
         loss: what is climbed: ``margin``, max_{j≠y} z_j − z_y, or ``ce``, cross-entropy.
         step_size: of each of the ``steps``; default: 2ε at first, falling to 0 along a cosine (notebook 7 says why).
@@ -149,7 +139,7 @@ def pgd(
         box: smallest and largest value allowed; None for points that may lie anywhere.
         generator: of the starts (default: seed 0), which are drawn for the whole batch, whoever is fooled already.
 
-    ValueError: bad numbers, norm, loss, samples or labels, or a network that cannot be measured.
+    ValueError: bad input, or a network that cannot be measured.
     """
     if step_size is not None and not 0 < step_size < math.inf:
         raise ValueError(f"step_size is {step_size}: use a positive number, or None (2 * eps, falling to 0)")
@@ -158,12 +148,10 @@ def pgd(
         radius = check(x, eps, norm, box, steps=steps, restarts=restarts)
         drawn = random_steps(x, radius, norm, restarts - (not random_start), generator)
         starts = drawn if random_start else itertools.chain([torch.zeros_like(x)], drawn)
-        objective = fooling(model, y, loss)
-        best, _ = ascend(objective, x, radius, starts, norm=norm, steps=steps, step_size=step_size, box=box)
-    return best
+        return ascend(fooling(model, y, loss), x, radius, starts, norm, steps, box, step_size)[0]
 
 
-def fooling(model: nn.Module, y: Tensor, loss: str = "margin") -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]:
+def fooling(model: nn.Module, y: Tensor, loss: str = "margin") -> Objective:
     """The objective of PGD: climb the loss, and keep the point of the largest :func:`margin_loss`."""
     scalar, sign = LOSSES[check_choice(loss, tuple(LOSSES), "loss")]
 
@@ -182,20 +170,9 @@ def fgsm(
 
 
 def perturb(
-    model: nn.Module,
-    x: Tensor,
-    y: Tensor,
-    eps: float,
-    *,
-    steps: int,
-    step_size: float,
-    box: Box = UNIT,
-    generator: torch.Generator | None = None,
+    model: nn.Module, x: Tensor, y: Tensor, eps: float, *, steps: int, step_size: float, box: Box = UNIT, generator=None
 ) -> Tensor:
-    """L2 PGD on cross-entropy for training: every sample takes every step, and the last point is returned, like x.
-
-    Nothing is checked, and the model is used in the mode it is in; else as :func:`pgd`.
-    """
+    """L2 PGD on cross-entropy for training: the last point, nothing is checked, the model is in whatever mode it is."""
     radius, length = x.new_full((len(x),), eps), x.new_full((len(x),), step_size)
     at = move(x, next(random_steps(x, radius, "l2", 1, generator)), box)
     for _ in range(steps):
@@ -219,17 +196,12 @@ def margin_loss(logits: Tensor, y: Tensor) -> Tensor:
     return loss
 
 
-def check_counts(**counts: int) -> None:
-    """ValueError: one of them is not a whole number of at least 1."""
-    for name, count in counts.items():
-        if not isinstance(count, int) or count < 1:
-            raise ValueError(f"{name} must be a whole number of at least 1, got {count!r}")
-
-
 def check(x: Tensor, eps: float | Tensor, norm: str, box: Box, **counts: int) -> Tensor:
     """ε as one number a sample, (N,), at most the longest step in the box; with norm, x and counts checked, too."""
     check_choice(norm, NORMS, "norm")
-    check_counts(**counts)
+    for name, count in counts.items():
+        if not isinstance(count, int) or count < 1:
+            raise ValueError(f"{name} must be a whole number of at least 1, got {count!r}")
     if box is not None and not bool(((x >= box[0]) & (x <= box[1])).all()):
         raise ValueError(f"x lies in [{x.min():g}, {x.max():g}], outside the box {box}: clamp it, or use box=None")
     given = eps.detach().cpu() if isinstance(eps, Tensor) else torch.as_tensor(eps, dtype=torch.float64, device="cpu")

@@ -50,7 +50,7 @@ def path(
             return margin(at, index)
 
         starts = random_steps(x, radius, norm, 1, generator)
-        ascend(objective, x, radius, starts, norm=norm, steps=steps, step_size=step_size, box=None)
+        ascend(objective, x, radius, starts, norm, steps, None, step_size)
     return torch.cat(seen)
 
 
