@@ -110,8 +110,7 @@ def masking_checks(
     Args:
         images: a split as ``data.load`` gives it, on the model's device, or (x, y).
         steps, restarts: of the attack that is checked. From a single start it may run towards the wrong class.
-        others: networks, by name, whose adversarial points are tried on this one.
-        referee: also let AutoAttack try, which takes some minutes for a thousand images.
+        others: networks, by name, whose adversarial points are tried on this one; referee: also AutoAttack's (minutes).
 
     Columns: check (what should hold), value (robust accuracy of the other attack, or a share), standard (that of the
     attack checked), passed (None where a number is only reported). Errors as in :func:`pgd`.

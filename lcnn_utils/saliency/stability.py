@@ -4,8 +4,8 @@ Maps at x and at x + η are compared, with η random or the worst that ascent fi
 For the gradient of a scalar f and a short step the relative change is at most about ‖η‖·C_f(x), with C_f the normalised
 curvature; a random η among d dimensions meets far less of it.
 
-References: S. Srinivas et al., NeurIPS 2022; J. Adebayo et al., NeurIPS 2018 (networks with random weights as a
-control); A. Ghorbani et al., AAAI 2019 (top-k overlap, worst-case noise); C.-K. Yeh et al., NeurIPS 2019 (infidelity).
+References: S. Srinivas et al., NeurIPS 2022; J. Adebayo et al., NeurIPS 2018 (random weights as a control); A. Ghorbani
+et al., AAAI 2019 (top-k overlap, worst noise); C.-K. Yeh et al., NeurIPS 2019 (infidelity, written out here).
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ def _ssim(before: Tensor, after: Tensor) -> Tensor:
     return before.new_tensor([ssim(p + 1, q + 1, **options) if p.any() and q.any() else np.nan for p, q in pairs])
 
 
-def _infidelity(model, x, y, method, eps, n, maps, scalar, seed, baseline=0.0) -> np.ndarray:
+def _infidelity(model, x, y, method, maps, eps, n, box, scalar, seed, baseline) -> np.ndarray:
     """Infidelity of maps (like x, by this method) under ``n`` random steps of length ε, (N,).
 
     It asks whether the map, times the step, foretells the change of the scalar: here the share of the mean squared
@@ -92,7 +92,7 @@ def _infidelity(model, x, y, method, eps, n, maps, scalar, seed, baseline=0.0) -
     if method in BY_INPUT:
         weight = x - baseline
         maps = maps / torch.where(weight == 0, 1, weight)
-    generator, box = torch.Generator().manual_seed(seed + 2), _box(x)
+    generator = torch.Generator().manual_seed(seed + 2)
     foretold, change = [], []
     with evaluating(model), torch.no_grad():
         before = scalar_of(model(x), y, scalar)
@@ -190,11 +190,6 @@ def _curved_ways(model: nn.Module, x: Tensor, y: Tensor, scalar: str, batch_size
     return v, -v
 
 
-def _box(x: Tensor) -> Box:
-    """Images have one, points (N, d) may lie anywhere."""
-    return UNIT if x.dim() == 4 else None
-
-
 def stability(
     model: nn.Module,
     images: Images | tuple[Tensor, Tensor],
@@ -223,18 +218,14 @@ def stability(
         control: measure also a copy with shuffled weights (:func:`randomized`), which has learnt nothing.
         perturbations: random η a length for the infidelity; 0 leaves it out.
 
-    Columns: image (its index in ``images``), weights (``trained``, ``random``), noise, eps, method, :data:`MEASURES`,
-    and where asked for infidelity (of the random η).
-
-    ValueError: bad input; no image is classified rightly; as in :func:`geometry`.
+    Columns: image (its index in ``images``), weights (``trained``, ``random``), noise, eps, method, :data:`MEASURES`
+    (and infidelity, of the random η). ValueError: bad input; too few images are classified rightly.
     """
     lengths = sorted({float(e) for e in eps_grid})
     if not lengths or not all(0 < e < np.inf for e in lengths):
         raise ValueError(f"eps_grid must hold lengths, finite and above 0, in units of x; got {lengths}")
     for kind in noise:
         check_choice(kind, NOISE, "kind of noise")
-    if not methods or isinstance(methods, str):
-        raise ValueError(f"methods must be a sequence of at least one name, got {methods!r}")
     with measuring(model):
         x, y = _prepare(model, *floats(images), precise=True)
         with torch.no_grad():
@@ -242,7 +233,7 @@ def stability(
     if len(right) < 1 + control:
         raise ValueError(f"the network is right about {len(right)} of these images: {1 + control} at least are needed")
     drawn = torch.randn(x.shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float32, device="cpu")
-    x, y, box = x[right], y[right], _box(x)
+    x, y, box = x[right], y[right], UNIT if x.dim() == 4 else None
     options |= {"scalar": scalar, "batch_size": batch_size, "seed": seed}
     nets = {"trained": model} | ({"random": randomized(model, x, seed)} if control else {})
     unit = mirror(x, lengths[-1] * direction(drawn[right.cpu()].to(x), "l2"), box) / lengths[-1]
@@ -254,8 +245,9 @@ def stability(
         for eps in lengths:
             steps = {"random": eps * unit} if "random" in noise else {}
             if "worst" in noise:
-                starts = (*ways, worst)
-                worst, _ = worst_step(net, x, y, eps, scalar, 3, box, starts, batch_size)
+                worst, _ = worst_step(
+                    net, x, y, eps, scalar, steps=3, box=box, starts=(*ways, worst), batch_size=batch_size
+                )
                 steps["worst"] = worst
             for kind, step in steps.items():
                 moved = move(x, step, box)
@@ -263,18 +255,15 @@ def stability(
                     about = dict(image=right.cpu(), weights=weights, noise=kind, eps=eps, method=method)
                     values = compare(start[method], explain(net, moved, y, method, **options))
                     if perturbations and kind == "random":
-                        more = dict(scalar=scalar, seed=seed, baseline=options.get("baseline", 0.0))
-                        score = _infidelity(net, x, y, method, eps, perturbations, start[method], **more)
-                        values["infidelity"] = score
+                        settings = eps, perturbations, box, scalar, seed, options.get("baseline", 0.0)
+                        values["infidelity"] = _infidelity(net, x, y, method, start[method], *settings)
                     parts.append(pd.DataFrame(about | values))
     return pd.concat(parts, ignore_index=True)
 
 
 def randomized(model: nn.Module, x: Tensor, seed: int = 0) -> nn.Module:
-    """A copy that has learnt nothing: the entries of every weight shuffled, BatchNorm's statistics taken again from x.
-
-    Sizes, β and γ stay, so that only what the weights had learnt is lost. Dropout is off, as in eval mode.
-    """
+    """A copy in eval mode that has learnt nothing: the entries of every weight shuffled, BatchNorm's statistics taken
+    again from x. Sizes, β and γ stay, so that only what the weights had learnt is lost."""
     generator = torch.Generator().manual_seed(seed)
     with torch.inference_mode(False):  # which would make weights that have no gradients
         copied = copy.deepcopy(model).eval()
