@@ -245,9 +245,7 @@ def stability(
         for eps in lengths:
             steps = {"random": eps * unit} if "random" in noise else {}
             if "worst" in noise:
-                worst, _ = worst_step(
-                    net, x, y, eps, scalar, steps=3, box=box, starts=(*ways, worst), batch_size=batch_size
-                )
+                worst, _ = worst_step(net, x, y, eps, scalar, 3, box, (*ways, worst), batch_size)  # in 3 steps
                 steps["worst"] = worst
             for kind, step in steps.items():
                 moved = move(x, step, box)
