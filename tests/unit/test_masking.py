@@ -6,12 +6,11 @@ import math
 import pandas as pd
 import pytest
 import torch
-import torch.nn.functional as F
-from test_pgd import NORMS, Scale, cnn, left_as_found, length, margin_loss, net, predicted, seeded
+from test_pgd import NORMS, Scale, length, margin_loss, net, predicted, seeded
 from test_robustness import means_of_digits
 from torch import nn
 
-from lcnn_utils.attacks import Headed, autoattack, masking_checks, pgd
+from lcnn_utils.attacks import Headed, masking_checks, pgd
 from lcnn_utils.attacks.pgd import random_steps
 from lcnn_utils.data import Images, load
 from lcnn_utils.experiments import run
@@ -171,25 +170,6 @@ def test_the_seed_decides_and_the_referee_has_a_row_of_its_own(monkeypatch):
     pd.testing.assert_frame_equal(judged.drop("AutoAttack: hardly stronger"), table(0).set_index("check"))
 
 
-@pytest.mark.slow
-def test_autoattack_fools_those_of_a_linear_network_that_can_be():
-    """Of ten classes the nearest boundary is at min_j margin_j/‖w_y − w_j‖₁ in L∞."""
-    pytest.importorskip("pyautoattack")
-    torch.manual_seed(0)
-    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
-    x = 0.3 + 0.4 * load("digits", "test", subset=12).float()  # far from the edges of the box
-    z, W = model(x).detach(), model[1].weight.detach()
-    y = z.argmax(1)
-    margins, ways = z.gather(1, y[:, None]) - z, W[y][:, None] - W
-    radius = (margins / ways.abs().sum(2)).masked_fill(F.one_hot(y, 10).bool(), math.inf).amin(1)
-    eps, state = radius.sort().values[5:7].mean().item(), torch.get_rng_state()
-    point = autoattack(model, x, y, eps, norm="linf")
-    assert torch.equal(torch.get_rng_state(), state), "it seeds the global generator"
-    assert (length(point - x, "linf") <= eps * (1 + 1e-4)).all()
-    assert torch.equal(margin_loss(model, point, y) > 0, radius < eps)
-    assert all(p.grad is None and p.requires_grad for p in model.parameters())
-
-
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -201,12 +181,3 @@ def test_autoattack_fools_those_of_a_linear_network_that_can_be():
 def test_bad_input_is_named(change, message):
     with pytest.raises(ValueError, match=message):
         masking_checks(net(), **dict(images=(torch.rand(4, 12), torch.zeros(4).long()), eps=0.1) | change)
-
-
-def test_the_networks_are_left_as_found():
-    models = [cnn(0), cnn(1).train()]
-    x, y = predicted(models[0], 8, 1, 8, 8)
-    values = lambda x: torch.tensor(masking_checks(models[0], (x, y), 0.2, steps=2, others={"b": models[1]}).value)
-    left_as_found(values, models[0], x, y)
-    assert all(module.training for module in models[1].modules())
-    assert all(p.grad is None for p in models[1].parameters())

@@ -85,15 +85,13 @@ def left_as_found(attack, model: nn.Module, x: torch.Tensor, y: torch.Tensor) ->
     with torch.no_grad():
         quiet = attack(pixels)
     assert torch.equal(quiet, attack(x)), "dropout was on"
-    assert not quiet.requires_grad
-    assert pixels.grad is None
+    assert (quiet.requires_grad, pixels.grad) == (False, None)
     assert torch.equal(pixels, x)
-    assert found() == before
-    assert all(torch.equal(v, state[k]) for k, v in model.state_dict().items())
-    assert torch.equal(torch.get_rng_state(), generator)
     with pytest.raises(ValueError, match="labels"):
         attack(x[:-1])
     assert found() == before
+    assert all(torch.equal(v, state[k]) for k, v in model.state_dict().items())
+    assert torch.equal(torch.get_rng_state(), generator)
 
 
 @pytest.mark.parametrize("norm", NORMS)
@@ -107,18 +105,6 @@ def test_the_worst_point_of_a_linear_network(norm, loss, random_start):
     torch.testing.assert_close(after, margin_loss(model, x, y) * (1 - 0.9), rtol=1e-6, atol=0)
     assert (margin_loss(model, pgd(model, x, y, 1.003 * radius, **more), y) > 0).all()
     assert (margin_loss(model, pgd(model, x, y, 0.999 * radius, restarts=3, **more), y) < 0).all()
-
-
-@pytest.mark.parametrize("loss", LOSSES)
-def test_the_worst_point_of_a_linear_network_where_the_box_is_in_the_way(loss):
-    """In L∞ the coordinates are free of each other: each goes as far as ε and the box let it."""
-    model, x, y, _ = linear((1, 5, 5), torch.float64, "linf")
-    w = (model[1].weight[1] - model[1].weight[0]).detach().view(1, 5, 5) * (1 - 2 * y).view(-1, 1, 1, 1)
-    worst = (x + 0.08 * w.sign()).clamp(0, 1)
-    alive = margin_loss(model, worst, y) < 0
-    assert alive.sum() >= 5
-    assert ((worst[alive] == 0) | (worst[alive] == 1)).any()
-    torch.testing.assert_close(pgd(model, x, y, 0.08, norm="linf", loss=loss)[alive], worst[alive], rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("norm", NORMS)
@@ -189,17 +175,6 @@ def test_inside_ball_and_box_never_worse_than_x_and_more_steps_find_more(
     if dtype == torch.float64 and step_size:
         for point in longer:
             assert (margin_loss(model, point, y) >= margin_loss(model, short, y) - 1e-9).all()
-
-
-@pytest.mark.parametrize("norm", NORMS)
-@pytest.mark.parametrize("eps", [1e-3, 8 / 255])
-def test_rounding_of_large_images_does_not_leave_the_ball(norm, eps):
-    """Without care a float32 step of 1e-3 in 3,072 pixels is a few 1e-5 too long in L2, and 6e-5 in L∞."""
-    torch.manual_seed(0)
-    x = torch.rand(8, 3, 32, 32)
-    model = nn.Sequential(nn.Flatten(), nn.Linear(3072, 2))
-    size = length(pgd(model, x, model(x).argmax(1), eps, norm=norm, steps=3) - x, norm)
-    assert ((size <= eps * (1 + 1e-6)) & (size >= eps * 0.99)).all()
 
 
 @pytest.mark.parametrize("d", [1, 2, 5])
