@@ -152,7 +152,7 @@ def _rows(model, x, y, eps, norm, steps, restarts, others, referee, seed) -> lis
     if referee:
         rivals["AutoAttack: hardly stronger"] = autoattack(model, x, y, eps, norm=norm, seed=seed), shortfall
     counts = {name: (left(rival), standard - allowed) for name, (rival, allowed) in rivals.items()}
-    rows = [(name, value / n, standard / n, value >= least) for name, (value, least) in counts.items()]
+    rows: list[tuple] = [(name, value / n, standard / n, value >= least) for name, (value, least) in counts.items()]
     whole = left(attack(len(others) + 2, radius=x[0].numel(), steps=5 * steps))  # cut to the box
     rows.append(("with the whole box as its ball, nothing survives", whole / n, standard / n, whole == 0))
     loud = Headed(model, lambda z: 100 * z)
@@ -165,7 +165,7 @@ def _rows(model, x, y, eps, norm, steps, restarts, others, referee, seed) -> lis
         "images whose logits are rounded coarsely": _coarse_logits(clean, x, y),
         "attacked points that are exact ties": (margin_loss(moved, y) == 0).sum().item() / n,
     }
-    for name, value in shares.items():
-        passed = None if "cross-entropy" in name else value * n <= slack  # which a sure network may fail
-        rows.append((f"share of {name}", value, math.nan, passed))
+    for name, share in shares.items():
+        passed = None if "cross-entropy" in name else share * n <= slack  # which a sure network may fail
+        rows.append((f"share of {name}", share, math.nan, passed))
     return rows

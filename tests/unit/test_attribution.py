@@ -54,17 +54,16 @@ class Quadratic(nn.Module):
 
 
 class Functional(nn.Module):
-    """An activation that is a function, and perhaps a module nn.ReLU before it, or beside it."""
+    """An activation that is a function, and perhaps a module nn.ReLU beside it."""
 
-    def __init__(self, act=F.relu, before=None, beside=None):
+    def __init__(self, act=F.relu, beside=None):
         super().__init__()
         torch.manual_seed(0)
-        self.a, self.b, self.act = nn.Linear(6, 12), nn.Linear(12, 3), act
-        self.before, self.beside = before or nn.Identity(), beside or nn.Identity()
+        self.a, self.b, self.act, self.beside = nn.Linear(6, 12), nn.Linear(12, 3), act, beside or nn.Identity()
 
     def forward(self, x):
         self.beside(x)
-        return self.b(self.act(self.before(self.a(x - 0.5))))
+        return self.b(self.act(self.a(x - 0.5)))
 
 
 @pytest.mark.parametrize("scalar", SCALARS)
@@ -106,22 +105,17 @@ def test_integrated_gradients_of_a_quadratic_network(baseline):
     torch.testing.assert_close(got, (x - baseline) * ((x + baseline) @ matrix) / 2)
 
 
-@pytest.mark.parametrize("batch_size", [256, 5])
-def test_smoothgrad_is_the_mean_gradient_over_gaussian_copies(batch_size):
+@pytest.mark.parametrize(("samples", "noise", "batch_size"), [(1, 0.2, 256), (16, 3.0, 5)])
+def test_smoothgrad_is_the_mean_gradient_over_gaussian_copies(samples, noise, batch_size):
     """∇(½‖x‖²) = x: the map is x plus the mean of the noise, of standard deviation noise/√samples."""
     x, y = torch.rand(40, 500).double(), torch.zeros(40).long()
-    before = torch.random.get_rng_state()
-    for samples, noise in ((1, 0.2), (16, 3.0)):
-        draw = lambda seed, **more: explain(
-            Quadratic(torch.eye(500).double()), x, y, "smoothgrad", batch_size=batch_size, seed=seed, **more
-        )
-        map_ = draw(1, samples=samples, noise=noise)
-        mean = (map_ - x) * math.sqrt(samples) / noise
-        assert mean.std().item() == pytest.approx(1, abs=0.06), (samples, noise)
-        assert torch.corrcoef(mean[:5]).fill_diagonal_(0).abs().max() < 0.2, "samples of a batch share their noise"
-        assert torch.equal(draw(1, samples=samples, noise=noise), map_)
-        assert not torch.allclose(draw(2, samples=samples, noise=noise), map_)
-    assert torch.equal(torch.random.get_rng_state(), before)
+    model, options = Quadratic(torch.eye(500).double()), dict(samples=samples, noise=noise, batch_size=batch_size)
+    map_ = explain(model, x, y, "smoothgrad", seed=1, **options)
+    mean = (map_ - x) * math.sqrt(samples) / noise
+    assert mean.std().item() == pytest.approx(1, abs=0.06)
+    assert torch.corrcoef(mean[:5]).fill_diagonal_(0).abs().max() < 0.2, "samples of a batch share their noise"
+    assert torch.equal(explain(model, x, y, "smoothgrad", seed=1, **options), map_)
+    assert not torch.allclose(explain(model, x, y, "smoothgrad", seed=2, **options), map_)
 
 
 @pytest.mark.parametrize("family", ["resnet", "mlp"])
@@ -207,8 +201,8 @@ def test_grad_cam_weighs_the_maps_of_a_layer_by_their_mean_gradient(chosen, at):
 def state(model: nn.Module) -> list:
     """What an explanation might leave behind, module by module."""
     hooks = lambda module: [tuple(getattr(module, kind)) for kind in HOOKS]
-    flags = lambda module: [(p.requires_grad, p.grad is None) for p in module.parameters(recurse=False)]
-    return [(name, m.training, sorted(vars(m)), hooks(m), flags(m)) for name, m in model.named_modules()]
+    flags = [(p.requires_grad, p.grad is None) for p in model.parameters()]
+    return [flags, *((name, m.training, sorted(vars(m)), hooks(m)) for name, m in model.named_modules())]
 
 
 @pytest.mark.parametrize("method", MAPS)
@@ -221,16 +215,15 @@ def test_network_and_images_are_left_as_found_and_batches_change_nothing(method)
     model.train()
     model[3].eval()
     next(model.parameters()).requires_grad_(False)
-    before, weights = state(model), {k: v.clone() for k, v in model.state_dict().items()}
-    given_x = x.clone().requires_grad_()
+    before, weights, generator = state(model), copy.deepcopy(model.state_dict()), torch.get_rng_state()
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("error")
-        got = explain(model, given_x, y, method)
-    assert (got.requires_grad, given_x.grad) == (False, None)
-    assert torch.equal(given_x, x)
+        got = explain(model, x.clone().requires_grad_(), y, method)
+    assert not got.requires_grad
     torch.testing.assert_close(got, want, msg="a network in training mode is explained in eval mode")
     assert state(model) == before
     assert all(torch.equal(v, weights[k]) for k, v in model.state_dict().items())
+    assert torch.equal(torch.get_rng_state(), generator)
 
 
 @pytest.mark.parametrize(

@@ -27,7 +27,7 @@ CALLS = {
     "normalised_bound": lambda net, x, y: normalised_bound(net, x, y).bound,
     "layer_terms": lambda net, x, y: numbers(layer_terms(net, x, y)),
     "certified_radius": lambda net, x, y: certified_radius(net, x, y),
-    "stability": lambda net, x, y: numbers(stability(net, (x, y), [0.1], worst_steps=1)),
+    "stability": lambda net, x, y: numbers(stability(net, (x, y), [0.1])),
     "explain": lambda net, x, y: explain(net, x, y),
     "pgd": lambda net, x, y: pgd(net, x, y, 0.3, steps=2),
     "minimal_radius": lambda net, x, y: minimal_radius(net, x, y, steps=2, restarts=1)[0],
