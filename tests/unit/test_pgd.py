@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from lcnn_utils.attacks import Headed, direction, first_success, minimal_radius, move, perturb, pgd, project
+from lcnn_utils.attacks import Headed, direction, fgsm, first_success, minimal_radius, move, perturb, pgd, project
 from lcnn_utils.attacks.pgd import LOSSES, NORMS, mirror, random_steps
 from lcnn_utils.curvature import evaluating, scalar_of
 
