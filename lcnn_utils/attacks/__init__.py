@@ -4,23 +4,6 @@ from .masking import Headed, autoattack, masking_checks
 from .pgd import ascend, direction, fgsm, margin_loss, mirror, move, perturb, pgd, project
 from .robustness import PAPER_EPS, curve_of, first_success, minimal_radius, robustness_curve, wilson
 
-__all__ = [
-    "PAPER_EPS",
-    "Headed",
-    "ascend",
-    "autoattack",
-    "curve_of",
-    "direction",
-    "fgsm",
-    "first_success",
-    "margin_loss",
-    "masking_checks",
-    "minimal_radius",
-    "mirror",
-    "move",
-    "perturb",
-    "pgd",
-    "project",
-    "robustness_curve",
-    "wilson",
-]
+__all__ = ["Headed", "autoattack", "masking_checks"]
+__all__ += ["ascend", "direction", "fgsm", "margin_loss", "mirror", "move", "perturb", "pgd", "project"]
+__all__ += ["PAPER_EPS", "curve_of", "first_success", "minimal_radius", "robustness_curve", "wilson"]

@@ -19,10 +19,11 @@ from ..curvature import length, measuring, prepare, scalar_of
 from ..lab import check_choice
 
 NORMS = ("l2", "linf")
-LOSSES = ("margin", "ce")
+LOSSES = {"margin": ("margin", -1), "ce": ("loss", 1)}  # what is climbed: a scalar of the logits, up or down
 ROUNDING = 512  # ulps by which an attacked prediction must be wrong: other batch sizes round differently
 Box = tuple[float, float] | None
 UNIT: Box = (0.0, 1.0)  # of pixels
+Objective = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]  # points, their indices among x → climbed, score: (n,)
 
 
 def scale(v: Tensor, by: Tensor) -> Tensor:
@@ -56,9 +57,8 @@ def move(x: Tensor, step: Tensor, box: Box) -> Tensor:
 
 def mirror(x: Tensor, step: Tensor, box: Box) -> Tensor:
     """``step`` with the sign of every entry changed that would leave the box: as long, and x + step is in the box."""
-    if box is None:
-        return step
-    return torch.where((x + step < box[0]) | (x + step > box[1]), -step, step)
+    low, high = box or (-math.inf, math.inf)
+    return torch.where((x + step < low) | (x + step > high), -step, step)
 
 
 def random_steps(x: Tensor, eps: Tensor, norm: str, n: int, generator: torch.Generator | None) -> Iterator[Tensor]:
@@ -80,49 +80,31 @@ def _uphill(x: Tensor, at: Tensor, gradient: Tensor, length: Tensor, eps: Tensor
 
 
 def ascend(
-    objective: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]],
-    x: Tensor,
-    eps: Tensor,
-    starts: Iterable[Tensor],
-    *,
-    norm: str,
-    steps: int,
-    box: Box,
-    step_size: float | None = None,
-    enough: float = math.inf,
+    objective: Objective, x: Tensor, eps: Tensor, starts: Iterable, norm: str, steps: int, box: Box, step_size=None
 ) -> tuple[Tensor, Tensor]:
-    """Projected ascent from each of the given first steps: the best points seen, like x, and their scores (N,).
+    """The loop of :func:`pgd`, from each of ``starts`` (steps like x): the best points seen and their scores (N,).
 
-    Args:
-        objective: (points (n, …), their indices (n,) among x) → (what is climbed, the score that counts), each (n,).
-        eps: (N,); a sample with ε = 0 isn't looked at, and has the score −∞.
-        starts: steps like x.
-        step_size: of every step; default: 2ε at first, falling to 0 along a cosine.
-        enough: a score from which on a sample has finished, and costs nothing more.
+    A sample whose score reaches 0 has finished; one with ε = 0 isn't looked at, and has the score −∞.
     """
-    best, alive = x.clone(), (eps > 0).nonzero().squeeze(1)
-    top = torch.full_like(eps, -torch.inf, dtype=torch.promote_types(x.dtype, torch.float32))
-    if len(alive):
-        with torch.no_grad():
-            top[alive] = objective(x[alive], alive)[1].to(top)
-    for start in starts:
-        alive = ((top < enough) & (eps > 0)).nonzero().squeeze(1)
-        at = move(x[alive], start[alive], box)
-        for step in range(steps + 1):
-            if not len(alive):
+    best, top = x.clone(), torch.full_like(eps, -torch.inf, dtype=torch.promote_types(x.dtype, torch.float32))
+    for number, start in enumerate(itertools.chain([torch.zeros_like(x)], starts)):
+        last = steps if number else 0  # x itself is only looked at
+        index = ((top < 0) & (eps > 0)).nonzero().squeeze(1)
+        at = move(x[index], start[index], box)
+        for step in range(last + 1):
+            if not len(index):
                 break
-            with torch.set_grad_enabled(step < steps):
-                climbed, score = objective(at.requires_grad_(step < steps), alive)
+            with torch.set_grad_enabled(step < last):
+                climbed, score = objective(at.requires_grad_(step < last), index)
             score = score.detach().to(top)
-            better, going = score > top[alive], score < enough
-            best[alive[better]], top[alive[better]] = at.detach()[better], score[better]
-            if step == steps:
-                break
-            gradient = torch.autograd.grad(climbed.sum(), at)[0][going]
-            alive, at = alive[going], at.detach()[going]
-            falling = (1 + math.cos(math.pi * step / steps)) * eps[alive]
-            length = falling if step_size is None else torch.full_like(falling, step_size)
-            at = _uphill(x[alive], at, gradient, length, eps[alive], norm, box)
+            better, going = score > top[index], score < 0
+            best[index[better]], top[index[better]] = at.detach()[better], score[better]
+            if step < last:
+                gradient = torch.autograd.grad(climbed.sum(), at)[0][going]
+                index, at = index[going], at.detach()[going]
+                falling = (1 + math.cos(math.pi * step / steps)) * eps[index]
+                length = falling if step_size is None else torch.full_like(falling, step_size)
+                at = _uphill(x[index], at, gradient, length, eps[index], norm, box)
     return best, top
 
 
@@ -147,73 +129,48 @@ def pgd(
     finished, where another logit is at least as large as that of its label: a tie counts against the network.
 
     Args:
-        model: maps x to logits (N, K); attacked in eval mode and left as it was.
-        x, y: (N, C, H, W) images in [0, 1] or (N, d) points, inside ``box``; their labels (N,), int64.
-        eps: largest length of the step, in units of x, one number or one a sample (N,).
-        norm: ``l2`` or ``linf``, in which lengths are measured.
+        model, x, y: of logits (N, K), left as it was; images (N, C, H, W) or points (N, d); labels (N,), int64.
+        eps: largest length of the step in the ``norm`` (``l2`` or ``linf``), in units of x; a number, or (N,).
         loss: what is climbed: ``margin``, max_{j≠y} z_j − z_y, or ``ce``, cross-entropy.
-        step_size: length of each of the ``steps``; default: 2ε at first, falling to 0 along a cosine, which finds more
-            than a constant 2.5·ε/steps (notebook 7).
+        step_size: of each of the ``steps``; default: 2ε at first, falling to 0 along a cosine (notebook 7 says why).
         restarts, random_start: ascents, each from anywhere in the ball; the first from x if ``random_start`` is off.
         box: smallest and largest value allowed; None for points that may lie anywhere.
         generator: of the starts (default: seed 0), which are drawn for the whole batch, whoever is fooled already.
 
-    Raises:
-        ValueError: bad ε, norm, loss, numbers of steps, box, samples or labels, or a network that cannot be measured.
+    ValueError: bad input, or a network that cannot be measured.
     """
     if step_size is not None and not 0 < step_size < math.inf:
         raise ValueError(f"step_size is {step_size}: use a positive number, or None (2 * eps, falling to 0)")
     with measuring(model):
         x, y = prepare(model, x, y)
-        radius, objective = check(x, eps, norm, box, steps=steps, restarts=restarts), fooling(model, y, loss)
-        starts: Iterable[Tensor] = random_steps(x, radius, norm, restarts - (not random_start), generator)
-        starts = starts if random_start else itertools.chain([torch.zeros_like(x)], starts)
-        return ascend(objective, x, radius, starts, norm=norm, steps=steps, step_size=step_size, box=box, enough=0)[0]
+        radius = check(x, eps, norm, box, steps=steps, restarts=restarts)
+        drawn = random_steps(x, radius, norm, restarts - (not random_start), generator)
+        starts = drawn if random_start else itertools.chain([torch.zeros_like(x)], drawn)
+        return ascend(fooling(model, y, loss), x, radius, starts, norm, steps, box, step_size)[0]
 
 
-def fooling(model: nn.Module, y: Tensor, loss: str = "margin") -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]:
+def fooling(model: nn.Module, y: Tensor, loss: str = "margin") -> Objective:
     """The objective of PGD: climb the loss, and keep the point of the largest :func:`margin_loss`."""
-    check_choice(loss, LOSSES, "loss")
+    scalar, sign = LOSSES[check_choice(loss, tuple(LOSSES), "loss")]
 
     def objective(at: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
         logits = model(at)
-        climbed = scalar_of(logits, y[index], "loss") if loss == "ce" else -scalar_of(logits, y[index], "margin")
-        return climbed, margin_loss(logits.detach(), y[index])
+        return sign * scalar_of(logits, y[index], scalar), margin_loss(logits.detach(), y[index])
 
     return objective
 
 
 def fgsm(
-    model: nn.Module,
-    x: Tensor,
-    y: Tensor,
-    eps: float | Tensor,
-    *,
-    norm: str = "linf",
-    loss: str = "ce",
-    box: Box = UNIT,
+    model: nn.Module, x: Tensor, y: Tensor, eps: float | Tensor, norm: str = "linf", loss: str = "ce", box: Box = UNIT
 ) -> Tensor:
     """The fast gradient sign method: :func:`pgd` with one step of length ε from x (L2: along the gradient)."""
-    largest = float(torch.as_tensor(eps, device="cpu").max())  # projected to each sample's ε
-    length = largest if 0 < largest < math.inf else 1.0
-    return pgd(model, x, y, eps, norm=norm, loss=loss, steps=1, step_size=length, random_start=False, box=box)
+    return pgd(model, x, y, eps, norm=norm, loss=loss, steps=1, random_start=False, box=box)  # 2ε, cut to ε
 
 
 def perturb(
-    model: nn.Module,
-    x: Tensor,
-    y: Tensor,
-    eps: float,
-    *,
-    steps: int,
-    step_size: float,
-    box: Box = UNIT,
-    generator: torch.Generator | None = None,
+    model: nn.Module, x: Tensor, y: Tensor, eps: float, *, steps: int, step_size: float, box: Box = UNIT, generator=None
 ) -> Tensor:
-    """L2 PGD on cross-entropy for training: every sample takes every step, and the last point is returned, like x.
-
-    Nothing is checked, and the model is used in the mode it is in; else as :func:`pgd`.
-    """
+    """L2 PGD on cross-entropy for training: the last point, nothing is checked, the model is in whatever mode it is."""
     radius, length = x.new_full((len(x),), eps), x.new_full((len(x),), step_size)
     at = move(x, next(random_steps(x, radius, "l2", 1, generator)), box)
     for _ in range(steps):
@@ -224,10 +181,9 @@ def perturb(
 
 
 def margin_loss(logits: Tensor, y: Tensor) -> Tensor:
-    """max_{j≠y} z_j − z_y less what rounding may account for, (N,): 0 or more where the network is wrong.
+    """max_{j≠y} z_j − z_y less what rounding may account for, (N,): 0 or more where the network is wrong, or tied.
 
-    An exact tie gives 0; a lead of another class by less than ``ROUNDING`` ulps gives less. These are ulps of the
-    logits' range, whatever they have in common, or of the two compared, whatever a class that is ruled out has.
+    That is ``ROUNDING`` ulps of the logits' range, or of the two largest, whichever is smaller.
     """
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     loss, size = -scalar_of(logits, y, "margin"), logits.topk(2).values.abs().amax(1)
@@ -238,13 +194,8 @@ def margin_loss(logits: Tensor, y: Tensor) -> Tensor:
     return loss
 
 
-def diameter(x: Tensor, norm: str, box: Box) -> float:
-    """Length of the longest step inside the box."""
-    return math.inf if box is None else (box[1] - box[0]) * (math.sqrt(x[0].numel()) if norm == "l2" else 1)
-
-
 def check(x: Tensor, eps: float | Tensor, norm: str, box: Box, **counts: int) -> Tensor:
-    """ε as one number a sample, (N,), at most the diameter of the box; with norm, x and counts checked, too."""
+    """ε as one number a sample, (N,), at most the longest step in the box; with norm, x and counts checked, too."""
     check_choice(norm, NORMS, "norm")
     for name, count in counts.items():
         if not isinstance(count, int) or count < 1:
@@ -252,9 +203,7 @@ def check(x: Tensor, eps: float | Tensor, norm: str, box: Box, **counts: int) ->
     if box is not None and not bool(((x >= box[0]) & (x <= box[1])).all()):
         raise ValueError(f"x lies in [{x.min():g}, {x.max():g}], outside the box {box}: clamp it, or use box=None")
     given = eps.detach().cpu() if isinstance(eps, Tensor) else torch.as_tensor(eps, dtype=torch.float64, device="cpu")
-    if given.shape not in ((), (len(x),)):
-        raise ValueError(f"eps has shape {tuple(given.shape)}: use one number, or one for each sample, ({len(x)},)")
-    bad = given[~(given.isfinite() & (given >= 0))]
-    if bad.numel():
-        raise ValueError(f"eps is {bad.flatten()[0]:g}: lengths are finite and 0 or more, in units of x (8/255, not 8)")
-    return given.double().clamp(max=diameter(x, norm, box)).to(x).expand(len(x))
+    if given.shape not in ((), (len(x),)) or not bool((given.isfinite() & (given >= 0)).all()):
+        raise ValueError(f"eps is {eps}: use a length in units of x (8/255, not 8), or one for each sample ({len(x)},)")
+    longest = math.inf if box is None else (box[1] - box[0]) * (math.sqrt(x[0].numel()) if norm == "l2" else 1)
+    return given.double().clamp(max=longest).to(x).expand(len(x))

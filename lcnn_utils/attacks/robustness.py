@@ -1,10 +1,8 @@
 """How far must a sample move before the network is wrong, and what is left of the accuracy at each ε (paper, Table 2)?
 
-Threat model: white box. The attacker knows the network and its gradients and moves each sample by a step of length at
-most ε, in L2 or L∞, inside the box of valid pixels. Pixels lie in [0, 1] and ε is in their unit (the paper's: 0.05 to
-0.2 in L2). What an attack finds is an *upper* bound of robustness: finding nothing proves nothing.
-
-Reference for the intervals: E. Wilson, J. Am. Stat. Assoc. 22 (1927).
+Threat model: the attacker knows the network and its gradients and moves each sample by a step of length at most ε, in
+L2 or L∞, inside the box of valid pixels. What an attack finds is an *upper* bound of robustness: finding nothing proves
+nothing. Reference for the intervals: E. Wilson, J. Am. Stat. Assoc. 22 (1927).
 """
 
 from __future__ import annotations
@@ -18,9 +16,11 @@ from torch import Tensor, nn
 
 from ..curvature import length, measuring, prepare
 from ..data import Images, floats
-from .pgd import UNIT, Box, ascend, check, diameter, fooling, margin_loss, move, pgd, project, random_steps, scale
+from .pgd import UNIT, Box, ascend, check, fooling, margin_loss, move, pgd, project, random_steps, scale
 
 PAPER_EPS = (0.05, 0.1, 0.15, 0.2)  # L2, table 2
+FIRST = 0.05  # ε at which the search for the smallest step begins
+BISECTIONS = 10  # of ε, an attack each
 HALVINGS = 12  # of a found step, to its shortest wrong part: 2^-12 of its length
 
 
@@ -32,44 +32,29 @@ def _is_wrong(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
 
 
 def minimal_radius(
-    model: nn.Module,
-    x: Tensor,
-    y: Tensor,
-    *,
-    norm: str = "l2",
-    steps: int = 50,
-    restarts: int = 2,
-    bisections: int = 10,
-    start: float = 0.05,
-    box: Box = UNIT,
-    generator: torch.Generator | None = None,
+    model: nn.Module, x: Tensor, y: Tensor, *, norm: str = "l2", steps: int = 50, restarts: int = 2, box: Box = UNIT
 ) -> tuple[Tensor, Tensor]:
     """The smallest step found that makes the network wrong about each sample: (its length (N,), the point, like ``x``).
 
     An upper bound of the distance to the decision boundary, never a certificate: 0 and x where the network is wrong
-    already (ties are), infinity and x where nothing was found.
-
-    ε is doubled from ``start`` until PGD on the margin loss succeeds (at most to the whole box, or 20 times without
-    one), then bisected up to ``bisections`` times; each step found is cut to the shortest part that still makes the
-    network wrong. The first of the ``restarts`` begins on the way to the best point so far (at x while there is none),
+    already (ties are), infinity and x where nothing was found. ε is doubled from ``FIRST`` until PGD on the margin loss
+    succeeds (at most to the whole box, or 20 times without one), then bisected; each step found is cut to the shortest
+    part that still makes the network wrong. The first of the ``restarts`` begins on the way to the best point so far,
     the others anywhere in the ball. Other arguments and errors as in :func:`pgd`.
     """
-    if not 0 < start < math.inf:
-        raise ValueError(f"start is {start}: the first eps tried must be a positive number")
-    generator = generator or torch.Generator().manual_seed(0)
+    generator = torch.Generator().manual_seed(0)
     with measuring(model):
         x, y = prepare(model, x, y)
-        check(x, start, norm, box, steps=steps, restarts=restarts, bisections=bisections)
-        largest = diameter(x, norm, box) if box else 2**20 * start
-        start = min(start, largest)
+        largest = check(x, 2**20 * FIRST, norm, box, steps=steps, restarts=restarts)[0].item()
+        start = min(FIRST, largest)
         radius = torch.where(_is_wrong(model, x, y), 0.0, torch.inf).to(x.dtype)
         point, low, halved = x.clone(), torch.zeros_like(radius), torch.zeros_like(y)
-        for _ in range(math.ceil(math.log2(largest / start)) + 1 + bisections):
+        for _ in range(math.ceil(math.log2(largest / start)) + 1 + BISECTIONS):
             found = radius.isfinite()
-            todo = torch.where(found, (halved < bisections) & (radius - low > 1e-3 * radius), low < largest)
+            todo = torch.where(found, (halved < BISECTIONS) & (radius - low > 1e-3 * radius), low < largest)
             eps = torch.where(found, (low + radius) / 2, (2 * low).clamp(min=start)).where(todo, 0)
             starts = [project(point - x, eps, norm), *random_steps(x, eps, norm, restarts - 1, generator)]
-            tried, loss = ascend(fooling(model, y), x, eps, starts, norm=norm, steps=steps, box=box, enough=0)
+            tried, loss = ascend(fooling(model, y), x, eps, starts, norm, steps, box)
             won = todo & (loss >= 0)
             point[won] = _shortened(model, x[won], y[won], tried[won], box)
             halved += todo & found
@@ -80,36 +65,26 @@ def minimal_radius(
 
 def _shortened(model: nn.Module, x: Tensor, y: Tensor, found: Tensor, box: Box) -> Tensor:
     """The first points on the ways from x to ``found`` (all wrong) that bisection finds wrong; like x."""
-    right, wrong, point = x.new_zeros(len(x)), x.new_ones(len(x)), found
+    right, wrong, point = x.new_zeros(len(x)), x.new_ones(len(x)), found.clone()
     for _ in range(HALVINGS if len(x) else 0):
         middle = (right + wrong) / 2
         tried = move(x, scale(found - x, middle), box)
         with torch.no_grad():
             fooled = margin_loss(model(tried), y) >= 0
         right, wrong = torch.where(fooled, right, middle), torch.where(fooled, middle, wrong)
-        point = torch.where(fooled.view(-1, *[1] * (x.dim() - 1)), tried, point)
+        point[fooled] = tried[fooled]
     return point
 
 
 def first_success(
-    model: nn.Module,
-    x: Tensor,
-    y: Tensor,
-    eps_grid: Iterable[float],
-    *,
-    batch_size: int = 512,
-    generator: torch.Generator | None = None,
-    **attack,
+    model: nn.Module, x: Tensor, y: Tensor, eps_grid: Iterable[float], *, batch_size: int = 512, seed: int = 0, **attack
 ) -> Tensor:
     """The smallest ε of the grid at which :func:`pgd` (settings: ``**attack``) makes the network wrong: (N,).
 
-    0 where it is wrong already (a tie counts as wrong), infinity where it is right throughout. At each ε only samples
-    that survived the last one are attacked, as a point of the smaller ball lies in the larger one too. Starts depend on
-    a sample's place among x and on the seed, not on which others survive. Errors as in :func:`pgd`.
+    0 where it is wrong already (a tie counts as wrong), infinity where it is right throughout. Only samples that
+    survived the last ε are attacked at the next. Starts depend on a sample's place and the seed, not on who survives.
     """
-    if batch_size < 1:
-        raise ValueError(f"batch_size must be at least 1, got {batch_size}")
-    generator, grid, parts = generator or torch.Generator().manual_seed(0), _grid(eps_grid), []
+    generator, grid, parts = torch.Generator().manual_seed(seed), _grid(eps_grid), []
     with measuring(model):
         x, y = prepare(model, x, y)
         for xs, ys in zip(x.split(batch_size), y.split(batch_size), strict=True):
@@ -128,8 +103,7 @@ def robustness_curve(
 ) -> pd.DataFrame:
     """Accuracy that an attack leaves at each ε, 0 among them, with 95 % Wilson intervals: :func:`curve_of`, norm, loss.
 
-    ``images`` are a split as ``data.load`` gives it, on the model's device, or (x, y); ``**attack`` and errors as in
-    :func:`first_success`.
+    ``images``: a split as ``data.load`` gives it, on the model's device, or (x, y); else as :func:`first_success`.
     """
     grid = _grid(eps_grid)
     curve = curve_of(first_success(model, *floats(images), grid, **attack), grid)

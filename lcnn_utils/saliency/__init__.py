@@ -3,14 +3,5 @@
 from .attribution import MAPS, explain
 from .stability import LENGTHS, MEASURES, compare, randomized, stability, summary, worst_step
 
-__all__ = [
-    "LENGTHS",
-    "MAPS",
-    "MEASURES",
-    "compare",
-    "explain",
-    "randomized",
-    "stability",
-    "summary",
-    "worst_step",
-]
+__all__ = ["MAPS", "explain"]
+__all__ += ["LENGTHS", "MEASURES", "compare", "randomized", "stability", "summary", "worst_step"]

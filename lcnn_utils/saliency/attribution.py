@@ -12,12 +12,11 @@ al., 2015 (guided backpropagation); M. Zeiler and R. Fergus, ECCV 2014 (occlusio
 from __future__ import annotations
 
 import copy
-import re
 import warnings
-from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_hook
 
 from ..curvature import measuring, prepare, scalar_of
 from ..lab import check_choice
@@ -33,7 +32,6 @@ MAPS = {  # method: label
     "occlusion": "Occlusion",
     "gradcam": "Grad-CAM",
 }
-ACTIVATION = r"(Centered|)Softplus|(Si|G)lu|Mish|Sigmoid|Tanh|\w*elu|Hard[a-z]+|Threshold|Clamp|Maximum"  # node names
 GRID = 4  # Grad-CAM looks at the last layer whose maps have at least so many pixels a side
 COMPLETE = 1e-2  # DeepLift's attributions must sum up to the difference of the logits, to this share of it
 
@@ -69,107 +67,82 @@ def explain(
     """Maps of each sample by one of Captum's methods → signed, detached, like ``x`` (Grad-CAM: (N, 1, H, W)).
 
     Args:
-        model: maps x to logits (N, K); used in eval mode and left as it was.
-        x: (N, C, H, W) images in [0, 1], or (N, d) points.
+        model, x: of logits (N, K), used in eval mode, left as it was; (N, C, H, W) images in [0, 1], or (N, d) points.
         y: labels (N,); default: the predicted classes.
         method: ``gradient``; ``input_x_gradient``; ``integrated_gradients`` (from ``baseline``, in ``steps`` steps);
-            ``smoothgrad`` (mean gradient over ``samples`` noisy copies); ``deeplift`` (against ``baseline``; logits
-            only; its rule of differences is taught centered softplus); ``guided_backprop`` (nets whose activations
-            are all modules nn.ReLU: it changes nothing else, F.relu neither, and would be the gradient under another
-            name); ``occlusion`` (change of f when a square of ``window`` pixels, default a quarter of the side, becomes
+            ``smoothgrad`` (mean gradient over ``samples`` copies with Gaussian noise of this standard deviation);
+            ``deeplift`` (against ``baseline``; logits only; its rule of differences is taught centered softplus);
+            ``guided_backprop`` (networks with modules nn.ReLU: it changes nothing else, F.relu neither);
+            ``occlusion`` (change of f when a square of ``window`` pixels, default a quarter of the side, becomes
             ``baseline``); ``gradcam`` (of the output of ``layer``, default the last with maps of 4 × 4 and more).
         scalar: what is explained: ``logit``, ``margin`` or ``loss`` of the label.
-        noise: standard deviation of SmoothGrad's noise, in units of x. Captum draws it from the global generator, which
-            is seeded for it and then put back: it depends on a sample's place in its batch, not on x.
         batch_size: samples, with their copies, evaluated at once (memory).
-        seed: of SmoothGrad's noise.
+        seed: of SmoothGrad's noise, which depends on a sample's place in its batch, not on x.
 
-    Raises:
-        ValueError: bad samples, labels or numbers; an unknown method or scalar; a method that this network or scalar
-            does not allow; a network that gives no finite logits, cuts the graph, is random, changes x in place, or
-            whose samples change each other's logits.
+    ValueError: bad input; a method that this network or scalar does not allow; a network that cannot be measured.
     """
     check_choice(method, tuple(MAPS), "method")
     for name, count in {"samples": samples, "steps": steps, "batch_size": batch_size}.items():
         if not isinstance(count, int) or count < 1:
             raise ValueError(f"{name} must be a whole number of at least 1, got {count!r}")
-    if not 0 < noise < float("inf"):
-        raise ValueError(f"noise is {noise}: SmoothGrad needs a standard deviation above 0, in units of x")
     model = getattr(model, "_orig_mod", model)  # of torch.compile, which would not see Captum's hooks
     with measuring(model):
         x, y = prepare(model, x, y)
-        attribute = _attributor(model, x, method, scalar, samples, noise, steps, baseline, window, layer, batch_size)
+        f = _Scalar(model, scalar)
+        settings = (method, samples, noise, steps, baseline, window, layer, batch_size)
         parts = []
         for xs, ys in zip(x.split(batch_size), y.split(batch_size), strict=True):
             with torch.random.fork_rng([x.device] if x.device.type == "cuda" else []), warnings.catch_warnings():
                 warnings.filterwarnings("ignore", "Setting .*hooks")  # they are removed, as it says
-                if method == "smoothgrad":
-                    torch.manual_seed(seed)
-                parts.append(attribute(xs.clone().requires_grad_(), ys).detach().to(x.dtype))
+                torch.manual_seed(seed)  # Captum draws from the global generator, which is put back
+                parts.append(_attribute(f, xs.clone().requires_grad_(), ys, *settings).detach().to(x.dtype))
     return torch.cat(parts)
 
 
-def _attributor(
-    model, x, method, scalar, samples, noise, steps, baseline, window, layer, batch_size
-) -> Callable[[Tensor, Tensor], Tensor]:
-    """(xs, ys) → maps, with everything that the method needs found and checked."""
+def _attribute(f, x, y, method, samples, noise, steps, baseline, window, layer, batch_size) -> Tensor:
+    """The maps of one batch."""
     from captum import attr  # here: it takes seconds to import
 
-    f = _Scalar(model, scalar)
-    if method in ("gradient", "smoothgrad"):
-        plain = attr.Saliency(f)
-        if method == "gradient":
-            return lambda xs, ys: plain.attribute(xs, abs=False, additional_forward_args=ys)
-        tunnel = attr.NoiseTunnel(plain)
-        return lambda xs, ys: tunnel.attribute(
-            xs, nt_type="smoothgrad", nt_samples=samples, stdevs=float(noise), abs=False, additional_forward_args=ys,
-            nt_samples_batch_size=max(1, batch_size // len(xs)),
-        )  # fmt: skip
+    copies = max(1, batch_size // len(x))  # of the batch that are evaluated at once
+    if method == "gradient":
+        return attr.Saliency(f).attribute(x, abs=False, additional_forward_args=y)
+    if method == "smoothgrad":
+        options = dict(nt_type="smoothgrad", nt_samples=samples, nt_samples_batch_size=copies, stdevs=float(noise))
+        return attr.NoiseTunnel(attr.Saliency(f)).attribute(x, abs=False, additional_forward_args=y, **options)
     if method == "input_x_gradient":
-        return lambda xs, ys: attr.InputXGradient(f).attribute(xs, additional_forward_args=ys)
+        return attr.InputXGradient(f).attribute(x, additional_forward_args=y)
     if method == "integrated_gradients":
-        return lambda xs, ys: attr.IntegratedGradients(f).attribute(
-            xs, baselines=baseline, additional_forward_args=ys, n_steps=steps, internal_batch_size=batch_size
-        )
+        options = dict(baselines=baseline, n_steps=steps, internal_batch_size=batch_size)
+        return attr.IntegratedGradients(f).attribute(x, additional_forward_args=y, **options)
     if method == "guided_backprop":
-        _check_relu(model, x[:1])
-        return lambda xs, ys: attr.GuidedBackprop(f).attribute(xs, additional_forward_args=ys)
+        return _guided_backprop(f, x, y)
     if method == "deeplift":
-        return lambda xs, ys: _deeplift(f, xs, ys, baseline)
+        return _deeplift(f, x, y, baseline)
     if x.dim() != 4:
         raise ValueError(f"{MAPS[method]} needs images (N, C, H, W), got x of shape {tuple(x.shape)}")
-    if method == "occlusion":
-        side = max(1, x.shape[-1] // 4) if window is None else window
-        if not isinstance(side, int) or not 1 <= side <= min(x.shape[-2:]):
-            raise ValueError(f"window is {window}: use 1 to {min(x.shape[-2:])} pixels")
-        return lambda xs, ys: attr.Occlusion(f).attribute(
-            xs, (xs.shape[1], side, side), strides=(xs.shape[1], max(1, side // 2), max(1, side // 2)),
-            baselines=baseline, additional_forward_args=ys, perturbations_per_eval=max(1, batch_size // len(xs)),
-        )  # fmt: skip
-    chosen = layer or _last_maps(model, x[:1])
-    cam = attr.LayerGradCam(f, chosen)
-    return lambda xs, ys: attr.LayerAttribution.interpolate(
-        cam.attribute(xs, additional_forward_args=ys), tuple(xs.shape[-2:]), "bilinear"
-    )
+    if method == "gradcam":
+        maps = attr.LayerGradCam(f, layer or _last_maps(f.model, x[:1])).attribute(x, additional_forward_args=y)
+        return attr.LayerAttribution.interpolate(maps, tuple(x.shape[-2:]), "bilinear")
+    side = window or max(1, x.shape[-1] // 4)
+    if not 1 <= side <= min(x.shape[-2:]):
+        raise ValueError(f"window is {window}: use 1 to {min(x.shape[-2:])} pixels")
+    channels, stride = x.shape[1], max(1, side // 2)
+    options = dict(strides=(channels, stride, stride), baselines=baseline, perturbations_per_eval=copies)
+    return attr.Occlusion(f).attribute(x, (channels, side, side), additional_forward_args=y, **options)
 
 
-def _check_relu(model: nn.Module, x: Tensor) -> None:
-    """Raise a ValueError where the graph of the logits holds no nn.ReLU, the module, or any other activation."""
-    copied = copy.deepcopy(model).requires_grad_(False)  # what is made of weights alone is no activation
-    relus: list[object] = []
-    for module in copied.modules():
-        if isinstance(module, nn.ReLU):
-            module.register_forward_hook(lambda _, __, output: relus.append(output.grad_fn))
-    with torch.enable_grad():
-        nodes = list(filter(None, [copied(x.clone().requires_grad_()).grad_fn]))
-    for node in nodes:  # a list that grows
-        nodes += [before for before, _ in node.next_functions if before and before not in nodes]
-    others = {m.group() for node in nodes if node not in relus and (m := re.search(ACTIVATION, node.name()))}
-    if others or not set(nodes) & set(relus):
+def _guided_backprop(f: _Scalar, x: Tensor, y: Tensor) -> Tensor:
+    """Guided backpropagation, refused where it changes nothing."""
+    from captum import attr
+
+    maps = attr.GuidedBackprop(f).attribute(x, additional_forward_args=y)
+    plain = attr.Saliency(f).attribute(x, abs=False, additional_forward_args=y)
+    if bool((maps - plain).norm() <= 1e-4 * plain.norm()):
         raise ValueError(
-            "guided backpropagation changes the backward pass of modules nn.ReLU only, and this network has "
-            f"{', '.join(sorted(others)) or 'none'}: the map would be the plain gradient there. Use method='gradient'"
+            "guided backpropagation changes the backward pass of modules nn.ReLU only, and this network has none that "
+            "matter (functions such as F.relu are none): the map would be the plain gradient. Use method='gradient'"
         )
+    return maps
 
 
 def _deeplift(f: _Scalar, x: Tensor, y: Tensor, baseline: float) -> Tensor:
@@ -180,10 +153,7 @@ def _deeplift(f: _Scalar, x: Tensor, y: Tensor, baseline: float) -> Tensor:
     if f.scalar != "logit":
         raise ValueError(f"DeepLift explains logits here: scalar={f.scalar!r} has a layer that it knows no rule for")
     deep_lift.SUPPORTED_NON_LINEAR.setdefault(CenteredSoftplus, deep_lift.nonlinear)
-    try:
-        maps = DeepLift(copy.deepcopy(f)).attribute(x, baselines=baseline, additional_forward_args=y)
-    except (AssertionError, RuntimeError) as error:  # a module that is used twice, for one
-        raise ValueError(f"DeepLift cannot handle this network: {str(error).splitlines()[0]}") from None
+    maps = DeepLift(copy.deepcopy(f)).attribute(x, baselines=baseline, additional_forward_args=y)
     with torch.no_grad():
         change = f(x, y) - f(torch.full_like(x, baseline), y)
     gap = (maps.flatten(1).sum(1) - change).abs()
@@ -196,22 +166,19 @@ def _deeplift(f: _Scalar, x: Tensor, y: Tensor, baseline: float) -> Tensor:
 
 
 def _last_maps(model: nn.Module, x: Tensor) -> nn.Module:
-    """The last module to run whose output is maps of at least GRID × GRID pixels."""
+    """The last module to run whose output, of one sample, is maps of at least GRID × GRID pixels."""
     found: list[nn.Module] = []
 
     def look(module: nn.Module, _: object, output: object) -> None:
-        maps = isinstance(output, Tensor) and output.dim() == 4 and len(output) == len(x)
-        if maps and isinstance(output, Tensor) and min(output.shape[-2:]) >= GRID:
+        if isinstance(output, Tensor) and output.dim() == 4 and len(output) == 1 and min(output.shape[-2:]) >= GRID:
             found.append(module)
 
-    inner = [m for name, m in model.named_modules() if name and "parametrizations" not in name]
-    handles = [module.register_forward_hook(look) for module in inner]
+    handle = register_module_forward_hook(look)  # on every module
     try:
         with torch.no_grad():
             model(x)
     finally:
-        for handle in handles:
-            handle.remove()
+        handle.remove()
     if not found:
         raise ValueError(f"Grad-CAM needs a layer with maps of at least {GRID} × {GRID} pixels: this network has none")
     return found[-1]

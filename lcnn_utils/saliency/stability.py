@@ -4,8 +4,8 @@ Maps at x and at x + η are compared, with η random or the worst that ascent fi
 For the gradient of a scalar f and a short step the relative change is at most about ‖η‖·C_f(x), with C_f the normalised
 curvature; a random η among d dimensions meets far less of it.
 
-References: S. Srinivas et al., NeurIPS 2022; J. Adebayo et al., NeurIPS 2018 (networks with random weights as a
-control); A. Ghorbani et al., AAAI 2019 (top-k overlap, worst-case noise); C.-K. Yeh et al., NeurIPS 2019 (infidelity).
+References: S. Srinivas et al., NeurIPS 2022; J. Adebayo et al., NeurIPS 2018 (random weights as a control); A. Ghorbani
+et al., AAAI 2019 (top-k overlap, worst noise); C.-K. Yeh et al., NeurIPS 2019 (infidelity, written out here).
 """
 
 from __future__ import annotations
@@ -21,17 +21,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-<<<<<<< HEAD
 from ..attacks import direction, mirror, move, project
 from ..attacks.pgd import UNIT, Box, check, scale
-from ..curvature import evaluating, geometry, measuring, scalar_of
-from ..curvature.hessian import _length
-from ..curvature.premises import _prepare
-=======
-from ..attacks import direction, mirror, move
-from ..attacks.pgd import UNIT, Box, ascend, check, scale
 from ..curvature import evaluating, geometry, length, measuring, prepare, scalar_of
->>>>>>> room2-curv
 from ..data import Images, floats
 from ..lab import check_choice
 from ..nn import refresh_norms
@@ -51,12 +43,10 @@ def compare(before: Tensor, after: Tensor) -> dict[str, np.ndarray]:
     ``relative_change``: ‖after − before‖/‖before‖, the paper's; infinite where ``before`` is 0, nan where both are.
     ``cosine``: of the signed maps. ``spearman``: rank correlation of the signed values, nan where a map is constant.
     ``top_overlap``: of the tenth of the pixels that are largest in size (summed over channels), less those that tie
-    with the first beyond it, the share that both maps have, of the larger set. Chance gives 0.1, a constant map nan.
-    ``ssim``: mean structural similarity (Z. Wang et al., IEEE TIP 2004) of the 7 × 7 windows, both maps divided by the
-    largest size in ``before`` and raised by 1, as it takes positive images; nan for what is no image of that size.
-    Where a map is 0 everywhere all but the first are nan, where one holds NaN or infinity all are.
-
-    ValueError: the shapes differ, or are not (N, …) with at least one entry a map.
+    with the first beyond it, the share that both maps have, of the larger set; chance gives 0.1, a constant map nan.
+    ``ssim``: mean structural similarity of 7 × 7 windows, both maps divided by the largest size in ``before`` and
+    raised by 1, as it takes positive images; nan for smaller images and for what is none. Where a map is 0 everywhere
+    all but the first are nan, where one holds NaN or infinity all are. ValueError: the shapes differ or aren't (N, …).
     """
     if before.shape != after.shape or before.dim() < 2 or 0 in before.shape[1:]:
         raise ValueError(f"maps of shapes {tuple(before.shape)} and {tuple(after.shape)} can't be compared")
@@ -91,62 +81,44 @@ def _ssim(before: Tensor, after: Tensor) -> Tensor:
     return before.new_tensor([ssim(p + 1, q + 1, **options) if p.any() and q.any() else np.nan for p, q in pairs])
 
 
-def _infidelity(model, x, y, method, eps, n, maps, box, **options) -> np.ndarray:
-    """Captum's infidelity of maps (like x, by this method) under ``n`` random steps of length ε, (N,).
+def _infidelity(model, x, y, method, maps, eps, n, box, scalar, seed, baseline) -> np.ndarray:
+    """Infidelity of maps (like x, by this method) under ``n`` random steps of length ε, (N,).
 
     It asks whether the map, times the step, foretells the change of the scalar: here the share of the mean squared
     change that it leaves unexplained when scaled as well as can be; 0 is a perfect map, 1 one that says nothing.
     """
-    from captum.metrics import infidelity, infidelity_perturb_func_decorator
-
-    base = options.get("baseline") or None if method in BY_INPUT else None
-
-    def perturbed(inputs: Tensor | tuple[Tensor, ...], *_: object) -> Tensor:
-        at = inputs[0] if isinstance(inputs, tuple) else inputs
-        drawn = torch.randn(at.shape, generator=generator, dtype=at.dtype).to(at.device)
-        return move(at, mirror(at, eps * direction(drawn, "l2"), box), box)
-
-    wrapped = infidelity_perturb_func_decorator(multiply_by_inputs=method in BY_INPUT)(perturbed)
-    parts = []
-    with evaluating(model):
-        for map_ in (maps.expand_as(x), torch.zeros_like(x)):  # the second gives the mean squared change itself
-            generator = torch.Generator().manual_seed(options["seed"] + 2)
-            parts.append(infidelity(lambda at: scalar_of(model(at), y, options["scalar"]), wrapped, x, map_,
-                                    baselines=base, n_perturb_samples=n, max_examples_per_batch=len(x),
-                                    normalize=True))  # fmt: skip
-    return (parts[0] / parts[1]).clamp(0, 1).cpu().numpy()
+    if method in BY_INPUT:
+        weight = x - baseline
+        maps = maps / torch.where(weight == 0, 1, weight)
+    generator = torch.Generator().manual_seed(seed + 2)
+    foretold, change = [], []
+    with evaluating(model), torch.no_grad():
+        before = scalar_of(model(x), y, scalar)
+        for _ in range(n):
+            drawn = torch.randn(x.shape, generator=generator, dtype=x.dtype).to(x.device)
+            moved = move(x, mirror(x, eps * direction(drawn, "l2"), box), box)
+            foretold.append((maps * (moved - x)).flatten(1).sum(1).cpu().double())
+            change.append((scalar_of(model(moved), y, scalar) - before).cpu().double())
+    cosine = F.cosine_similarity(torch.stack(foretold), torch.stack(change), dim=0, eps=1e-30)
+    return (1 - cosine.square()).numpy()  # least squares: min over b of ‖change − b·foretold‖² / ‖change‖²
 
 
-def summary(
-    frame: pd.DataFrame,
-    measure: str = "relative_change",
-    by: str | Sequence[str] = ("method", "weights", "noise", "eps"),
-    *,
-    statistic: str = "mean",
-    resamples: int = 1000,
-    seed: int = 0,
-) -> pd.DataFrame:
-    """A measure over images, with 95 % bootstrap intervals (percentiles): columns ``by``, n, value, low, high.
+def summary(frame: pd.DataFrame, measure: str, by: Sequence[str], statistic: str = "mean") -> pd.DataFrame:
+    """Mean or median of a measure over images, with 95 % bootstrap intervals: columns ``by``, n, value, low, high.
 
-    ``frame`` is of :func:`stability`, more columns allowed; n counts the rows whose measure is finite, which alone are
-    used. ``by``: an interval for each combination of the values of these columns. ``statistic``: ``mean`` or ``median``
-    (ValueError: another one, or a column that the frame lacks).
+    A row for each combination of the values of the columns ``by``; n counts the finite values, which alone are used.
     """
     from scipy.stats import bootstrap
 
-    check_choice(statistic, ("mean", "median"), "statistic")
-    by = [by] if isinstance(by, str) else list(by)
-    for name in (measure, *by):
-        check_choice(name, tuple(map(str, frame.columns)), "column")
     rows = []
     function = getattr(np, statistic)
-    for key, part in frame.groupby(by, sort=False, dropna=False, observed=True):
+    for key, part in frame.groupby(list(by), sort=False, dropna=False, observed=True):
         values = part[measure].to_numpy(float, na_value=np.nan)
         values = values[np.isfinite(values)]
         low = high = value = function(values) if len(values) else np.nan
         if len(values) > 1 and np.ptp(values) > 0:
-            options = dict(n_resamples=resamples, method="percentile", rng=seed, vectorized=True)
-            low, high = bootstrap((values,), function, **options).confidence_interval
+            drawn = bootstrap((values,), function, n_resamples=1000, method="percentile", rng=0, vectorized=True)
+            low, high = drawn.confidence_interval
         rows.append((*key, len(values), value, low, high))  # type: ignore[misc]
     return pd.DataFrame(rows, columns=[*by, "n", "value", "low", "high"])
 
@@ -156,7 +128,6 @@ def worst_step(
     x: Tensor,
     y: Tensor | None,
     eps: float,
-    *,
     scalar: str = "loss",
     steps: int = 10,
     box: Box = UNIT,
@@ -166,8 +137,7 @@ def worst_step(
     """Projected ascent on ‖∇f(x + η) − ∇f(x)‖ over ‖η‖₂ ≤ ε → (η like x, that change (N,)), the best seen.
 
     It begins at the best of the ``starts``, which are scaled to length ε (default: ± the top eigenvector of each
-    sample's Hessian). What is found is a lower bound of the true worst case. Other arguments and errors as in
-    :func:`attacks.pgd` and :func:`explain`.
+    sample's Hessian). What is found is a lower bound of the true worst case. Else as :func:`attacks.pgd`.
     """
     with measuring(model):
         x, y = prepare(model, x, y, precise=True)
@@ -198,7 +168,6 @@ def _climb(model, x, y, eps, starts, scalar, steps, box) -> tuple[Tensor, Tensor
         best[better], top[better] = (at.detach() - x)[better], change.detach()[better]
         return at, change
 
-<<<<<<< HEAD
     for start in starts:
         look(start)
     eta = best.clone()
@@ -211,22 +180,6 @@ def _climb(model, x, y, eps, starts, scalar, steps, box) -> tuple[Tensor, Tensor
         eta = project(eta + scale(direction(uphill, "l2"), far), eps, "l2")
     look(eta)
     return best, top
-=======
-    def gradient(at: Tensor, labels: Tensor, graph: bool) -> Tensor:
-        with torch.enable_grad():
-            at.requires_grad_()
-            inside = at + (_clamped(at, box) - at).detach()
-            f = scalar_of(model(inside), labels, scalar).sum()
-            return torch.autograd.grad(f, at, create_graph=graph, materialize_grads=True)[0]
-
-    before = gradient(x.clone(), y, graph=False)
-
-    def objective(at: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
-        change = length(gradient(at, y[index], torch.is_grad_enabled()) - before[index], "l2")
-        return change + 0 * at.flatten(1).sum(1), change  # a graph, even where the gradient is the same all around
-
-    return objective
->>>>>>> room2-curv
 
 
 def _curved_ways(model: nn.Module, x: Tensor, y: Tensor, scalar: str, batch_size: int) -> tuple[Tensor, Tensor]:
@@ -245,8 +198,6 @@ def stability(
     noise: Sequence[str] = NOISE,
     control: bool = False,
     perturbations: int = 0,
-    box: Box = UNIT,
-    worst_steps: int = 3,
     batch_size: int = 256,
     seed: int = 0,
     **options,
@@ -254,33 +205,25 @@ def stability(
     """How much maps change between x and x + η: a row an image, method, kind of noise and length.
 
     Only images that the network gets right are used, and the same ones for the control. The random η of an image points
-    in the same direction at every length, for every method and every network (same seed, same images). The worst η is
-    sought for the *gradient* of the scalar and then used for every method.
+    in the same direction at every length, for every method and every network; entries that would leave [0, 1] change
+    their sign. The worst η is sought for the *gradient* of the scalar and then used for every method.
 
     Args:
         images: a split as ``data.load`` gives it, on the model's device, or (x, y).
         eps_grid: lengths ‖η‖₂ in units of x.
         methods, scalar, **options: of :func:`explain`; ``loss`` as in the paper.
-        noise: ``random``, uniform among the directions, and ``worst``, of :func:`worst_step` in ``worst_steps`` steps.
+        noise: ``random``, uniform among the directions, and ``worst``, of :func:`worst_step`.
         control: measure also a copy with shuffled weights (:func:`randomized`), which has learnt nothing.
-        perturbations: random η a length for Captum's ``infidelity``; 0 leaves it out.
-        box: of x + η: entries of a random η that would leave it change their sign, so that its length stays; a worst η
-            is cut off. Points (N, d) may lie anywhere.
+        perturbations: random η a length for the infidelity; 0 leaves it out.
 
-    Returns:
-        Columns image (its index in ``images``), weights (``trained``, ``random``), noise, eps, method,
-        :data:`MEASURES`, and where asked for infidelity (of the random η).
-
-    Raises:
-        ValueError: bad images, lengths, noise or methods; no image is classified rightly; as in :func:`geometry`.
+    Columns: image (its index in ``images``), weights (``trained``, ``random``), noise, eps, method, :data:`MEASURES`
+    (and infidelity, of the random η). ValueError: bad input; too few images are classified rightly.
     """
     lengths = sorted({float(e) for e in eps_grid})
     if not lengths or not all(0 < e < np.inf for e in lengths):
         raise ValueError(f"eps_grid must hold lengths, finite and above 0, in units of x; got {lengths}")
     for kind in noise:
         check_choice(kind, NOISE, "kind of noise")
-    if not methods or isinstance(methods, str):
-        raise ValueError(f"methods must be a sequence of at least one name, got {methods!r}")
     with measuring(model):
         x, y = prepare(model, *floats(images), precise=True)
         with torch.no_grad():
@@ -288,7 +231,7 @@ def stability(
     if len(right) < 1 + control:
         raise ValueError(f"the network is right about {len(right)} of these images: {1 + control} at least are needed")
     drawn = torch.randn(x.shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float32, device="cpu")
-    x, y, box = x[right], y[right], box if x.dim() == 4 else None
+    x, y, box = x[right], y[right], UNIT if x.dim() == 4 else None
     options |= {"scalar": scalar, "batch_size": batch_size, "seed": seed}
     nets = {"trained": model} | ({"random": randomized(model, x, seed)} if control else {})
     unit = mirror(x, lengths[-1] * direction(drawn[right.cpu()].to(x), "l2"), box) / lengths[-1]
@@ -300,8 +243,7 @@ def stability(
         for eps in lengths:
             steps = {"random": eps * unit} if "random" in noise else {}
             if "worst" in noise:
-                worst, _ = worst_step(net, x, y, eps, scalar=scalar, steps=worst_steps, box=box,
-                                      starts=(*ways, worst), batch_size=batch_size)  # fmt: skip
+                worst, _ = worst_step(net, x, y, eps, scalar, 3, box, (*ways, worst), batch_size)  # in 3 steps
                 steps["worst"] = worst
             for kind, step in steps.items():
                 moved = move(x, step, box)
@@ -309,32 +251,28 @@ def stability(
                     about = dict(image=right.cpu(), weights=weights, noise=kind, eps=eps, method=method)
                     values = compare(start[method], explain(net, moved, y, method, **options))
                     if perturbations and kind == "random":
-                        score = _infidelity(net, x, y, method, eps, perturbations, start[method], box, **options)
-                        values["infidelity"] = score
+                        settings = eps, perturbations, box, scalar, seed, options.get("baseline", 0.0)
+                        values["infidelity"] = _infidelity(net, x, y, method, start[method], *settings)
                     parts.append(pd.DataFrame(about | values))
     return pd.concat(parts, ignore_index=True)
 
 
 def randomized(model: nn.Module, x: Tensor, seed: int = 0) -> nn.Module:
-    """A copy that has learnt nothing: the entries of every weight shuffled, BatchNorm's statistics taken again from x.
-
-    Sizes, β and γ stay, so that only what the weights had learnt is lost. Dropout is off, as in eval mode.
-    """
+    """A copy in eval mode that has learnt nothing: the entries of every weight shuffled, BatchNorm's statistics taken
+    again from x. Sizes, β and γ stay, so that only what the weights had learnt is lost."""
     generator = torch.Generator().manual_seed(seed)
     with torch.inference_mode(False):  # which would make weights that have no gradients
         copied = copy.deepcopy(model).eval()
-    norms = [m for m in copied.modules() if isinstance(getattr(m, "running_mean", None), Tensor)]  # of either kind
     with torch.no_grad():
         for p in copied.parameters():
             if p.dim() > 1:
                 p.copy_(p.flatten()[torch.randperm(p.numel(), generator=generator).to(p.device)].view_as(p))
         refresh_norms(copied)
-        momenta = [norm.momentum for norm in norms]
-        for norm in norms:
-            norm.momentum = 1.0  # type: ignore[assignment]  # nothing is left of what was
-        for part in (*norms, *(m for m in copied.modules() if isinstance(m, parametrize.ParametrizationList))):
-            part.train()  # and nothing else: dropout stays off
+        for module in copied.modules():
+            if isinstance(getattr(module, "running_mean", None), Tensor):  # BatchNorm of either kind
+                module.momentum = 1.0  # type: ignore[assignment]  # nothing is left of what was
+                module.train()
+            elif isinstance(module, parametrize.ParametrizationList):
+                module.train()
         copied(x)
-        for norm, momentum in zip(norms, momenta, strict=True):
-            norm.momentum = momentum
     return copied.eval()

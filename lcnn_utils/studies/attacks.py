@@ -42,14 +42,14 @@ def path(
     seen: list[Tensor] = []
     with measuring(model):
         x, y = prepare(model, x, y)
-        margin, radius = fooling(model, y), check(x, eps, norm, None, steps=steps)
+        margin, radius = fooling(model, y), check(x, eps, norm, None)
 
         def objective(at: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
             seen.append(at.detach().clone())
             return margin(at, index)
 
         starts = random_steps(x, radius, norm, 1, generator)
-        ascend(objective, x, radius, starts, norm=norm, steps=steps, step_size=step_size, box=None, enough=0)
+        ascend(objective, x, radius, starts, norm, steps, None, step_size)
     return torch.cat(seen)
 
 

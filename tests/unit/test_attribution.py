@@ -54,20 +54,18 @@ class Quadratic(nn.Module):
 
 
 class Functional(nn.Module):
-    """An activation that is a function, and perhaps a module nn.ReLU before it, or beside it."""
+    """An activation that is a function, and perhaps a module nn.ReLU beside it."""
 
-    def __init__(self, act=F.relu, before=None, beside=None):
+    def __init__(self, act=F.relu, beside=None):
         super().__init__()
         torch.manual_seed(0)
-        self.a, self.b, self.act = nn.Linear(6, 12), nn.Linear(12, 3), act
-        self.before, self.beside = before or nn.Identity(), beside or nn.Identity()
+        self.a, self.b, self.act, self.beside = nn.Linear(6, 12), nn.Linear(12, 3), act, beside or nn.Identity()
 
     def forward(self, x):
         self.beside(x)
-        return self.b(self.act(self.before(self.a(x - 0.5))))
+        return self.b(self.act(self.a(x - 0.5)))
 
 
-# ----------------------------------------------------------------------------------------- gradients, closed forms
 @pytest.mark.parametrize("scalar", SCALARS)
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_gradient_is_that_of_autograd_signs_included(kind, scalar):
@@ -107,25 +105,19 @@ def test_integrated_gradients_of_a_quadratic_network(baseline):
     torch.testing.assert_close(got, (x - baseline) * ((x + baseline) @ matrix) / 2)
 
 
-@pytest.mark.parametrize("batch_size", [256, 5])
-def test_smoothgrad_is_the_mean_gradient_over_gaussian_copies(batch_size):
+@pytest.mark.parametrize(("samples", "noise", "batch_size"), [(1, 0.2, 256), (16, 3.0, 5)])
+def test_smoothgrad_is_the_mean_gradient_over_gaussian_copies(samples, noise, batch_size):
     """∇(½‖x‖²) = x: the map is x plus the mean of the noise, of standard deviation noise/√samples."""
     x, y = torch.rand(40, 500).double(), torch.zeros(40).long()
-    before = torch.random.get_rng_state()
-    for samples, noise in ((1, 0.2), (16, 3.0)):
-        draw = lambda seed, **more: explain(
-            Quadratic(torch.eye(500).double()), x, y, "smoothgrad", batch_size=batch_size, seed=seed, **more
-        )
-        map_ = draw(1, samples=samples, noise=noise)
-        mean = (map_ - x) * math.sqrt(samples) / noise
-        assert mean.std().item() == pytest.approx(1, abs=0.06), (samples, noise)
-        assert torch.corrcoef(mean[:5]).fill_diagonal_(0).abs().max() < 0.2, "samples of a batch share their noise"
-        assert torch.equal(draw(1, samples=samples, noise=noise), map_)
-        assert not torch.allclose(draw(2, samples=samples, noise=noise), map_)
-    assert torch.equal(torch.random.get_rng_state(), before)
+    model, options = Quadratic(torch.eye(500).double()), dict(samples=samples, noise=noise, batch_size=batch_size)
+    map_ = explain(model, x, y, "smoothgrad", seed=1, **options)
+    mean = (map_ - x) * math.sqrt(samples) / noise
+    assert mean.std().item() == pytest.approx(1, abs=0.06)
+    assert torch.corrcoef(mean[:5]).fill_diagonal_(0).abs().max() < 0.2, "samples of a batch share their noise"
+    assert torch.equal(explain(model, x, y, "smoothgrad", seed=1, **options), map_)
+    assert not torch.allclose(explain(model, x, y, "smoothgrad", seed=2, **options), map_)
 
 
-# ----------------------------------------------------------------------------------------------------- DeepLift
 @pytest.mark.parametrize("family", ["resnet", "mlp"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_deeplift_sums_up_to_the_change_of_the_logit_in_every_net_of_the_lab(kind, family):
@@ -156,51 +148,27 @@ def test_deeplift_refuses_what_it_cannot_see(act):
         explain(Functional(act), torch.rand(8, 6), None, "deeplift", scalar="loss")
 
 
-# ------------------------------------------------------------------------------------------- guided backpropagation
-class Twice(nn.Module):
-    def __init__(self, inplace):
-        super().__init__()
-        self.a, self.b, self.c, self.relu = nn.Linear(5, 9), nn.Linear(9, 9), nn.Linear(9, 2), nn.ReLU(inplace)
-
-    def forward(self, x):
-        return self.c(self.relu(self.b(self.relu(self.a(x)))))
-
-
-@pytest.mark.parametrize("inplace", [False, True])
-def test_guided_backprop_lets_only_positive_signals_through_relus(inplace):
+def test_guided_backprop_lets_only_positive_signals_through_relus():
     torch.manual_seed(0)
-    model, x, y = Twice(inplace).double(), torch.randn(6, 5).double(), torch.arange(6) % 2
+    model = nn.Sequential(nn.Linear(5, 9), nn.ReLU(), nn.Linear(9, 9), nn.ReLU(), nn.Linear(9, 2)).double()
+    x, y = torch.randn(6, 5).double(), torch.arange(6) % 2
     with torch.no_grad():
-        first = model.a(x)
-        signal = (model.b(first.relu()) > 0) * model.c.weight[y].clamp(min=0) @ model.b.weight
-        want = (first > 0) * signal.clamp(min=0) @ model.a.weight
+        first = model[0](x)
+        signal = (model[2](first.relu()) > 0) * model[4].weight[y].clamp(min=0) @ model[2].weight
+        want = (first > 0) * signal.clamp(min=0) @ model[0].weight
     plain = explain(model, x, y)
     torch.testing.assert_close(explain(model, x, y, "guided_backprop"), want)
     torch.testing.assert_close(explain(model, x, y), plain, msg="hooks are left behind")
-    net = resnet(10, num_classes=4, width=4, in_channels=1, image_size=8, lcnn=True, activation=nn.ReLU)
-    assert explain(net, torch.rand(2, 1, 8, 8), None, "guided_backprop").any(), "norms cut weights off, no activation"
 
 
-FUNCTIONS = {
-    "Relu": F.relu, "Clamp": lambda z: z.clamp(min=0), "Softplus": F.softplus, "Silu": F.silu, "Gelu": F.gelu,
-    "CenteredSoftplus": lambda z: centered_softplus(z, 5.0), "LeakyRelu": F.leaky_relu, "Tanh": torch.tanh,
-    "Hardtanh": F.relu6, "Threshold": lambda z: F.threshold(z, 0.0, 0.0), "none": lambda z: z,
-}  # fmt: skip
+@pytest.mark.parametrize("act", [F.relu, F.softplus, CenteredSoftplus(5.0), torch.tanh, lambda z: z])
+@pytest.mark.parametrize("relu", [{}, dict(beside=nn.ReLU())], ids=str)
+def test_guided_backprop_refuses_nets_where_it_would_be_the_gradient(act, relu):
+    with pytest.raises(ValueError, match=r"nn.ReLU only"):
+        explain(Functional(act, **relu), torch.rand(4, 6), None, "guided_backprop")
 
 
-@pytest.mark.parametrize("named", FUNCTIONS)
-@pytest.mark.parametrize("relu", [{}, dict(before=nn.ReLU()), dict(beside=nn.ReLU())], ids=str)
-def test_guided_backprop_refuses_nets_where_it_would_be_the_gradient(named, relu):
-    model = Functional(FUNCTIONS[named], **relu)
-    if named == "none" and "before" in relu:
-        assert explain(model, torch.rand(4, 6), None, "guided_backprop").any()
-        return
-    with pytest.raises(ValueError, match=rf"nn.ReLU only.* has {named}"):
-        explain(model, torch.rand(4, 6), None, "guided_backprop")
-
-
-# ------------------------------------------------------------------------------------------- occlusion and Grad-CAM
-@pytest.mark.parametrize(("window", "baseline"), [(1, 0.5), (2, 0.0), (3, 0.0), (8, -1.0)])
+@pytest.mark.parametrize(("window", "baseline"), [(2, 0.0), (3, 0.5)])
 def test_occlusion_gives_a_pixel_the_mean_change_of_the_windows_over_it(window, baseline):
     """All channels are covered at once: each shows the change of all of them."""
     torch.manual_seed(0)
@@ -218,7 +186,7 @@ def test_occlusion_gives_a_pixel_the_mean_change_of_the_windows_over_it(window, 
         assert torch.equal(explain(model, x, y, "occlusion"), got)
 
 
-@pytest.mark.parametrize(("chosen", "at"), [(None, 4), (3, 3), (5, 5)])
+@pytest.mark.parametrize(("chosen", "at"), [(None, 4), (3, 3)])
 def test_grad_cam_weighs_the_maps_of_a_layer_by_their_mean_gradient(chosen, at):
     """ResNet-10 on 8 × 8: maps of 8, 8, 4, 2, 1 pixels a side after modules 2 to 6; by default the last with 4."""
     model, x, y = case("lcnn")
@@ -230,15 +198,11 @@ def test_grad_cam_weighs_the_maps_of_a_layer_by_their_mean_gradient(chosen, at):
     torch.testing.assert_close(got, F.interpolate(small, (8, 8), mode="bilinear"))
 
 
-# ------------------------------------------------------------------------------- what must not change, nor be changed
 def state(model: nn.Module) -> list:
     """What an explanation might leave behind, module by module."""
-    found = []
-    for name, module in model.named_modules():
-        hooks = [tuple(getattr(module, kind)) for kind in HOOKS]
-        flags = [(p.requires_grad, p.grad is None) for p in module.parameters(recurse=False)]
-        found.append((name, module.training, sorted(vars(module)), hooks, flags))
-    return found
+    hooks = lambda module: [tuple(getattr(module, kind)) for kind in HOOKS]
+    flags = [(p.requires_grad, p.grad is None) for p in model.parameters()]
+    return [flags, *((name, m.training, sorted(vars(m)), hooks(m)) for name, m in model.named_modules())]
 
 
 @pytest.mark.parametrize("method", MAPS)
@@ -251,16 +215,15 @@ def test_network_and_images_are_left_as_found_and_batches_change_nothing(method)
     model.train()
     model[3].eval()
     next(model.parameters()).requires_grad_(False)
-    before, weights = state(model), {k: v.clone() for k, v in model.state_dict().items()}
-    given_x = x.clone().requires_grad_()
+    before, weights, generator = state(model), copy.deepcopy(model.state_dict()), torch.get_rng_state()
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("error")
-        got = explain(model, given_x, y, method)
-    assert (got.requires_grad, given_x.grad) == (False, None)
-    assert torch.equal(given_x, x)
+        got = explain(model, x.clone().requires_grad_(), y, method)
+    assert not got.requires_grad
     torch.testing.assert_close(got, want, msg="a network in training mode is explained in eval mode")
     assert state(model) == before
     assert all(torch.equal(v, weights[k]) for k, v in model.state_dict().items())
+    assert torch.equal(torch.get_rng_state(), generator)
 
 
 @pytest.mark.parametrize(
@@ -269,7 +232,7 @@ def test_network_and_images_are_left_as_found_and_batches_change_nothing(method)
         (dict(x=torch.full((5, 1, 8, 8), 1.5).double()), r"\[0, 1\]"), (dict(y=torch.full((5,), 4)), "4 classes"),
         (dict(method="gradcan"), "unknown method 'gradcan'.*did you mean 'gradcam'"),
         (dict(scalar="logits"), "unknown scalar 'logits'"), (dict(samples=0), "samples must be a whole number"),
-        (dict(steps=1.5), "steps must be"), (dict(noise=0.0), "noise is 0.0"), (dict(noise=math.nan), "noise is nan"),
+        (dict(steps=1.5), "steps must be"),
         (dict(method="occlusion", window=9), "window is 9: use 1 to 8"),
         (dict(method="gradcam", model=case("lcnn", "mlp")[0]), "a layer with maps of at least 4 × 4"),
         (dict(method="gradcam", model=nn.Linear(2, 4).double(), x=torch.rand(5, 2).double()), "needs images"),

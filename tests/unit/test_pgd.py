@@ -10,11 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from lcnn_utils.attacks import direction, fgsm, mirror, move, perturb, pgd, project
-from lcnn_utils.attacks.pgd import LOSSES, NORMS, random_steps
+from lcnn_utils.attacks import Headed, direction, fgsm, first_success, minimal_radius, move, perturb, pgd, project
+from lcnn_utils.attacks.pgd import LOSSES, NORMS, mirror, random_steps
 from lcnn_utils.curvature import evaluating, scalar_of
-from lcnn_utils.experiments import run
-from lcnn_utils.training import recipe, samples
 
 DTYPES = (torch.float32, torch.float64)
 
@@ -87,18 +85,15 @@ def left_as_found(attack, model: nn.Module, x: torch.Tensor, y: torch.Tensor) ->
     with torch.no_grad():
         quiet = attack(pixels)
     assert torch.equal(quiet, attack(x)), "dropout was on"
-    assert not quiet.requires_grad
-    assert pixels.grad is None
+    assert (quiet.requires_grad, pixels.grad) == (False, None)
     assert torch.equal(pixels, x)
-    assert found() == before
-    assert all(torch.equal(v, state[k]) for k, v in model.state_dict().items())
-    assert torch.equal(torch.get_rng_state(), generator)
     with pytest.raises(ValueError, match="labels"):
         attack(x[:-1])
     assert found() == before
+    assert all(torch.equal(v, state[k]) for k, v in model.state_dict().items())
+    assert torch.equal(torch.get_rng_state(), generator)
 
 
-# ------------------------------------------------------------------------------------------------- closed forms
 @pytest.mark.parametrize("norm", NORMS)
 @pytest.mark.parametrize("loss", LOSSES)
 @pytest.mark.parametrize("random_start", [True, False])
@@ -108,41 +103,10 @@ def test_the_worst_point_of_a_linear_network(norm, loss, random_start):
     more = dict(norm=norm, loss=loss, random_start=random_start, box=None)
     after = margin_loss(model, pgd(model, x, y, 0.9 * radius, **more), y)
     torch.testing.assert_close(after, margin_loss(model, x, y) * (1 - 0.9), rtol=1e-6, atol=0)
+    one_step = margin_loss(model, fgsm(model, x, y, 0.9 * radius, norm=norm, loss=loss, box=None), y)
+    torch.testing.assert_close(one_step, after, rtol=1e-6, atol=0)
     assert (margin_loss(model, pgd(model, x, y, 1.003 * radius, **more), y) > 0).all()
     assert (margin_loss(model, pgd(model, x, y, 0.999 * radius, restarts=3, **more), y) < 0).all()
-
-
-@pytest.mark.parametrize("loss", LOSSES)
-def test_the_worst_point_of_a_linear_network_where_the_box_is_in_the_way(loss):
-    """In L∞ the coordinates are free of each other: each goes as far as ε and the box let it."""
-    model, x, y, _ = linear((1, 5, 5), torch.float64, "linf")
-    w = (model[1].weight[1] - model[1].weight[0]).detach().view(1, 5, 5) * (1 - 2 * y).view(-1, 1, 1, 1)
-    worst = (x + 0.08 * w.sign()).clamp(0, 1)
-    alive = margin_loss(model, worst, y) < 0
-    assert alive.sum() >= 5
-    assert ((worst[alive] == 0) | (worst[alive] == 1)).any()
-    torch.testing.assert_close(pgd(model, x, y, 0.08, norm="linf", loss=loss)[alive], worst[alive], rtol=0, atol=1e-12)
-
-
-@pytest.mark.parametrize("norm", NORMS)
-@pytest.mark.parametrize("loss", LOSSES)
-@pytest.mark.parametrize("box", [None, (0.0, 1.0)])
-def test_fgsm_of_a_linear_network_in_closed_form(norm, loss, box):
-    """∇ℓ = Wᵀ(p − e_y) for cross-entropy and w_j − w_y for the margin, j the runner-up; x stays where no gain is."""
-    torch.manual_seed(0)
-    model = nn.Linear(12, 4).double()
-    x = 0.3 + 0.4 * torch.rand(20, 12, dtype=torch.float64)
-    z, W = model(x).detach(), model.weight.detach()
-    y = z.argmax(1)
-    own, runner_up = F.one_hot(y, 4).double(), F.one_hot(z.topk(2).indices[:, 1], 4).double()
-    g = ((z.softmax(1) if loss == "ce" else runner_up) - own) @ W
-    eps = torch.linspace(0.0, 0.2, 20, dtype=torch.float64)
-    moved = x + eps[:, None] * (g.sign() if norm == "linf" else F.normalize(g, dim=1))
-    gain = margin_loss(model, moved, y) > margin_loss(model, x, y)
-    expected = torch.where(gain[:, None], moved, x)
-    assert gain.sum() >= 15
-    torch.testing.assert_close(fgsm(model, x, y, eps, norm=norm, loss=loss, box=box), expected, rtol=0, atol=1e-12)
-    assert torch.equal(fgsm(model, x, y, 0.0, norm=norm), x)
 
 
 @pytest.mark.parametrize("norm", NORMS)
@@ -169,42 +133,31 @@ def test_pgd_written_out(norm, loss, step_size):
     torch.testing.assert_close(pgd(model, x, y, eps, generator=seeded(7), **more), best, rtol=0, atol=1e-9)
 
 
-# -------------------------------------------------------------------------------------------- steps, ball and box
-@settings(deadline=None, max_examples=40)
+@settings(deadline=None, max_examples=30)
 @given(
-    st.sampled_from(NORMS), st.sampled_from(DTYPES), st.sampled_from(LOSSES), st.integers(0, 999),
+    st.sampled_from(NORMS), st.sampled_from(DTYPES), st.sampled_from(tuple(LOSSES)), st.integers(0, 999),
     st.lists(st.floats(0, 2) | st.floats(0, 1e-4), min_size=3, max_size=3), st.sampled_from([None, 1e-3, 0.3, 50.0]),
     st.booleans(), st.booleans(), st.sampled_from([(12,), (3, 2, 2)]),
 )  # fmt: skip
-def test_inside_the_ball_and_the_box_and_never_worse_than_x(
+def test_inside_ball_and_box_never_worse_than_x_and_more_steps_find_more(
     norm, dtype, loss, seed, eps, step_size, boxed, random_start, shape
 ):
+    """The longer ascent of steps of one size passes the points of the shorter one, and the best is kept."""
     model = nn.Sequential(nn.Flatten(), net(seed, dtype))
     x, y = predicted(model, 3, *shape, dtype=dtype, seed=seed)
     x[0] = x[0].round()  # corners of the box
     eps, box = torch.tensor(eps, dtype=dtype), (0.0, 1.0) if boxed else None
-    more = dict(steps=4, restarts=2, step_size=step_size, random_start=random_start)
-    for point in (
-        pgd(model, x, y, eps, norm=norm, loss=loss, box=box, **more),
-        fgsm(model, x, y, eps, norm=norm, loss=loss, box=box),
-    ):
+    more = dict(norm=norm, loss=loss, box=box, step_size=step_size, random_start=random_start)
+    short, *longer = (pgd(model, x, y, eps, steps=k, restarts=n, **more) for k, n in ((3, 1), (5, 1), (3, 2)))
+    for point in (short, *longer):
         assert (point.dtype, point.shape, point.requires_grad) == (x.dtype, x.shape, False)
         assert (length(point - x, norm) <= eps * (1 + 1e-6)).all()
         assert not boxed or ((point >= 0) & (point <= 1)).all()
         assert torch.equal(point[eps == 0], x[eps == 0])
         assert (margin_loss(model, point, y) >= margin_loss(model, x, y)).all()
-
-
-@pytest.mark.parametrize("norm", NORMS)
-@pytest.mark.parametrize("eps", [1e-3, 8 / 255])
-def test_rounding_of_large_images_does_not_leave_the_ball(norm, eps):
-    """Without care a float32 step of 1e-3 in 3,072 pixels is a few 1e-5 too long in L2, and 6e-5 in L∞."""
-    torch.manual_seed(0)
-    x = torch.rand(8, 3, 32, 32)
-    model = nn.Sequential(nn.Flatten(), nn.Linear(3072, 2))
-    moved = pgd(model, x, model(x).argmax(1), eps, norm=norm, steps=3)
-    assert (length(moved - x, norm) <= eps * (1 + 1e-6)).all()
-    assert (length(moved - x, norm) >= eps * 0.99).all()
+    if dtype == torch.float64 and step_size:
+        for point in longer:
+            assert (margin_loss(model, point, y) >= margin_loss(model, short, y) - 1e-9).all()
 
 
 @pytest.mark.parametrize("d", [1, 2, 5])
@@ -240,7 +193,6 @@ def test_the_parts_of_a_step(norm, seed, eps, factor):
     torch.testing.assert_close(move(x, step, (0.2, 0.8)), (x + step).clamp(0.2, 0.8))
 
 
-# -------------------------------------------------------------------------------------- perturb: PGD for training
 def test_perturb_written_out():
     """Uniform start, unit gradient, projection on the ball, into the box; in the mode in which the network is."""
     model = net(3, torch.float64)
@@ -266,60 +218,6 @@ def test_perturb_written_out():
     assert all(p.grad is None for p in model.parameters())
 
 
-# ----------------------------------------------------------------------------------------------------- strength
-@settings(deadline=None, max_examples=25)
-@given(
-    st.sampled_from(NORMS), st.sampled_from(LOSSES), st.integers(0, 999), st.integers(1, 5), st.integers(1, 5),
-    st.floats(0.01, 0.5), st.booleans(),
-)  # fmt: skip
-def test_more_steps_and_more_restarts_never_help_the_defender(norm, loss, seed, k, more, size, start):
-    """The longer ascent passes the points of the shorter one, and the best is kept."""
-    model = net(seed, torch.float64)
-    x, y = predicted(model, 4, 12, dtype=torch.float64, seed=seed)
-    margins = lambda **more: margin_loss(
-        model, pgd(model, x, y, 0.3, norm=norm, loss=loss, step_size=size, random_start=start, **more), y
-    )
-    short = margins(steps=k)
-    assert (margins(steps=k + more) >= short - 1e-9).all()
-    assert (margins(steps=k, restarts=2) >= short - 1e-9).all()
-
-
-@pytest.mark.parametrize(("norm", "eps", "name"), [("l2", 0.5, "L2PGD"), ("linf", 0.1, "LinfPGD")])
-def test_foolbox_finds_as_much_with_the_same_settings(norm, eps, name):
-    """What may differ: foolbox counts the last point of each ascent, we any point on the way; and we want a wrong
-    answer to stand out from rounding. Our falling step finds as much as a constant one."""
-    foolbox = pytest.importorskip("foolbox")
-    standard = recipe("digits", "standard")
-    model, (x, y) = run(standard, device="cpu", progress=False).model, samples(standard, "test")
-    attack = getattr(foolbox.attacks, name)(abs_stepsize=eps / 5, steps=10, random_start=False)
-    theirs = ~attack(foolbox.PyTorchModel(model.eval(), bounds=(0, 1), device="cpu"), x, y, epsilons=eps)[2]
-    left = lambda **more: margin_loss(model, pgd(model, x, y, eps, norm=norm, steps=10, **more), y) < 0
-    ours = left(loss="ce", step_size=eps / 5, random_start=False)
-    accuracy = lambda right: right.double().mean().item()
-    assert 0.3 < accuracy(theirs) < 0.9, "nothing to compare"
-    assert accuracy(ours) == pytest.approx(accuracy(theirs), abs=0.015)
-    assert (ours & ~theirs).sum() <= 1
-    assert accuracy(left()) <= accuracy(left(step_size=eps / 4)) + 0.005
-
-
-# ------------------------------------------------------------------------------------------- what must not change
-@pytest.mark.parametrize("norm", NORMS)
-def test_a_sample_does_not_notice_its_neighbours_and_a_wrong_one_costs_nothing(norm):
-    model = net(4)
-    x, y = predicted(model, 16, 12)
-    eps = torch.linspace(0.05, 0.5, 16) * (1 if norm == "l2" else 0.4)
-    other, others = x.clone(), y.clone()
-    other[8:] = predicted(model, 8, 12, seed=9)[0]
-    others[8:] = (model(other[8:]).argmax(1) + 1) % 4  # fooled from the beginning
-    a = pgd(model, x, y, eps, norm=norm, restarts=3)
-    seen = []
-    model.register_forward_hook(lambda module, inputs, output: seen.append(len(inputs[0])))
-    b = pgd(model, other, others, eps, norm=norm, restarts=3)
-    torch.testing.assert_close(a[:8], b[:8], atol=1e-4, rtol=0)
-    assert torch.equal(b[8:], other[8:])
-    assert max(seen[5:]) <= 8, "after the model's check and one look at all"
-
-
 def test_the_seed_alone_decides_and_the_model_is_left_as_found():
     model = net(6)
     x, y = predicted(model, 8, 12)
@@ -327,25 +225,56 @@ def test_the_seed_alone_decides_and_the_model_is_left_as_found():
     assert torch.equal(pgd(model, x, y, 0.05, steps=2), attack(0))
     assert not torch.equal(attack(0), attack(1))
     assert torch.equal(attack(0, random_start=False), attack(1, random_start=False)), "nothing is drawn"
-    assert not torch.equal(*(attack(seed, random_start=False, restarts=2, step_size=1e-3) for seed in (0, 1)))
     model = cnn()
     x, y = predicted(model, 6, 1, 8, 8)
-    for attack in (lambda x: pgd(model, x, y, 0.2, steps=3), lambda x: fgsm(model, x, y, 0.1)):
-        left_as_found(attack, model, x, y)
+    left_as_found(lambda x: pgd(model, x, y, 0.2, steps=3), model, x, y)
 
 
-# --------------------------------------------------------------------------------------------------- bad input
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("change", [lambda z: z + 1e6, lambda z: z.bfloat16(), lambda z: F.pad(z, (0, 1), value=-1e12)])
+def test_neither_a_common_shift_nor_rounding_nor_a_class_ruled_out_hides_anything(norm, change):
+    torch.manual_seed(0)
+    plain = nn.Sequential(nn.Linear(20, 30), nn.Softplus(), nn.Linear(30, 5))
+    x, eps = torch.rand(200, 20, generator=seeded()), {"l2": 0.2, "linf": 0.05}[norm]
+    with torch.no_grad():
+        plain[2].bias -= plain(x).mean(0)
+    y = plain(x).argmax(1)
+    survive = lambda net: first_success(net, x, y, [eps], norm=norm).isinf().double().mean().item()
+    assert 0.1 < survive(plain) < 0.9
+    assert survive(Headed(plain, change)) <= survive(plain) + 0.02
+
+
+@pytest.mark.parametrize("lowest", [1.0, 0.0, -10.0])
+def test_an_exact_tie_counts_against_the_network(lowest):
+    """[1, 1, lowest], whatever argmax makes of it; where another class leads, it is wrong at x without an attack."""
+    tied, led = (
+        Headed(nn.Linear(3, 3), lambda z, first=first: 0 * z + torch.tensor([1.0, first, lowest]))
+        for first in (1.0, 1.0 + 1e-6)
+    )
+    x, y = torch.rand(5, 3), torch.tensor([0, 1, 0, 1, 0])
+    assert torch.equal(minimal_radius(tied, x, y, restarts=1)[0], torch.zeros(5))
+    assert torch.equal(minimal_radius(led, x, y, restarts=1)[0] == 0, y == 0)
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_a_ball_larger_than_the_box_is_the_box(norm):
+    model = net()
+    x, y = predicted(model, 4, 12)
+    whole = pgd(model, x, y, math.sqrt(12) if norm == "l2" else 1.0, norm=norm)
+    for eps in (1e4, 1e60):
+        assert torch.equal(pgd(model, x, y, eps, norm=norm), whole)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         (dict(eps=-0.1), r"eps is -0\.1"), (dict(eps=math.nan), "eps is nan"),
-        (dict(eps=torch.tensor([0.1, math.inf])), "eps is inf"), (dict(eps=torch.ones(3)), r"\(3,\).*\(2,\)"),
+        (dict(eps=torch.tensor([0.1, math.inf])), "eps is tensor"), (dict(eps=torch.ones(3)), r"each sample \(2,\)"),
         (dict(norm="l3"), "unknown norm 'l3'"), (dict(loss="margins"), "unknown loss.*did you mean 'margin'"),
         (dict(steps=0), "steps must be"), (dict(steps=2.5), "steps must be"), (dict(restarts=0), "restarts must be"),
         (dict(step_size=0.0), r"step_size is 0\.0"), (dict(step_size=math.nan), "step_size is nan"),
         (dict(x=torch.full((2, 12), 1.5)), r"outside the box \(0\.0, 1\.0\).*box=None"),
-        (dict(x=torch.full((2, 12), math.nan)), "nan|NaN|finite"), (dict(x=torch.rand(2, 12).double()), "float64"),
-        (dict(y=torch.tensor([0, 4])), "4 classes"), (dict(y=torch.tensor([0])), "labels have shape"),
+        (dict(x=torch.full((2, 12), math.nan)), "finite"), (dict(y=torch.tensor([0, 4])), "4 classes"),
         (dict(model=nn.Sequential(net(), Scale(math.inf))), "not finite"),
     ],
 )  # fmt: skip

@@ -19,10 +19,10 @@ CALLS = {
     "normalised_bound": lambda net, x, y: curvature.normalised_bound(net, x, y).bound,
     "layer_terms": lambda net, x, y: numbers(curvature.layer_terms(net, x, y)),
     "certified_radius": curvature.certified_radius,
-    "stability": lambda net, x, y: numbers(stability(net, (x, y), [0.1], worst_steps=1)),
+    "stability": lambda net, x, y: numbers(stability(net, (x, y), [0.1])),
     "explain": explain,
     "pgd": lambda net, x, y: pgd(net, x, y, 0.3, steps=2),
-    "minimal_radius": lambda net, x, y: minimal_radius(net, x, y, steps=2, restarts=1, bisections=2)[0],
+    "minimal_radius": lambda net, x, y: minimal_radius(net, x, y, steps=2, restarts=1)[0],
     "robustness_curve": lambda net, x, y: numbers(robustness_curve(net, (x, y), [0.1, 0.5], steps=2)),
     "masking_checks": lambda net, x, y: numbers(masking_checks(net, (x, y), 0.3, steps=2, restarts=1)),
 }
