@@ -116,7 +116,7 @@ def centered_softplus(f: Callable) -> bool | None:
 
 def derivatives(f: Callable) -> bool | None:
     """f(x, beta) → the pair (s₀′, s₀″) of the centered softplus, each like x (any shape), for a number β > 0.
-    Solution: ``lcnn_utils.nn.softplus`` (``_Slope``).
+    Solution: ``lcnn_utils.nn.softplus._Slope``.
     """
     tensors = lambda got: isinstance(got, tuple | list) and all(isinstance(one, Tensor) for one in got)
     stacked = lambda x, b: torch.stack(list(got)) if tensors(got := f(x, b)) else got
@@ -138,7 +138,7 @@ def derivatives(f: Callable) -> bool | None:
 
 def beta_for_curvature(f: Callable) -> bool | None:
     """f(c) → the number β at which the largest second derivative of the centered softplus is c > 0.
-    That is measured, by differentiating at your β. Solution: the head of ``lcnn_utils.activations``, s₀″ ≤ β/4.
+    That is measured, by differentiating at your β. Solution: the head of ``lcnn_utils.nn.softplus``, s₀″ ≤ β/4.
     """
 
     def peak(c: float) -> Any:
@@ -180,7 +180,8 @@ def hessian_vector_product(f: Callable) -> bool | None:
 
 def power_iteration(f: Callable) -> bool | None:
     """f(hvp, v, steps) → the estimate of the largest |eigenvalue| of H after that many steps; hvp(v) is Hv, v (n,).
-    H is symmetric; that eigenvalue may be negative, or +λ and −λ may tie. Solution: ``lcnn_utils.curvature._power``.
+    H is symmetric; that eigenvalue may be negative, or +λ and −λ may tie.
+    Solution: ``lcnn_utils.curvature.hessian._power``.
     """
     spectra = ([100, -70, 20, 5], [-50, 20, 10], [40, -40, 10, 1], [3e-7, 1e-7], [1e6, 95e4, 0, 0, 7])
     product, rotation = lambda h: lambda v: h @ v, [torch.linalg.qr(_randn(n, n, n)).Q for n in range(6)]

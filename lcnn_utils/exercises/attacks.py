@@ -48,7 +48,7 @@ def project(f: Callable) -> bool | None:
 def pgd_step(f: Callable) -> bool | None:
     """f(x, at, gradient, length, eps) → the next point: from ``at`` go ``length`` along the gradient's direction (of L2
     length 1), come back to the L2 ball of radius ε around x, then into [0, 1]. All tensors (N, C, H, W).
-    Solution: the loop of ``lcnn_utils.attacks.ascend``.
+    Solution: the loop of ``lcnn_utils.attacks.pgd.ascend``.
     """
 
     def within(step: Tensor, eps: float) -> Tensor:

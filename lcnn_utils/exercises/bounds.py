@@ -13,7 +13,7 @@ __all__ = ["certified_radius", "composition", "layer_term"]
 
 def layer_term(f: Callable) -> bool | None:
     """f(jacobian, g, bend) → one layer's part of ∇²f, Aᵀ diag(g ∘ φ″) A of shape (d, d), from A = ∂u/∂x (m, d),
-    g = ∂f/∂z (m,) and bend = φ″(u) (m,). Solution: the docstring of ``lcnn_utils.bounds``, tested in test_bounds.py.
+    g = ∂f/∂z (m,) and bend = φ″(u) (m,). Solution: the head of ``lcnn_utils.curvature.bounds``.
     """
     sizes = ((3, 2), (2, 3), (5, 5), (1, 4), (6, 1))
     inputs = [(_randn(m, m, d), _randn(m + 1, m), _randn(d, m).abs()) for m, d in sizes]
@@ -62,7 +62,7 @@ def composition(f: Callable) -> bool | None:
 def certified_radius(f: Callable) -> bool | None:
     """f(margin, slope, bound) → the radius r (N,) up to which m − ‖∇m‖·r − K·r²/2 stays positive, for margins m
     and slopes ‖∇m‖, both (N,), and a number K ≥ 0 (``bound``); 0 where m ≤ 0.
-    Solution: ``lcnn_utils.bounds.certified_radius``.
+    Solution: ``lcnn_utils.curvature.certified_radius``.
     """
 
     def truth(margin: Tensor, slope: Tensor, bound: float) -> Tensor:

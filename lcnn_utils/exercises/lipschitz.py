@@ -89,7 +89,7 @@ def batchnorm_slopes(f: Callable) -> bool | None:
 def block_bound(f: Callable) -> bool | None:
     """f(branch, shortcut, averaged) → a number no smaller than the block's slope, and attained for some layers.
     branch (n,), shortcut (m,): slopes of the layers, one after another (none at all: the identity). The block is
-    F(x) + S(x), or if ``averaged`` (F(x/√2) + S(x/√2))/2. Solution: ``lcnn_utils.models.AveragedBlock``, its docstring.
+    F(x) + S(x), or if ``averaged`` (F(x/√2) + S(x/√2))/2. Solution: ``lcnn_utils.nn.AveragedBlock``, its docstring.
     """
     truth = lambda branch, shortcut, averaged: (branch.prod() + shortcut.prod()) / (2 * math.sqrt(2) if averaged else 1)
     total = lambda t: t.sum() if len(t) else torch.ones_like(t.sum())

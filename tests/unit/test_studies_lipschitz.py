@@ -10,6 +10,7 @@ from torch import nn
 from lcnn_utils import nn as models
 from lcnn_utils.curvature import geometry
 from lcnn_utils.nn import CenteredSoftplus, LipschitzBatchNorm2d, conv_norm, refresh_norms, spectral_normalize
+from lcnn_utils.nn.resnet import AveragedBlock, _Parts
 from lcnn_utils.studies import lipschitz as studies
 from lcnn_utils.studies import residual
 from lcnn_utils.training import Recipe, accuracy, fit, samples
@@ -199,9 +200,9 @@ def test_residual_stacks():
 
 
 def test_the_block_is_the_authors():
-    """Given the same branch and no BatchNorm, the averaged block computes what ``models.AveragedBlock`` does."""
+    """Given the same branch and no BatchNorm, the averaged block computes what ``nn.AveragedBlock`` does."""
     ours = residual._Block("average", (2, 4, 4), 3, 5.0).eval()
-    theirs = models.AveragedBlock(2, 2, 1, 4, models._Parts(True, 5.0, 10.0)).double().eval()
+    theirs = AveragedBlock(2, 2, 1, 4, _Parts(True, 5.0, 10.0)).double().eval()
     theirs.branch = ours.branch
     z = torch.randn(3, 2, 4, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     torch.testing.assert_close(ours(z), theirs(z))
