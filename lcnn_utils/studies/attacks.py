@@ -133,9 +133,7 @@ def over_seeds(frame: pd.DataFrame) -> pd.DataFrame:
 
 def table(frame: pd.DataFrame, eps_grid: Sequence[float] = (0, 0.05, 0.1, 0.15, 0.2)) -> pd.DataFrame:
     """Accuracies in % at each ε (L2), mean ± standard deviation over seeds; in brackets those of the paper's Table 2.
-
-    Args:
-        frame: of :func:`curves_frame`.
+    ``frame``: of :func:`curves_frame`.
     """
     paper = paper_table().set_index(["label", "eps"]).accuracy
     rows = []

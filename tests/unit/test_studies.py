@@ -221,15 +221,14 @@ def tiny(monkeypatch):
 
 def test_digits_study(tiny, store):
     frame = studies.digits_study((0,), epochs=1, device="cpu", images=8)
-    assert list(frame.columns) == [
-        "label", "method", "seed", "image", "grad_norm", "hessian_norm", "curvature", "margin_curvature", "products",
-        "correct", "accuracy",
-    ]  # fmt: skip
+    assert set(frame.columns) == {
+        "label", "method", "seed", "image", "grad_norm", "hessian_norm", "curvature", "margin_curvature", "correct",
+        "accuracy",
+    }  # fmt: skip
     assert frame.groupby("method", sort=False).size().to_dict() == {"standard": 8, "relu_reading": 8, "lcnn": 8}
     assert all(METHOD[row.method][0] == row.label for row in frame.drop_duplicates("method").itertuples())
     assert np.isfinite(frame[["grad_norm", "hessian_norm", "curvature"]]).all(axis=None)
     np.testing.assert_allclose(frame.curvature, frame.hessian_norm / (frame.grad_norm + 1e-6), rtol=1e-5)
-    assert frame.products.between(1, 64).all()
     for method, part in frame.groupby("method"):
         assert part.image.tolist() == list(range(8))
         assert part.accuracy.unique() == pytest.approx([part.correct.mean()]), method

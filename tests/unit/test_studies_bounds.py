@@ -378,7 +378,7 @@ def test_certificates_stay_in_the_box():
     """From (0.5, 0.9), the nearest of the line 2x₂ = 2.2 is out of reach; without a box it is 0.2 away."""
     x, y = torch.tensor([[0.5, 0.9]], dtype=torch.float64), torch.tensor([0])
     nets = {"line": half_plane(1.0, 2.0, bias=-2.7)}
-    boxed, free = (studies.certificates(nets, x, y, steps=12, restarts=1, box=box) for box in ((0.0, 1.0), None))
+    boxed, free = (studies.certificates(nets, x, y, steps=20, restarts=1, box=box) for box in ((0.0, 1.0), None))
     assert free.attacked[0] == pytest.approx(0.4 / 5**0.5, rel=5e-3)
     assert boxed.attacked[0] == pytest.approx(math.hypot(0.2, 0.1), rel=5e-3)
     assert boxed.certified[0] == free.certified[0] == pytest.approx(0.4 / 5**0.5, rel=1e-6)

@@ -12,7 +12,6 @@ from lcnn_utils.curvature import geometry
 from lcnn_utils.nn import CenteredSoftplus, LipschitzBatchNorm2d, conv_norm, refresh_norms, spectral_normalize
 from lcnn_utils.nn.resnet import AveragedBlock, _Parts
 from lcnn_utils.studies import lipschitz as studies
-from lcnn_utils.studies import residual
 from lcnn_utils.training import Recipe, accuracy, fit, samples
 
 RECIPE = Recipe("digits", "lcnn", "resnet10", width=2, epochs=1, batch_size=256)
@@ -192,7 +191,7 @@ def test_residual_stacks():
     assert at["average"] < 0.1 * at["sum"]
     assert at["average + γ-BatchNorm"] > 10 * at["average"]
     one = frame[(frame.block == "sum") & (frame.seed == 1) & (frame.blocks == 1)].iloc[0]
-    block = residual._Block("sum", (2, 4, 4), 1000 + 2, 5.0).eval()
+    block = studies._Block("sum", (2, 4, 4), 1000 + 2, 5.0).eval()
     z = torch.randn(32, 2, 4, 4, generator=torch.Generator().manual_seed(1), dtype=torch.float64)[:1]
     jacobian = torch.autograd.functional.jacobian(block, z).reshape(32, 32)
     assert one.slope == pytest.approx(torch.linalg.matrix_norm(jacobian, 2).item(), rel=1e-6)
@@ -201,7 +200,7 @@ def test_residual_stacks():
 
 def test_the_block_is_the_authors():
     """Given the same branch and no BatchNorm, the averaged block computes what ``nn.AveragedBlock`` does."""
-    ours = residual._Block("average", (2, 4, 4), 3, 5.0).eval()
+    ours = studies._Block("average", (2, 4, 4), 3, 5.0).eval()
     theirs = AveragedBlock(2, 2, 1, 4, _Parts(True, 5.0, 10.0)).double().eval()
     theirs.branch = ours.branch
     z = torch.randn(3, 2, 4, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)

@@ -17,8 +17,8 @@ from lcnn_utils.experiments import published, run
 from lcnn_utils.experiments import runs as experiments
 from lcnn_utils.figures.style import METHOD
 from lcnn_utils.nn import CenteredSoftplus, SpectralNorm
-from lcnn_utils.studies import cost, schedules
 from lcnn_utils.studies import methods as studies
+from lcnn_utils.studies import schedules
 from lcnn_utils.training import METHODS, OBJECTIVES, build, fit, learning_rate, recipe, run_name, samples
 
 training = importlib.import_module("lcnn_utils.training.fit")
@@ -450,8 +450,8 @@ def test_cost_frame_divides_round_by_round(monkeypatch):
 
         return step, lambda: ended.append(one.method)
 
-    monkeypatch.setattr(cost, "stepper", stepper)
-    monkeypatch.setattr(cost.time, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(studies, "stepper", stepper)
+    monkeypatch.setattr(studies.time, "perf_counter", lambda: now[0])
     frame = studies.cost_frame(("lcnn", "cure"), rounds=3)
     assert turns == ["standard", "lcnn", "cure"] * 4
     assert sorted(ended) == sorted(price)
@@ -464,10 +464,10 @@ def test_cost_frame_divides_round_by_round(monkeypatch):
 def test_a_timed_step_is_a_training_step(method, monkeypatch):
     """Loss and gradients are those of the objective, again in every step; its end gives the norms back."""
     made = []
-    monkeypatch.setattr(cost, "build", lambda one: made.append(build(one)) or made[-1])
+    monkeypatch.setattr(studies, "build", lambda one: made.append(build(one)) or made[-1])
     one = recipe("digits", method, width=2)
     x, y = (part[:8] for part in samples(one, "train"))
-    step, end = cost.stepper(one, x, y)
+    step, end = studies.stepper(one, x, y)
     (model,) = made
     for _ in range(2):
         step()

@@ -10,7 +10,7 @@ import torch
 from lcnn_utils import data
 from lcnn_utils.experiments import append, comparison, has, measured, published, run
 from lcnn_utils.figures.style import METHOD
-from lcnn_utils.studies import paper, per_image
+from lcnn_utils.studies import paper
 from lcnn_utils.studies.scene import Scene, shipped
 from lcnn_utils.training import SCALES, accuracy, recipe, samples
 
@@ -234,7 +234,7 @@ def test_saliency_gallery():
 def again(one, split: str, images: int) -> pd.DataFrame:
     net = run(one, device="cpu", progress=False).model
     x, y = samples(one, split, torch.device("cpu"))
-    return per_image.net_frame(net, x[:images], y[:images])
+    return paper.net_frame(net, x[:images], y[:images])
 
 
 def compare(found: pd.DataFrame, dataset: str, method: str, seed: int, split: str) -> None:
@@ -276,7 +276,7 @@ def test_stored_cifar10_comes_from_the_checkpoints():
 def test_geometry_frame():
     """Every image of each split, Standard in both readings; in pieces or at once."""
     standard, lcnn = recipe("digits", "standard", 0), recipe("digits", "lcnn", 0)
-    frame = per_image.geometry_frame([standard, lcnn], images=3, train=2, device=torch.device("cpu"))
+    frame = paper.geometry_frame([standard, lcnn], images=3, train=2, device=torch.device("cpu"))
     counts = frame.groupby(["method", "split"], sort=False).size().to_dict()
     assert counts == {("standard", "test"): 3, ("relu_reading", "test"): 3, ("standard", "train"): 2,
                       ("lcnn", "test"): 3, ("lcnn", "train"): 2}  # fmt: skip
@@ -288,10 +288,10 @@ def test_geometry_frame():
     np.testing.assert_allclose(read.loc["relu_reading", "test"].grad_norm, same, rtol=0.2)
     x, y = samples(lcnn, "test", torch.device("cpu"))
     net = run(lcnn, device="cpu", progress=False).model
-    whole, pieces = (per_image.net_frame(net, x[:3], y[:3], chunk=chunk) for chunk in (100, 2))
+    whole, pieces = (paper.net_frame(net, x[:3], y[:3], chunk=chunk) for chunk in (100, 2))
     assert pieces.image.tolist() == list(range(3))
     np.testing.assert_allclose(pieces.drop(columns="correct"), whole.drop(columns="correct"), rtol=0.02)
     np.testing.assert_array_equal(whole.curvature, read.loc["lcnn", "test"].curvature)
-    wrong = per_image.net_frame(net, x[:3], (y[:3] + 1) % 10)
+    wrong = paper.net_frame(net, x[:3], (y[:3] + 1) % 10)
     assert not wrong.correct.any()
     assert (wrong.grad_norm > whole.grad_norm[:3]).all(), "the loss of the label that was given"
