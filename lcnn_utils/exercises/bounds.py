@@ -12,7 +12,7 @@ __all__ = ["certified_radius", "composition", "layer_term"]
 
 def layer_term(f: Callable) -> bool | None:
     """f(jacobian, g, bend) → one layer's part of ∇²f, Aᵀ diag(g ∘ φ″) A of shape (d, d), from A = ∂u/∂x (m, d),
-    g = ∂f/∂z (m,) and bend = φ″(u) (m,). Solution: the head of ``lcnn_utils.curvature.bounds``.
+    g = ∂f/∂z (m,) and bend = φ″(u) (m,). Solution: the docstring of ``lcnn_utils.curvature.bounds``.
     """
     sizes = ((3, 2), (2, 3), (5, 5), (1, 4), (6, 1))
     inputs = [(_randn(m, m, d), _randn(m + 1, m), _randn(d, m).abs()) for m, d in sizes]

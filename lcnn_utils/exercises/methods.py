@@ -195,10 +195,8 @@ def _others() -> dict[str, Recipe]:
     for name, value in asdict(BASE).items():
         if isinstance(value, str):
             changed[name] = OTHER_NAMES[name]
-        elif isinstance(value, bool):
+        elif isinstance(value, bool | None):
             changed[name] = not value
-        elif isinstance(value, int):
-            changed[name] = value + 1
         else:
-            changed[name] = value / 2 if value else 0.5
+            changed[name] = value + 1 if isinstance(value, int) else value / 2 or 0.5
     return {name: _with(**{name: value}) for name, value in changed.items()}

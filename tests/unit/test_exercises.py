@@ -240,7 +240,6 @@ class TestEvery:
             assert "got nan" in out or "got inf" in out
 
 
-
 def test_the_hints_for_errors(capsys):
     for name, answer, hint in [
         ("centered_softplus", lambda x, beta: math.log(1 + math.exp(x)), "math's functions take single numbers"),
