@@ -5,7 +5,6 @@ from __future__ import annotations
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from .style import CYCLE, METHOD
@@ -160,12 +159,6 @@ def cost(frame: pd.DataFrame) -> Figure:
     ]
     parts.sort(key=lambda item: -item[1][1])
     figure, axis = plt.subplots(figsize=(7, 3.6))
-    _bars(axis, parts)
-    axis.set(xlabel="time of a training step / Standard's (median, quartiles)", xlim=(0, None))
-    return figure
-
-
-def _bars(axis: Axes, parts: list[tuple[str, list[float]]]) -> None:
     for place, (method, (low, middle, high)) in enumerate(parts):
         axis.barh(place, middle, color=METHOD[method][1], edgecolor="black", linewidth=0.5)
         axis.errorbar(middle, place, xerr=np.array([[middle - low], [high - middle]]), color="black", capsize=3)
@@ -173,3 +166,5 @@ def _bars(axis: Axes, parts: list[tuple[str, list[float]]]) -> None:
     axis.set_yticks(range(len(parts)), [METHOD[method][0] for method, _ in parts])
     axis.axvline(1, color="black", linewidth=1, linestyle=":")
     axis.grid(axis="y", visible=False)
+    axis.set(xlabel="time of a training step / Standard's (median, quartiles)", xlim=(0, None))
+    return figure

@@ -181,8 +181,8 @@ def digits_study(
             readings = {method: model} | ({"relu_reading": relu_reading(model)} if method == "standard" else {})
             for name, net in readings.items():
                 part = net_frame(net, x, y, chunk=len(x))
-                about = {"label": METHOD[name][0], "method": name, "seed": seed, "accuracy": part.correct.mean()}
-                parts.append(part.assign(**about))
+                about = part.assign(label=METHOD[name][0], method=name, seed=seed, accuracy=part.correct.mean())
+                parts.append(about)
     return pd.concat(parts, ignore_index=True)
 
 

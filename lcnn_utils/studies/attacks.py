@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..attacks import PAPER_EPS as PAPER_EPS
-from ..attacks import Headed, curve_of, first_success, masking_checks, robustness_curve
+from ..attacks import Headed, curve_of, first_success, masking_checks, robustness_curve, wilson
 from ..attacks.pgd import ascend, check, fooling, random_steps
 from ..curvature import evaluating, measuring, scalar_of
 from ..curvature.premises import _prepare
@@ -119,8 +119,6 @@ def over_seeds(frame: pd.DataFrame) -> pd.DataFrame:
     The mean over seeds, with the Wilson interval of all their images together; where the spread over seeds is larger
     (mean ± 2 standard errors), that.
     """
-    from ..attacks import wilson
-
     rows = []
     for key, part in frame.groupby(["dataset", "method", "label", "norm", "eps"], sort=False):
         values = part.accuracy.to_numpy(float)

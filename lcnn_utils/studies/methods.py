@@ -19,17 +19,7 @@ from ..data import available
 from ..experiments import SHIPPED, measure, published, run
 from ..figures.style import METHOD
 from ..nn import CenteredSoftplus, norms_once_a_step
-from ..training import (
-    METHODS,
-    Recipe,
-    build,
-    make_optimizer,
-    objectives,
-    recipe,
-    run_name,
-    samples,
-    training_step,
-)
+from ..training import METHODS, Recipe, build, make_optimizer, objectives, recipe, run_name, samples, training_step
 from . import passing, with_beta
 from .schedules import course_recipe as course_recipe
 from .schedules import lowest_gamma as lowest_gamma

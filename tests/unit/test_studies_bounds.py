@@ -559,13 +559,13 @@ def test_knobs_frame():
     model = lcnn()
     x, y = points_of(model)
     before = state(model)
-    frame = studies.knobs_frame(model, x, y, (0.2, 30.0), (0.25, 1.0, 4.0))
+    frame = studies.knobs_frame(model, x, y, (30.0,), (0.25, 1.0, 4.0))
     assert same(model, before)
     assert list(frame.columns) == ["knob", "layer", "value", "trained", "bound", "local", "truth", "accuracy"]
     for (knob, layer), part in frame.groupby(["knob", "layer"]):
         expected = model.get_submodule(layer).beta.item() if "β" in knob else 1.0
         assert (part.trained == expected).all()
-    knobs = [("sharpness β", 0.2), ("sharpness β", 30.0)] + [("slope before it, times", v) for v in (0.25, 1.0, 4.0)]
+    knobs = [("sharpness β", 30.0)] + [("slope before it, times", v) for v in (0.25, 1.0, 4.0)]
     expected = [(knob, layer, value) for layer in ("3", "6") for knob, value in knobs]
     assert list(frame[["knob", "layer", "value"]].itertuples(index=False, name=None)) == expected
     trained = studies.layer_numbers(model, x, y)

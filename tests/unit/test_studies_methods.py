@@ -28,6 +28,11 @@ SHIPPED = {path.stem for path in experiments.SHIPPED.glob("digits-*.json")}
 needs_shipped = pytest.mark.skipif(not SHIPPED, reason="no digits runs are shipped: data/checkpoints is empty")
 
 
+@pytest.fixture(autouse=True)
+def few_images(monkeypatch):
+    monkeypatch.setattr(experiments, "GEOMETRY", 8)  # images whose curvature a run measures
+
+
 @pytest.fixture
 def no_training(monkeypatch):
     for method in METHODS:

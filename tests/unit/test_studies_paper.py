@@ -248,11 +248,9 @@ def compare(found: pd.DataFrame, dataset: str, method: str, seed: int, split: st
     np.testing.assert_array_equal(found.correct, stored.correct)
 
 
-@pytest.mark.parametrize(
-    ("method", "seed", "split"), [("standard", 0, "test"), ("lcnn", 1, "test"), ("lcnn_gradreg", 2, "train")]
-)
+@pytest.mark.parametrize(("method", "seed", "split"), [("standard", 0, "test"), ("lcnn_gradreg", 2, "train")])
 def test_stored_digits_come_from_the_checkpoints(method, seed, split):
-    compare(again(recipe("digits", method, seed), split, 3), "digits", method, seed, split)
+    compare(again(recipe("digits", method, seed), split, 2), "digits", method, seed, split)
 
 
 @pytest.mark.parametrize("method", ["standard", "lcnn"])
@@ -276,10 +274,10 @@ def test_stored_cifar10_comes_from_the_checkpoints():
 def test_geometry_frame():
     """Every image of each split, Standard in both readings; in pieces or at once."""
     standard, lcnn = recipe("digits", "standard", 0), recipe("digits", "lcnn", 0)
-    frame = paper.geometry_frame([standard, lcnn], images=3, train=2, device=torch.device("cpu"))
+    frame = paper.geometry_frame([standard, lcnn], images=2, train=1, device=torch.device("cpu"))
     counts = frame.groupby(["method", "split"], sort=False).size().to_dict()
-    assert counts == {("standard", "test"): 3, ("relu_reading", "test"): 3, ("standard", "train"): 2,
-                      ("lcnn", "test"): 3, ("lcnn", "train"): 2}  # fmt: skip
+    assert counts == {("standard", "test"): 2, ("relu_reading", "test"): 2, ("standard", "train"): 1,
+                      ("lcnn", "test"): 2, ("lcnn", "train"): 1}  # fmt: skip
     assert set(frame.label) == {METHOD[m][0] for m in ("standard", "relu_reading", "lcnn")}
     assert (set(frame.dataset), set(frame.seed)) == ({"digits"}, {0})
     assert frame.groupby(["method", "split"]).image.apply(list).map(lambda i: i == list(range(len(i)))).all()
@@ -288,10 +286,10 @@ def test_geometry_frame():
     np.testing.assert_allclose(read.loc["relu_reading", "test"].grad_norm, same, rtol=0.2)
     x, y = samples(lcnn, "test", torch.device("cpu"))
     net = run(lcnn, device="cpu", progress=False).model
-    whole, pieces = (paper.net_frame(net, x[:3], y[:3], chunk=chunk) for chunk in (100, 2))
-    assert pieces.image.tolist() == list(range(3))
+    whole, pieces = (paper.net_frame(net, x[:2], y[:2], chunk=chunk) for chunk in (100, 1))
+    assert pieces.image.tolist() == list(range(2))
     np.testing.assert_allclose(pieces.drop(columns="correct"), whole.drop(columns="correct"), rtol=0.02)
     np.testing.assert_array_equal(whole.curvature, read.loc["lcnn", "test"].curvature)
-    wrong = paper.net_frame(net, x[:3], (y[:3] + 1) % 10)
+    wrong = paper.net_frame(net, x[:2], (y[:2] + 1) % 10)
     assert not wrong.correct.any()
-    assert (wrong.grad_norm > whole.grad_norm[:3]).all(), "the loss of the label that was given"
+    assert (wrong.grad_norm > whole.grad_norm).all(), "the loss of the label that was given"
