@@ -148,8 +148,8 @@ def _slopes(layer: nn.Module) -> Tensor:
 def conv_layers(model: nn.Module, x: Tensor) -> dict[str, tuple[nn.Conv2d, nn.Module, Shape]]:
     """By name, each convolution of a ``models.resnet``, the BatchNorm after it, and its input's shape for images x."""
     shapes: dict[nn.Module, Shape] = {}
-    for conv, seen, _ in passing(model, x[:1], nn.Conv2d):
-        shapes[conv] = (seen.shape[1], seen.shape[2], seen.shape[3])
+    for layer, seen, _ in passing(model, x[:1], nn.Conv2d):
+        shapes[layer] = (seen.shape[1], seen.shape[2], seen.shape[3])
     found = {}
     for name, parent in model.named_modules():
         if isinstance(parent, nn.Sequential):

@@ -1,7 +1,6 @@
 """The explorer of notebook 03: what it says and draws equals what is measured on a net changed by hand."""
 
 import copy
-import itertools
 import math
 import re
 
@@ -69,7 +68,7 @@ def changed(layer: str, beta: float, slope: float) -> nn.Module:
 
 
 NUMBER = {"3": "1", "6": "2"}  # activations are numbered
-ENDS = [("3", 4.0, 1.0), *itertools.product(("3", "6"), (0.01, 1000.0), module.SLOPES)]
+ENDS = [("3", 4.0, 1.0), ("3", 0.01, 0.2), ("3", 1000.0, 5.0), ("6", 0.01, 5.0), ("6", 1000.0, 0.2)]
 
 
 def test_every_control_moved_to_both_ends_changes_the_picture_and_back():
@@ -89,8 +88,9 @@ def test_every_control_moved_to_both_ends_changes_the_picture_and_back():
     assert text.value == words
 
 
-def test_the_numbers_in_the_text():
+def test_the_numbers_in_the_text_and_nothing_leaves_the_picture(seen):
     (chosen, sharpness, factor), _, text = explorer()
+    left, right = seen[0].canvas.figure.axes
     trained, seen_hits = bounds.curvature_bound(MODEL, (2,)), set()
     for layer, beta, slope in ENDS:
         chosen.value = NUMBER[layer]
@@ -104,6 +104,10 @@ def test_the_numbers_in_the_text():
         assert float(ratio) == pytest.approx(now / truth, rel=1e-2)
         assert hits == f"{accuracy(model, X, Y):.1%}"
         seen_hits.add(hits)
+        low, high = right.get_xlim()
+        assert all(low < x < high for x in right.lines[1].get_xdata()), (layer, beta, slope)
+        low, high = left.get_ylim()
+        assert all(low <= bar.get_height() < high for bar in left.containers[1]), (layer, beta, slope)
         plain = re.search(
             r"Activation (\d): .* of the bound (\S+) \(as trained (\S+)\), .* of the points, (\S+)\. Acc", text.value
         )
@@ -158,18 +162,6 @@ def test_another_layer_starts_as_trained():
     assert beta.value == pytest.approx(2.0)
     np.testing.assert_array_equal(pixels(image), first)
     assert text.value == words
-
-
-def test_nothing_leaves_the_picture(seen):
-    (chosen, sharpness, factor), _, _ = explorer()
-    left, right = seen[0].canvas.figure.axes
-    for layer, beta, slope in ENDS:
-        chosen.value = NUMBER[layer]
-        sharpness.value, factor.value = beta, slope
-        low, high = right.get_xlim()
-        assert all(low < x < high for x in right.lines[1].get_xdata()), (layer, beta, slope)
-        low, high = left.get_ylim()
-        assert all(low <= bar.get_height() < high for bar in left.containers[1]), (layer, beta, slope)
 
 
 def test_a_model_in_training_mode_is_not_changed_and_read_in_eval_mode():
