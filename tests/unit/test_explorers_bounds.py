@@ -1,6 +1,7 @@
 """The explorer of notebook 03: what it says and draws equals what is measured on a net changed by hand."""
 
 import copy
+import itertools
 import math
 import re
 
@@ -68,7 +69,7 @@ def changed(layer: str, beta: float, slope: float) -> nn.Module:
 
 
 NUMBER = {"3": "1", "6": "2"}  # activations are numbered
-ENDS = [("3", 4.0, 1.0), ("3", 0.01, 0.2), ("3", 1000.0, 5.0), ("6", 0.01, 5.0), ("6", 1000.0, 0.2)]
+ENDS = [("3", 4.0, 1.0), *itertools.product(("3", "6"), (0.01, 1000.0), module.SLOPES)]
 
 
 def test_every_control_moved_to_both_ends_changes_the_picture_and_back():
