@@ -22,7 +22,7 @@ from common import provenance
 from lcnn_utils.experiments import SHIPPED, append, has, measured, sweep
 from lcnn_utils.experiments.sweep import recorded
 from lcnn_utils.lab import one_thread
-from lcnn_utils.studies import attacks, methods, per_image, saliency
+from lcnn_utils.studies import attacks, methods, paper, saliency
 from lcnn_utils.studies.scene import scene
 from lcnn_utils.training import METHODS, Recipe, recipe, run_name, state_path
 
@@ -52,7 +52,7 @@ def frames(plan: dict[str, Any], kind: str, one: Recipe) -> pd.DataFrame:
         return methods.runs_frame([one]).assign(model=one.model, width=one.width, epochs=one.epochs)
     if kind == "geometry":
         options = {key: plan[key] for key in ("train", "chunk") if key in plan}
-        return per_image.geometry_frame([one], images=plan["geometry"], **options)
+        return paper.geometry_frame([one], images=plan["geometry"], **options)
     if kind == "stability":
         keep = ["net", "label", "seed", "image", "method", "weights", "noise", "eps", "relative_change", "cosine"]
         return saliency.stability_frame([one], images=plan["maps"])[[*keep, "curvature"]]

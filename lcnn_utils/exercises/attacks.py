@@ -19,23 +19,18 @@ def project(f: Callable) -> bool | None:
     """f(step, eps) → the nearest step of L2 length at most ε for each sample: step (N, …), eps a number.
     Solution: ``lcnn_utils.attacks.project``.
     """
-    truth = lambda step, eps: step * (eps / _norms(step).clamp(min=1e-30)).clamp(max=1)
+    shortened = lambda step, eps, length: step * (eps / length.clamp(min=1e-30)).clamp(max=1)
+    truth = lambda step, eps: shortened(step, eps, _norms(step))
     mistakes = {
-        "steps inside the ball stay as they are: only longer ones are shortened": lambda step, eps: (
-            step * eps / _norms(step).clamp(min=1e-30)
+        "steps inside the ball stay as they are: only longer ones are shortened": lambda s, e: (
+            s * (e / _norms(s).clamp(min=1e-30))
         ),
-        "the length of each sample's own step, not of the whole batch": lambda step, eps: (
-            step * (eps / step.norm().clamp(min=1e-30)).clamp(max=1)
+        "the length of each sample's own step, not of the whole batch": lambda s, e: shortened(s, e, s.norm()),
+        "this is the ball of L∞: L2 shortens the step as a whole and keeps its direction": lambda s, e: s.clamp(-e, e),
+        "the length is over all of a sample's entries, not over the last axis": lambda s, e: shortened(
+            s, e, s.norm(dim=-1, keepdim=True)
         ),
-        "this is the ball of L∞: L2 shortens the step as a whole and keeps its direction": lambda step, eps: step.clamp(
-            -eps, eps
-        ),
-        "the length is over all of a sample's entries, not over the last axis": lambda step, eps: (
-            step * (eps / step.norm(dim=-1, keepdim=True).clamp(min=1e-30)).clamp(max=1)
-        ),
-        "divide by the length, not by its square": lambda step, eps: (
-            step * (eps / _norms(step).square().clamp(min=1e-30)).clamp(max=1)
-        ),
+        "divide by the length, not by its square": lambda s, e: shortened(s, e, _norms(s).square()),
     }
     shapes = [((4, 1, 3, 3), 1.0), ((1, 5), 0.3), ((6, 2), 2.0), ((3, 3, 2, 2), 4.0)]
     inputs = [(torch.linspace(0.2, 2, s[0]).view(-1, *[1] * (len(s) - 1)) * _randn(i, *s), e)
@@ -48,38 +43,29 @@ def project(f: Callable) -> bool | None:
 def pgd_step(f: Callable) -> bool | None:
     """f(x, at, gradient, length, eps) → the next point: from ``at`` go ``length`` along the gradient's direction (of L2
     length 1), come back to the L2 ball of radius ε around x, then into [0, 1]. All tensors (N, C, H, W).
-    Solution: the loop of ``lcnn_utils.attacks.ascend``.
+    Solution: the loop of ``lcnn_utils.attacks.pgd.ascend``.
     """
 
-    def within(step: Tensor, eps: float) -> Tensor:
-        return step * (eps / _norms(step).clamp(min=1e-30)).clamp(max=1)
-
-    def ahead(at: Tensor, gradient: Tensor, length: float) -> Tensor:
-        return at + length * gradient / _norms(gradient).clamp(min=1e-30)
-
-    truth = lambda x, at, gradient, length, eps: (x + within(ahead(at, gradient, length) - x, eps)).clamp(0, 1)
+    image = lambda v: v.clamp(0, 1)
+    within = lambda step, eps: step * (eps / _norms(step).clamp(min=1e-30)).clamp(max=1)
+    ahead = lambda at, gradient, length: at + length * gradient / _norms(gradient).clamp(min=1e-30)
+    truth = lambda x, at, gradient, length, eps: image(x + within(ahead(at, gradient, length) - x, eps))
     mistakes = {
-        "clamp to [0, 1]: the sum must be an image": lambda x, at, gradient, length, eps: (
-            x + within(ahead(at, gradient, length) - x, eps)
+        "clamp to [0, 1]: the sum must be an image": lambda x, at, g, n, e: x + within(ahead(at, g, n) - x, e),
+        "the ball is around x, not around the last point": lambda x, at, g, n, e: image(
+            at + within(ahead(at, g, n) - at, e)
         ),
-        "the ball is around x, not around the last point": lambda x, at, gradient, length, eps: (
-            at + within(ahead(at, gradient, length) - at, eps)
-        ).clamp(0, 1),
-        "the step has a length of its own: divide the gradient by its norm": lambda x, at, gradient, length, eps: (
-            x + within(at + length * gradient - x, eps)
-        ).clamp(0, 1),
-        "uphill: the attacker wants the loss to grow": lambda x, at, gradient, length, eps: (
-            x + within(ahead(at, -gradient, length) - x, eps)
-        ).clamp(0, 1),
-        "project back onto the ball, or many steps leave it": lambda x, at, gradient, length, eps: ahead(
-            at, gradient, length
-        ).clamp(0, 1),
-        "sign steps belong to L∞: in L2 go along the gradient itself": lambda x, at, gradient, length, eps: (
-            x + within(at + length * gradient.sign() - x, eps)
-        ).clamp(0, 1),
-        "start from `at`, the last point, not from x": lambda x, at, gradient, length, eps: (
-            x + within(length * gradient / _norms(gradient), eps)
-        ).clamp(0, 1),
+        "the step has a length of its own: divide the gradient by its norm": lambda x, at, g, n, e: image(
+            x + within(at + n * g - x, e)
+        ),
+        "uphill: the attacker wants the loss to grow": lambda x, at, g, n, e: image(
+            x + within(ahead(at, -g, n) - x, e)
+        ),
+        "project back onto the ball, or many steps leave it": lambda x, at, g, n, e: image(ahead(at, g, n)),
+        "sign steps belong to L∞: in L2 go along the gradient itself": lambda x, at, g, n, e: image(
+            x + within(at + n * g.sign() - x, e)
+        ),
+        "start from `at`, the last point, not from x": lambda x, at, g, n, e: image(x + within(ahead(0, g, n), e)),
     }
     inputs = []
     for i, (n, length, eps) in enumerate([(4, 0.3, 0.5), (1, 0.05, 0.4), (3, 1.0, 0.3), (2, 0.2, 2.0)]):

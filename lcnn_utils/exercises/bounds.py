@@ -4,7 +4,6 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from . import _check, _randn
 
@@ -43,15 +42,13 @@ def composition(f: Callable) -> bool | None:
     two = lambda a, b: torch.tensor([a, b], dtype=torch.float64)
     truth = lambda lip_g, curv_g, lip_h, curv_h: two(lip_g * lip_h, curv_g * lip_h**2 + lip_g * curv_h)
     mistakes = {
-        "curv_g meets the slope of h twice, once for each derivative: Lip_h²": lambda lg, cg, lh, ch: two(
-            lg * lh, cg * lh + lg * ch
+        "curv_g meets the slope of h twice, once for each derivative: Lip_h²": lambda g, cg, h, ch: two(
+            g * h, cg * h + g * ch
         ),
-        "the slope of g scales the curvature of h once": lambda lg, cg, lh, ch: two(lg * lh, cg * lh**2 + lg**2 * ch),
-        "the second term is missing: g also passes on the curvature of h": lambda lg, cg, lh, ch: two(
-            lg * lh, cg * lh**2
-        ),
-        "the first term is missing: g itself is curved": lambda lg, cg, lh, ch: two(lg * lh, lg * ch),
-        "h comes first: it is curv_g that meets Lip_h²": lambda lg, cg, lh, ch: two(lg * lh, ch * lg**2 + lh * cg),
+        "the slope of g scales the curvature of h once": lambda g, cg, h, ch: two(g * h, cg * h**2 + g**2 * ch),
+        "the second term is missing: g also passes on the curvature of h": lambda g, cg, h, ch: two(g * h, cg * h**2),
+        "the first term is missing: g itself is curved": lambda g, cg, h, ch: two(g * h, g * ch),
+        "h comes first: it is curv_g that meets Lip_h²": lambda g, cg, h, ch: two(g * h, ch * g**2 + h * cg),
         "swapped: Lip comes first": lambda lg, cg, lh, ch: two(cg * lh**2 + lg * ch, lg * lh),
         "slopes multiply": lambda lg, cg, lh, ch: two(lg + lh, cg * lh**2 + lg * ch),
     }
@@ -65,19 +62,13 @@ def certified_radius(f: Callable) -> bool | None:
     Solution: ``lcnn_utils.curvature.certified_radius``.
     """
 
-    def truth(margin: Tensor, slope: Tensor, bound: float) -> Tensor:
-        m = margin.clamp(min=0)
-        return 2 * m / (slope + (slope**2 + 2 * bound * m).sqrt())
-
     root = lambda m, g, k: (g**2 + 2 * k * m).clamp(min=0).sqrt()
+    conjugate = lambda m, g, k: 2 * m / (g + root(m, g, k))
+    truth = lambda margin, slope, bound: conjugate(margin.clamp(min=0), slope, bound)
     mistakes = {
-        "where the sample is wrong already (m ≤ 0) nothing is certified: 0": lambda m, g, k: (
-            2 * m / (g + (g**2 + 2 * k * m).clamp(min=0).sqrt())
-        ),
+        "where the sample is wrong already (m ≤ 0) nothing is certified: 0": conjugate,
         "this ignores the curvature: m/‖∇m‖ holds for a linear margin only": lambda m, g, k: m.clamp(min=0) / g,
-        "Taylor's remainder is K·r²/2: √(‖∇m‖² + 2Km)": lambda m, g, k: (
-            2 * m.clamp(min=0) / (g + (g**2 + 4 * k * m.clamp(min=0)).sqrt())
-        ),
+        "Taylor's remainder is K·r²/2: √(‖∇m‖² + 2Km)": lambda m, g, k: truth(m, g, 2 * k),
         "the other root: −‖∇m‖ + √(…), not ‖∇m‖ + √(…)": lambda m, g, k: (g + root(m.clamp(min=0), g, k)) / (k or 1),
         "the root is divided by K, not by 2K": lambda m, g, k: (root(m.clamp(min=0), g, k) - g) / (2 * k or 1),
     }

@@ -33,8 +33,8 @@ def power_step(f: Callable) -> bool | None:
     truth = lambda conv, x: unit(adjoint(conv, forward(conv, x), x))
     fits = lambda conv: conv.stride == (1, 1) and conv.in_channels == conv.out_channels
     mistakes = {
-        "the bias belongs to no linear map: F.conv2d(x, conv.weight, …) leaves it out": lambda conv, x: unit(
-            adjoint(conv, conv(x), x)
+        "the bias belongs to no linear map: F.conv2d(x, conv.weight, …) leaves it out": lambda c, x: unit(
+            adjoint(c, c(x), x)
         ),
         "not normalised: divide by the norm": lambda conv, x: adjoint(conv, forward(conv, x), x),
         "this is Ax: the adjoint, Aᵀ, has to follow": lambda conv, x: forward(conv, x),
@@ -70,18 +70,14 @@ def batchnorm_slopes(f: Callable) -> bool | None:
         "this is σ, cut off at γ: the slope is 1/σ": lambda var, gamma, eps: (var + eps).sqrt().clamp(max=gamma),
         "the other way round: no slope may be *above* γ": lambda var, gamma, eps: inverse(var, eps).clamp(min=gamma),
         "σ is the square root of the variance": lambda var, gamma, eps: (1 / (var + eps)).clamp(max=gamma),
-        "eps is added to the variance: without it a dead channel divides by 0": lambda var, gamma, eps: (
-            1 / var.sqrt()
+        "eps is added to the variance: without it a dead channel divides by 0": lambda var, gamma, eps: inverse(
+            var, 0
         ).clamp(max=gamma),
         "eps is added to the variance, under the root": lambda var, gamma, eps: (1 / (var.sqrt() + eps)).clamp(
             max=gamma
         ),
     }
-    variances = [
-        torch.tensor([16.0, 1.0, 0.25, 1e-4, 1e-8]).double(),
-        (2 * _randn(0, 16)).exp(),
-        (3 * _randn(1, 7)).exp(),
-    ]
+    variances = [torch.tensor([16, 1, 0.25, 1e-4, 1e-8]).double(), (2 * _randn(0, 16)).exp(), (3 * _randn(1, 7)).exp()]
     inputs = [(var, gamma, eps) for var in variances for gamma, eps in ((1e4, 1e-2), (3.0, 1e-5), (0.5, 1e-3))]
     return _check(batchnorm_slopes, f, inputs, truth, mistakes)
 
@@ -91,30 +87,29 @@ def block_bound(f: Callable) -> bool | None:
     branch (n,), shortcut (m,): slopes of the layers, one after another (none at all: the identity). The block is
     F(x) + S(x), or if ``averaged`` (F(x/√2) + S(x/√2))/2. Solution: ``lcnn_utils.nn.AveragedBlock``, its docstring.
     """
-    truth = lambda branch, shortcut, averaged: (branch.prod() + shortcut.prod()) / (2 * math.sqrt(2) if averaged else 1)
+    # of each path the product of its slopes; ``halved`` is what averaging does to their sum
+    halved = lambda slope, averaged: slope / (2 * math.sqrt(2) if averaged else 1)
+    truth = lambda branch, shortcut, averaged: halved(branch.prod() + shortcut.prod(), averaged)
     total = lambda t: t.sum() if len(t) else torch.ones_like(t.sum())
-    either = lambda averaged, a, b: a if averaged else b
     mistakes: dict[str, Callable[[Tensor, Tensor, bool], Tensor]] = {
-        "slopes of layers one after another are multiplied": lambda b, s, a: (
-            (total(b) + total(s)) / (2 * math.sqrt(2) if a else 1)
-        ),
+        "slopes of layers one after another are multiplied": lambda b, s, a: halved(total(b) + total(s), a),
         "an average divides by 2": lambda b, s, a: (b.prod() + s.prod()) / (math.sqrt(2) if a else 1),
         "the input is divided by √2 too": lambda b, s, a: (b.prod() + s.prod()) / (2 if a else 1),
         "both branches see the same x/√2: a factor √2 once, not twice": lambda b, s, a: (
             (b.prod() + s.prod()) / (4 if a else 1)
         ),
-        "the shortcut is a path of its own, also when it is the identity (slope 1)": lambda b, s, a: (
-            (b.prod() + (s.prod() if len(s) else 0)) / (2 * math.sqrt(2) if a else 1)
+        "the shortcut is a path of its own, also when it is the identity (slope 1)": lambda b, s, a: halved(
+            b.prod() + (s.prod() if len(s) else 0), a
         ),
-        "branches side by side add their slopes": lambda b, s, a: b.prod() * s.prod() / (2 * math.sqrt(2) if a else 1),
-        "true, but not tight: the average of two slopes is at most their larger one": lambda b, s, a: either(
-            a, torch.maximum(b.prod(), s.prod()) / math.sqrt(2), b.prod() + s.prod()
+        "branches side by side add their slopes": lambda b, s, a: halved(b.prod() * s.prod(), a),
+        "true, but not tight: the average of two slopes is at most their larger one": lambda b, s, a: (
+            torch.maximum(b.prod(), s.prod()) / math.sqrt(2) if a else b.prod() + s.prod()
         ),
-        "too small: two branches may pull the same way, and then their slopes add up": lambda b, s, a: (
-            torch.maximum(b.prod(), s.prod()) / (2 * math.sqrt(2) if a else 1)
+        "too small: two branches may pull the same way, and then their slopes add up": lambda b, s, a: halved(
+            torch.maximum(b.prod(), s.prod()), a
         ),
-        "orthogonal branches would give this: the bound must hold for all": lambda b, s, a: (
-            torch.hypot(b.prod(), s.prod()) / (2 * math.sqrt(2) if a else 1)
+        "orthogonal branches would give this: the bound must hold for all": lambda b, s, a: halved(
+            torch.hypot(b.prod(), s.prod()), a
         ),
         "averaged is not used: its block is smaller": lambda b, s, a: b.prod() + s.prod(),
     }

@@ -87,24 +87,17 @@ def lowest_gamma(f: Callable) -> bool | None:
     at the lowest, by gradient descent on log γ with the rates (T,), long enough for momentum to count in full.
     Solution: ``lcnn_utils.studies.methods.lowest_gamma``.
     """
-    reach = lambda rates, lam, momentum: lam * rates.sum() / (1 - momentum)
-    truth = lambda gamma, rates, lam, momentum: (
-        (torch.tensor(gamma).double().log() - reach(rates, lam, momentum)).clamp(min=0).exp()
-    )
     log = lambda gamma: torch.tensor(gamma).double().log()
+    lowest = lambda log_gamma: log_gamma.clamp(min=0).exp()  # not below γ = 1
+    reach = lambda rates, lam, momentum: lam * rates.sum() / (1 - momentum)
+    truth = lambda gamma, rates, lam, momentum: lowest(log(gamma) - reach(rates, lam, momentum))
     mistakes = {
         "|log γ| stops pulling at γ = 1": lambda gamma, r, lam, m: (log(gamma) - reach(r, lam, m)).exp(),
-        "momentum multiplies every step by 1/(1 − μ)": lambda gamma, r, lam, m: (
-            (log(gamma) - lam * r.sum()).clamp(min=0).exp()
-        ),
-        "log γ moves, not γ": lambda gamma, r, lam, m: (torch.tensor(gamma).double() - reach(r, lam, m)).clamp(min=1),
+        "momentum multiplies every step by 1/(1 − μ)": lambda gamma, r, lam, m: lowest(log(gamma) - reach(r, lam, 0)),
+        "log γ moves, not γ": lambda gamma, r, lam, m: (log(gamma).exp() - reach(r, lam, m)).clamp(min=1),
         "this is log γ: exponentiate": lambda gamma, r, lam, m: (log(gamma) - reach(r, lam, m)).clamp(min=0),
-        "the sum of the rates, not their mean": lambda gamma, r, lam, m: (
-            (log(gamma) - reach(r.mean()[None], lam, m)).clamp(min=0).exp()
-        ),
-        "the pull's strength is λ, whatever γ is": lambda gamma, r, lam, m: (
-            (log(gamma) * (1 - reach(r, lam, m))).clamp(min=0).exp()
-        ),
+        "the sum of the rates, not their mean": lambda gamma, r, lam, m: lowest(log(gamma) - reach(r.mean(), lam, m)),
+        "the pull's strength is λ, whatever γ is": lambda gamma, r, lam, m: lowest(log(gamma) * (1 - reach(r, lam, m))),
     }
     settings = [(10.0, 50, 1e-2, 0.9), (10.0, 20, 1.0, 0.9), (4.0, 30, 0.05, 0.5), (2.5, 7, 0.1, 0.0)]
     inputs = [(g, 0.1 * _randn(i, n).abs(), lam, m) for i, (g, n, lam, m) in enumerate(settings)]
@@ -127,7 +120,8 @@ def run_key(f: Callable) -> bool | None:
         key = None
     except (Exception, SystemExit) as error:
         lines = [frame.line for frame in traceback.extract_tb(error.__traceback__) if frame.filename != __file__]
-        key, found = "", f"it raised {type(error).__name__}: {error}" + f", in the line `{lines[0]}`" * bool(lines)
+        line = f", in the line `{lines[0]}`" if lines else ""
+        key, found = "", f"it raised {type(error).__name__}: {error}{line}"
     if key is None or key is ...:
         print("· run_key: not attempted yet: the rest uses lcnn_utils' version")
         return None
@@ -201,7 +195,7 @@ def _others() -> dict[str, Recipe]:
     for name, value in asdict(BASE).items():
         if isinstance(value, str):
             changed[name] = OTHER_NAMES[name]
-        elif isinstance(value, bool):
+        elif isinstance(value, bool | None):
             changed[name] = not value
         else:
             changed[name] = value + 1 if isinstance(value, int) else value / 2 or 0.5

@@ -32,9 +32,7 @@ def inside(f: Callable) -> bool | None:
     """
     truth = lambda a, sa, b, sb: (a - b).abs() <= torch.hypot(sa, sb)
     mistakes = {
-        "a difference has a size whatever its sign: take its absolute value": lambda a, sa, b, sb: (
-            a - b <= torch.hypot(sa, sb)
-        ),
+        "a difference has a size: take its absolute value": lambda a, sa, b, sb: a - b <= torch.hypot(sa, sb),
         "independent spreads add as squares: √(s² + t²), not s + t": lambda a, sa, b, sb: (a - b).abs() <= sa + sb,
         "both have a spread, ours too": lambda a, sa, b, sb: (a - b).abs() <= sb,
         "both have a spread, theirs too": lambda a, sa, b, sb: (a - b).abs() <= sa,

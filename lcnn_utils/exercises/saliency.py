@@ -30,9 +30,7 @@ def saliency(f: Callable) -> bool | None:
 
     truth = lambda model, x, y: gradient(model, x, y)
     mistakes = {
-        "keep the sign: whether a pixel speaks for or against is half of the map": lambda m, x, y: gradient(
-            m, x, y
-        ).abs(),
+        "keep the sign: for or against is half of the map": lambda m, x, y: gradient(m, x, y).abs(),
         "of the label's logit, not of the loss": lambda m, x, y: gradient(m, x, y, "loss"),
         "of the label's logit, not of the predicted class's": lambda m, x, y: gradient(m, x, m(x).argmax(1)),
         "sum the logits over the samples, don't average": lambda m, x, y: gradient(m, x, y) / len(x),
@@ -74,17 +72,12 @@ def random_meets(f: Callable) -> bool | None:
     """
     truth = lambda hessian: hessian.norm() / len(hessian) ** 0.5
     mistakes = {
-        "that is the worst direction: a random one meets all eigenvalues alike": lambda h: torch.linalg.matrix_norm(
-            h, 2
-        ),
+        "the worst direction: a random one meets all eigenvalues alike": lambda h: torch.linalg.matrix_norm(h, 2),
         "u has length 1, so each of its d entries has mean square 1/d": lambda h: h.norm(),
         "divide by √d, not by d": lambda h: h.norm() / len(h),
         "the mean of squares comes before the root": lambda h: torch.linalg.eigvalsh(h).abs().mean(),
         "eigenvalues of both signs count: square them first": lambda h: torch.linalg.eigvalsh(h).mean().abs(),
     }
-    inputs = []
-    for i, d in enumerate((4, 9, 1, 16)):
-        a = _randn(i, d, d)
-        inputs.append((a + a.mT,))
+    inputs = [(a + a.mT,) for a in (_randn(i, d, d) for i, d in enumerate((4, 9, 1, 16)))]
     inputs.append((torch.diag(torch.tensor([3.0, -3.0, 1.0, 0.0, 0.0], dtype=torch.float64)),))
     return _check(random_meets, f, inputs, truth, mistakes)

@@ -17,6 +17,7 @@ import pandas as pd
 import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.image import AxesImage
 from matplotlib.lines import Line2D
 from PIL import Image
 from torch import Tensor, nn
@@ -74,11 +75,41 @@ def _explore(picture: Picture, update: Callable[..., str], **controls: widgets.V
     return widgets.VBox([*controls.values(), picture.image, text])
 
 
+def log_slider(
+    value: float, ends: tuple[float, float], description: str, *, step: float = 0.1, digits: int = 3
+) -> widgets.FloatLogSlider:
+    """A slider of the numbers between ``ends`` on a logarithmic scale; ``step`` is in powers of ten."""
+    low, high = np.log10(ends)
+    return widgets.FloatLogSlider(
+        value, base=10, min=low, max=high, step=step, description=description, readout_format=f".{digits}g"
+    )
+
+
+def measured_slider(values: np.ndarray, value: float, description: str) -> widgets.FloatLogSlider:
+    """A slider over sorted ``values`` > 0, evenly spaced on a logarithmic axis; see :func:`nearest`."""
+    step = np.log10(values[-1] / values[0]) / max(len(values) - 1, 1)
+    return log_slider(value, (values[0], values[-1]), description, step=step)
+
+
+def nearest(values: np.ndarray, value: float) -> float:
+    """Of ``values`` > 0 the one whose logarithm is nearest."""
+    return values[np.abs(np.log(values / value)).argmin()]
+
+
+def blank(shape: Sequence[int]) -> np.ndarray:
+    """A black image for images (C, H, W), as :func:`show` fills it: (H, W) or (H, W, 3)."""
+    return np.zeros(shape[1:] if shape[0] == 1 else (*shape[1:], 3))
+
+
+def show(artist: AxesImage, image: Tensor) -> None:
+    """Draw an image (C, H, W) with one channel or three."""
+    values = image.detach().cpu()
+    artist.set_data(values[0].numpy() if len(values) == 1 else values.permute(1, 2, 0).numpy())
+
+
 def beta_slider(value: float = 5.0) -> widgets.FloatLogSlider:
     """The one β slider: logarithmic, 0.01 to 1000."""
-    return widgets.FloatLogSlider(
-        value, base=10, min=-2, max=3, step=0.05, description="β: sharpness", readout_format=".4g"
-    )
+    return log_slider(value, (0.01, 1000), "β: sharpness", step=0.05, digits=4)
 
 
 def beta_explorer() -> widgets.VBox:
@@ -126,9 +157,7 @@ def beta_explorer() -> widgets.VBox:
             f"put out <b>{drift:.3g}</b>, centered softplus <b>{kept:.3g}</b>."
         )
 
-    span = widgets.FloatLogSlider(
-        4, base=10, min=-1, max=2, step=0.1, description="range of x: ±", readout_format=".4g"
-    )
+    span = log_slider(4, (0.1, 100), "range of x: ±", digits=4)
     depth = widgets.IntSlider(1, min=1, max=20, description="n: layers")
     return _explore(picture, update, beta=beta_slider(2.0), span=span, depth=depth)
 
@@ -170,11 +199,10 @@ def moons_explorer(models: dict[str, nn.Module], x: Tensor, y: Tensor, resolutio
         heat.set_data(np.log10(curvature + 1e-12))
         x1, x2 = grid.view(resolution, resolution, 2).permute(2, 0, 1).numpy()
         segments = contourpy.contour_generator(x=x1, y=x2, z=margin, line_type=contourpy.LineType.Separate)
-        pieces = [np.vstack([np.asarray(line), [[np.nan, np.nan]]]) for line in segments.lines(0.0)] or [
-            np.empty((0, 2))
-        ]
+        gap = np.full((1, 2), np.nan)  # between two pieces of the boundary
+        pieces = [part for line in segments.lines(0.0) for part in (np.asarray(line), gap)]
         for boundary in boundaries:
-            boundary.set_data(*np.vstack(pieces).T)
+            boundary.set_data(*np.vstack([gap, *pieces]).T)
         share = studies.accuracy(model, x, y)
         median = np.median(curvature)
         return (
@@ -183,21 +211,16 @@ def moons_explorer(models: dict[str, nn.Module], x: Tensor, y: Tensor, resolutio
             f"largest <b>{curvature.max():.3g}</b>."
         )
 
+    start = {name: float(np.exp(np.mean(np.log(betas)))) for name, betas in trained.items()}
     net = widgets.Dropdown(options=list(named), description="trained net")
-    beta = beta_slider(float(np.exp(np.mean(np.log(trained[net.value])))))
-
-    def start_where_trained(change: dict) -> None:
-        beta.value = float(np.exp(np.mean(np.log(trained[change["new"]]))))
-
-    net.observe(start_where_trained, "value")
+    beta = beta_slider(start[net.value])
+    net.observe(lambda change: beta.set_trait("value", start[change["new"]]), "value")
     return _explore(picture, update, net=net, beta=beta)
 
 
 def convergence_explorer(frame: pd.DataFrame) -> widgets.VBox:
     """How estimates of ‖∇²f‖ of one sample approach the exact value, product by product.
-
-    Args:
-        frame: of :func:`studies.convergence_frame`.
+    ``frame``: of :func:`studies.convergence_frame`.
     """
     figure = Figure(figsize=(7, 3.4), dpi=90, layout="constrained")
     axis = figure.subplots()

@@ -15,14 +15,12 @@ from ..figures.style import METHOD
 from ..studies import MOONS_BOX, moons_fields, moons_grid
 from ..studies.attacks import path
 from ..studies.scene import Scene
-from . import Picture, _explore
+from . import Picture, _explore, blank, log_slider, show
 
 
 def path_explorer(model: nn.Module, x: Tensor, y: Tensor, resolution: int = 60) -> widgets.VBox:
     """PGD's way from one point of the two moons, under the radius, the number and the length of its steps.
-
-    Args:
-        model: a net of two moons. x, y: points (n, 2) and labels (n,) that it gets right.
+    ``model``: a net of two moons. ``x, y``: points (n, 2) and labels (n,) that it gets right.
     """
     grid = moons_grid(resolution)
     margin, _ = moons_fields(model, grid)
@@ -62,24 +60,20 @@ def path_explorer(model: nn.Module, x: Tensor, y: Tensor, resolution: int = 60) 
         norm=widgets.Dropdown(options=["L2", "L∞"], description="norm"),
         eps=widgets.FloatSlider(0.4, min=0.05, max=1.2, step=0.05, description="ε: radius"),
         steps=widgets.IntSlider(10, min=1, max=40, description="steps"),
-        length=widgets.FloatLogSlider(10**-1.5, base=10, min=-2, max=0.5, step=0.1, description="step length / ε",
-                                      readout_format=".3g"),
+        length=log_slider(10**-1.5, (0.01, 10**0.5), "step length / ε"),
     )  # fmt: skip
 
 
 def attack_explorer(scene: Scene, steps: int = 10) -> widgets.VBox:
     """One image under attack: what is added, what each network then sees, and how sure it is.
-
-    Args:
-        scene: networks and images; images that all networks get right are the best choice.
+    ``scene``: networks and images; images that all networks get right are the best choice.
     """
     labels = {METHOD[method][0]: net for method, net in scene.nets.items()}
-    shape = scene.x.shape[1:]
     figure = Figure(figsize=(9.6, 3.2), dpi=90, layout="constrained")
     left, middle, right, bars = figure.subplots(1, 4, width_ratios=(1, 1, 1, 1.6))
-    blank = np.zeros(shape[1:] if shape[0] == 1 else (*shape[1:], 3))
-    shown = [picture(left, blank, "image"), picture(middle, blank, "added (red +, blue −)", signed=1.0)]
-    shown.append(picture(right, blank, "sum"))
+    empty = blank(scene.x.shape[1:])
+    shown = [picture(left, empty, "image"), picture(middle, empty, "added (red +, blue −)", signed=1.0)]
+    shown.append(picture(right, empty, "sum"))
     at = np.arange(len(scene.classes))
     before = bars.barh(at - 0.2, np.zeros(len(at)), 0.38, color="0.75", label="image")
     after = bars.barh(at + 0.2, np.zeros(len(at)), 0.38, color="#332288", label="sum")
@@ -97,8 +91,8 @@ def attack_explorer(scene: Scene, steps: int = 10) -> widgets.VBox:
             sure = model(torch.cat([x, found])).softmax(1).cpu().numpy()
         added = (found - x)[0].cpu()
         top = max(added.abs().sum(0).max().item(), 1e-9)
-        for artist, values in zip(shown, (x[0].cpu(), added.sum(0, keepdim=True) / top, found[0].cpu()), strict=True):
-            artist.set_data(values[0].numpy() if len(values) == 1 else values.permute(1, 2, 0).numpy())
+        for artist, image in zip(shown, (x[0], added.sum(0, keepdim=True) / top, found[0]), strict=True):
+            show(artist, image)
         for series, values in ((before, sure[0]), (after, sure[1])):
             for bar, value in zip(series, values, strict=True):
                 bar.set_width(float(value))

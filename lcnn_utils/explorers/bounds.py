@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import ipywidgets as widgets
 import numpy as np
 from matplotlib.figure import Figure
@@ -12,17 +10,15 @@ from torch import Tensor, nn
 from ..curvature import layer_terms
 from ..figures.style import CYCLE
 from ..studies import bounds as studies
-from . import Picture, _explore, beta_slider
+from . import Picture, _explore, beta_slider, log_slider
 
 SLOPES = (0.2, 5.0)  # ends of the slope's slider
 
 
 def layer_explorer(model: nn.Module, x: Tensor, y: Tensor) -> widgets.VBox:
     """Set one layer's β and the slope before it: the layers' shares of bound (B), and the bound beside the truth.
-
-    Args:
-        model: an LCNN made of a sequence of layers (``mlp``); it is not changed.
-        x, y: points (n, d) with few inputs d, and labels (n,), on which (A), the truth and accuracy are measured.
+    ``model``: an LCNN made of a sequence of layers (``mlp``); it is not changed. ``x, y``: points (n, d) with few
+    inputs d, and labels (n,), on which (A), the truth and accuracy are measured.
     """
     trained = layer_terms(model, input_shape=x.shape[1:])
     trained = trained[trained.beta.notna()].set_index("layer")
@@ -59,23 +55,14 @@ def layer_explorer(model: nn.Module, x: Tensor, y: Tensor) -> widgets.VBox:
         dots[0].set_xdata([max(numbers[name], least) for name in names])
         times = numbers["bound"] / numbers["truth"] if numbers["truth"] else float("inf")
         return (
-            f"Activation {activation}: <b>{terms[layer] / terms.sum():.0%}</b> of the bound "
-            f"{numbers['bound']:.3g} "
+            f"Activation {activation}: <b>{terms[layer] / terms.sum():.0%}</b> of the bound {numbers['bound']:.3g} "
             f"(as trained {before['bound']:.3g}), which is <b>{times:.3g}</b> times the "
             f"largest ‖∇²m‖ of the points, {numbers['truth']:.3g}. Accuracy on them <b>{numbers['accuracy']:.1%}</b>."
         )
 
     number = widgets.Dropdown(options=list(called), description="activation")
     beta = beta_slider(trained.beta.iloc[0])
-    slope = widgets.FloatLogSlider(
-        1,
-        base=10,
-        min=math.log10(SLOPES[0]),
-        max=math.log10(SLOPES[1]),
-        step=0.05,
-        description="slope before it, times",
-        readout_format=".3g",
-    )
+    slope = log_slider(1, SLOPES, "slope before it, times", step=0.05)
 
     def as_trained(change: dict) -> None:
         beta.value, slope.value = trained.beta[called[change["new"]]], 1.0

@@ -8,14 +8,12 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from ..figures.style import CYCLE, METHOD
-from . import Picture, _explore
+from . import Picture, _explore, measured_slider, nearest
 
 
 def gamma_explorer(frame: pd.DataFrame) -> widgets.VBox:
     """Slopes, accuracy and curvature of trained nets when every γ is set by hand; γ snaps to those that were measured.
-
-    Args:
-        frame: of :func:`lcnn_utils.studies.lipschitz.gamma_frame`, its values of γ evenly spaced on a logarithmic axis.
+    ``frame``: of :func:`lcnn_utils.studies.lipschitz.gamma_frame`, its values of γ evenly spaced on a logarithmic axis.
     """
     gammas, layers = np.sort(frame.gamma.unique()), list(frame.layer.unique())
     named = {METHOD[method][0]: method for method in frame.method.unique()}
@@ -43,29 +41,25 @@ def gamma_explorer(frame: pd.DataFrame) -> widgets.VBox:
     table = frame.set_index(["method", "statistics"]).sort_index()
 
     def update(net: str, statistics: str, gamma: float) -> str:
-        nearest = gammas[np.abs(np.log(gammas / gamma)).argmin()]
+        gamma = nearest(gammas, gamma)
         part = table.loc[(named[net], statistics)]
-        chosen, curve = part[part.gamma == nearest], part.groupby("gamma")[["accuracy", "curvature"]].first()
+        chosen, curve = part[part.gamma == gamma], part.groupby("gamma")[["accuracy", "curvature"]].first()
         for bar, slope in zip(bars, chosen.set_index("layer").slope[layers], strict=True):
             bar.set_ydata([left.get_ylim()[0], slope])
-        limit.set_ydata([nearest] * 2)
-        here.set_xdata([nearest] * 2)
+        limit.set_ydata([gamma] * 2)
+        here.set_xdata([gamma] * 2)
         shares.set_data(curve.index, 100 * curve.accuracy)
         curves.set_data(curve.index, curve.curvature)
         accuracy, curvature, grad_norm = chosen[["accuracy", "curvature", "grad_norm"]].iloc[0]
-        points[0].set_data([nearest], [100 * accuracy])
-        points[1].set_data([nearest], [curvature])
-        cut = (chosen.slope >= nearest * (1 - 1e-4)).sum()
+        points[0].set_data([gamma], [100 * accuracy])
+        points[1].set_data([gamma], [curvature])
+        cut = (chosen.slope >= gamma * (1 - 1e-4)).sum()
         return (
-            f"{net}, every γ = {nearest:.3g}, which cuts off slopes in {cut} of {len(layers)} layers: test accuracy "
+            f"{net}, every γ = {gamma:.3g}, which cuts off slopes in {cut} of {len(layers)} layers: test accuracy "
             f"<b>{accuracy:.1%}</b>, median C <b>{curvature:.3g}</b>, median ‖∇f‖ <b>{grad_norm:.3g}</b>."
         )
 
-    first, last = np.log10(gammas[[0, -1]])
-    slider = widgets.FloatLogSlider(
-        gammas[-1], base=10, min=first, max=last, step=(last - first) / (len(gammas) - 1),
-        description="γ: largest slope", readout_format=".3g",
-    )  # fmt: skip
+    slider = measured_slider(gammas, gammas[-1], "γ: largest slope")
     net = widgets.Dropdown(options=list(named), description="trained net")
     statistics = widgets.Dropdown(options=list(frame.statistics.unique()), description="BatchNorm statistics")
     return _explore(picture, update, net=net, statistics=statistics, gamma=slider)

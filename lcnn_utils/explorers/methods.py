@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 
 from ..figures.methods import ARM, KIND
 from ..figures.style import METHOD
-from . import Picture, _explore
+from . import Picture, _explore, measured_slider, nearest
 
 
 def live_curves(method: str, epochs: int) -> Callable[[pd.DataFrame], None]:
@@ -40,12 +40,9 @@ def live_curves(method: str, epochs: int) -> Callable[[pd.DataFrame], None]:
 
 
 def lambda_explorer(frame: pd.DataFrame, layers: pd.DataFrame) -> widgets.VBox:
-    """Trained LCNNs by their λ: accuracy and C over seeds, and β and γ of every layer, beside
-    those of λ = 0. λ snaps to what was trained.
-
-    Args:
-        frame: of :func:`studies.methods.runs_frame`, runs that differ in λ_β = λ_γ.
-        layers: of :func:`studies.methods.lambda_layers`.
+    """Trained LCNNs by their λ: accuracy and C over seeds, and β and γ of every layer, beside those of λ = 0. λ snaps
+    to what was trained. ``frame``: of :func:`studies.methods.runs_frame`, runs that differ in λ_β = λ_γ. ``layers``: of
+    :func:`studies.methods.lambda_layers`.
     """
     lams = sorted(frame.lambda_beta.unique())
     figure = Figure(figsize=(10.5, 3.3), dpi=90, layout="constrained")
@@ -69,7 +66,7 @@ def lambda_explorer(frame: pd.DataFrame, layers: pd.DataFrame) -> widgets.VBox:
     picture = Picture(figure, [*lines.values(), here])
 
     def update(lambda_: float) -> str:
-        lambda_ = priced[np.abs(np.log(priced / lambda_)).argmin()]
+        lambda_ = nearest(priced, lambda_)
         part = layers[layers.lambda_ == lambda_]
         for kind, line in lines.items():
             values = part[part.kind == kind]
@@ -86,9 +83,4 @@ def lambda_explorer(frame: pd.DataFrame, layers: pd.DataFrame) -> widgets.VBox:
         )
 
     priced = np.array([lam for lam in lams if lam > 0])
-    first, last = np.log10(priced[[0, -1]])
-    slider = widgets.FloatLogSlider(
-        priced[np.abs(np.log10(priced) + 2).argmin()], base=10, min=first, max=last,
-        step=(last - first) / max(len(priced) - 1, 1), description="λ: price of β and γ", readout_format=".3g",
-    )  # fmt: skip
-    return _explore(picture, update, lambda_=slider)
+    return _explore(picture, update, lambda_=measured_slider(priced, nearest(priced, 0.01), "λ: price of β and γ"))

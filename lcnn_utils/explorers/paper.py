@@ -10,17 +10,14 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from ..figures.style import CYCLE
-from . import Picture, _explore
+from . import Picture, _explore, log_slider
 
 COLOURS = (CYCLE[0], CYCLE[3], CYCLE[1], CYCLE[2])
 
 
 def claim_explorer(tables: Mapping[str, pd.DataFrame]) -> widgets.VBox:
     """Claims on ratios: the published number and ours with 95 % intervals, and a limit that the reader sets.
-
-    Args:
-        tables: title → of ``claims``, the same claims in each; those measured in "times" with a lower limit are
-            shown.
+    ``tables``: title → of ``claims``, the same claims in each; those measured in "times" with a lower limit are shown.
     """
     first = next(iter(tables.values()))
     chosen = first.index[first.value.str.endswith("times") & np.isfinite(first.low_bound)]
@@ -48,17 +45,11 @@ def claim_explorer(tables: Mapping[str, pd.DataFrame]) -> widgets.VBox:
             bar.set_xdata([low, high])
             dot.set(xdata=[value], markerfacecolor=dot.get_color() if low >= asked else "white")
             diamond.set_xdata([theirs])
-            state = (
-                "not measured" if np.isnan(value) else "holds" if low >= asked else "fails" if high < asked else "open"
-            )
-            said.append(
-                f"{title}: <b>{state}</b>" + ("" if np.isnan(value) else f" ({value:.3g}; published {theirs:.3g})")
-            )
+            state = "holds" if low >= asked else "fails" if high < asked else "open"
+            known = f"<b>{state}</b> ({value:.3g}; published {theirs:.3g})"
+            said.append(f"{title}: " + ("<b>not measured</b>" if np.isnan(value) else known))
         return f"At least {asked:.3g} times? " + "; ".join(said) + "."
 
     claim = widgets.Dropdown(options=list(names), description="claim")
-    asked = widgets.FloatLogSlider(
-        first.low_bound[chosen[0]], base=10, min=-0.3, max=2, step=0.02, description="asked: at least",
-        readout_format=".3g",
-    )  # fmt: skip
+    asked = log_slider(first.low_bound[chosen[0]], (10**-0.3, 100), "asked: at least", step=0.02)
     return _explore(picture, update, claim=claim, asked=asked)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import ipywidgets as widgets
-import numpy as np
 import torch
 from matplotlib.figure import Figure
 from torch import Tensor
@@ -15,25 +14,22 @@ from ..figures.attacks import picture
 from ..figures.style import METHOD
 from ..saliency import MAPS, compare, explain, worst_step
 from ..studies.scene import Scene
-from . import Picture, _explore
+from . import Picture, _explore, blank, log_slider, show
 
 
 def noise_explorer(scene: Scene, methods: Sequence[str] = ("gradient", "smoothgrad", "integrated_gradients")):
     """An image and its maps of the label's logit by two networks, before and after noise of a chosen length.
-
-    Args:
-        scene: its first two networks are compared, on images that both get right.
-        methods: of :func:`saliency.explain`, to choose from; random noise keeps its direction when its length changes.
+    ``scene``: its first two networks are compared, on images that both get right. ``methods``: of
+    :func:`saliency.explain`, to choose from; random noise keeps its direction when its length changes.
     """
     nets = dict(list(scene.nets.items())[:2])
-    shape = scene.x.shape[1:]
     figure = Figure(figsize=(9.6, 4.3), dpi=90, layout="constrained")
     axes = figure.subplots(2, 1 + len(nets))
-    blank = np.zeros(shape[1:] if shape[0] == 1 else (*shape[1:], 3))
-    shown = [[picture(axes[0, 0], blank, "image"), picture(axes[1, 0], blank, "with noise")]]
+    empty = blank(scene.x.shape[1:])
+    shown = [[picture(axes[0, 0], empty, "image"), picture(axes[1, 0], empty, "with noise")]]
     for column, name in enumerate(nets, 1):
         titles = (f"{METHOD[name][0]}: map", "with noise")
-        shown.append([picture(a, blank, t, signed=1.0) for a, t in zip(axes[:, column], titles, strict=True)])
+        shown.append([picture(a, empty, t, signed=1.0) for a, t in zip(axes[:, column], titles, strict=True)])
     view = Picture(figure, [artist for pair in shown for artist in pair])
     labels = {MAPS[method]: method for method in methods}
     drawn = direction(torch.randn(scene.x.shape, generator=torch.Generator().manual_seed(0)), "l2").to(scene.x)
@@ -51,10 +47,12 @@ def noise_explorer(scene: Scene, methods: Sequence[str] = ("gradient", "smoothgr
         for column, net in enumerate(nets, 1):
             moved = move(x, step(net, number, length, kind), (0.0, 1.0))
             if column == 1:
-                _show(shown[0], (x[0], moved[0]))
+                show(shown[0][0], x[0])
+                show(shown[0][1], moved[0])
             before, after = (explain(nets[net], at, y, labels[map_])[0] for at in (x, moved))
             top = before.abs().sum(0).max().clamp(min=1e-12)
-            _show(shown[column], tuple((m.sum(0, keepdim=True) / top).clamp(-1, 1) for m in (before, after)))
+            for artist, map_now in zip(shown[column], (before, after), strict=True):
+                show(artist, (map_now.sum(0, keepdim=True) / top).clamp(-1, 1))
             found = compare(before[None], after[None])
             change, cosine = found["relative_change"][0], found["cosine"][0]
             told.append(f"{METHOD[net][0]}: changed by <b>{change:.0%}</b> of its size, cosine <b>{cosine:.3f}</b>")
@@ -66,12 +64,5 @@ def noise_explorer(scene: Scene, methods: Sequence[str] = ("gradient", "smoothgr
         number=widgets.IntSlider(0, min=0, max=len(scene.x) - 1, description="image number"),
         map_=widgets.Dropdown(options=list(labels), description="map"),
         noise=widgets.Dropdown(options=["random noise", "worst noise found"], description="noise"),
-        length=widgets.FloatLogSlider(0.1, base=10, min=-3, max=0.3, step=0.1, description="‖η‖: its length",
-                                      readout_format=".3g"),
+        length=log_slider(0.1, (0.001, 10**0.3), "‖η‖: its length"),
     )  # fmt: skip
-
-
-def _show(artists: Sequence, images: Sequence[Tensor]) -> None:
-    for artist, image in zip(artists, images, strict=True):
-        values = image.detach().cpu()
-        artist.set_data(values[0].numpy() if len(values) == 1 else values.permute(1, 2, 0).numpy())

@@ -21,11 +21,7 @@ def _shades(name: str, n: int) -> np.ndarray:
 
 
 def activations(frame: pd.DataFrame) -> Figure:
-    """Value, slope and curvature of activations.
-
-    Args:
-        frame: columns x, activation, beta, value, slope, curvature.
-    """
+    """Value, slope and curvature of activations. ``frame``: columns x, activation, beta, value, slope, curvature."""
     figure, axes = plt.subplots(1, 3, figsize=(10, 3.2))
     for (activation, beta), part in frame.groupby(["activation", "beta"], dropna=False, sort=False):
         label, colour, style = ACTIVATION[str(activation)]
@@ -94,10 +90,7 @@ def normalised_curvature(frame: pd.DataFrame) -> Figure:
 
 def moons(frame: pd.DataFrame, points: pd.DataFrame) -> Figure:
     """The paper's Figure 1(a, b): decision regions above, curvature of the margin below, a column a method.
-
-    Args:
-        frame: columns x1, x2 (a full grid), method, margin, curvature, accuracy.
-        points: columns x1, x2, label.
+    ``frame``: columns x1, x2 (a full grid), method, margin, curvature, accuracy. ``points``: columns x1, x2, label.
     """
     methods = list(frame.method.unique())
     figure, axes = plt.subplots(

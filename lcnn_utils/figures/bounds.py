@@ -126,10 +126,7 @@ def loss_parts(frame: pd.DataFrame) -> Figure:
 
 def robust_accuracy(frame: pd.DataFrame, colours: dict[str, tuple[str, str]]) -> Figure:
     """Certified accuracy (below) and accuracy under PGD (above), the truth between them.
-
-    Args:
-        frame: columns net, seed, eps, certified, attacked (shares).
-        colours: (colour, marker) of each net.
+    ``frame``: columns net, seed, eps, certified, attacked (shares). ``colours``: (colour, marker) of each net.
     """
     figure, axis = plt.subplots(figsize=(7.4, 4.0))
     for net, (colour, marker) in colours.items():

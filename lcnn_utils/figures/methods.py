@@ -5,7 +5,6 @@ from __future__ import annotations
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from .style import CYCLE, METHOD
@@ -58,9 +57,7 @@ def _ticks(values: pd.Series) -> list[float]:
 
 def accuracy_against_curvature(frame: pd.DataFrame) -> Figure:
     """Test accuracy against C, of the loss and of the margin: a point a method, mean ± standard deviation over seeds.
-
-    Args:
-        frame: of ``studies.runs_frame``.
+    ``frame``: of ``studies.runs_frame``.
     """
     figure, axes = plt.subplots(1, 2, figsize=(10, 4.3), sharey=True)
     groups = [(METHOD[str(method)], part) for method, part in frame.groupby("method", sort=False)]
@@ -85,10 +82,7 @@ def accuracy_against_curvature(frame: pd.DataFrame) -> Figure:
 
 def lambdas(frame: pd.DataFrame, layers: pd.DataFrame) -> Figure:
     """What λ does: accuracy and C over seeds, and the trained β and γ of every layer.
-
-    Args:
-        frame: of ``studies.runs_frame``, runs that differ in λ.
-        layers: of ``studies.lambda_layers``.
+    ``frame``: of ``studies.runs_frame``, runs that differ in λ. ``layers``: of ``studies.lambda_layers``.
     """
     figure, axes = plt.subplots(1, 4, figsize=(12, 3.4))
     lams = sorted(frame.lambda_beta.unique())
@@ -115,10 +109,7 @@ def lambdas(frame: pd.DataFrame, layers: pd.DataFrame) -> Figure:
 
 def lambda_search(frame: pd.DataFrame, chosen: float) -> Figure:
     """Accuracy on the held-out part, once more near its best, and C, against λ: means ± their standard errors.
-
-    Args:
-        frame: of ``studies.search.search_frame``.
-        chosen: the λ to mark, of ``studies.search.chosen``.
+    ``frame``: of ``studies.search.search_frame``. ``chosen``: the λ to mark, of ``studies.search.chosen``.
     """
     figure, axes = plt.subplots(1, 3, figsize=(12, 3.9))
     lams, seeds = sorted(frame.lambda_.unique()), frame.seed.nunique()
@@ -168,12 +159,6 @@ def cost(frame: pd.DataFrame) -> Figure:
     ]
     parts.sort(key=lambda item: -item[1][1])
     figure, axis = plt.subplots(figsize=(7, 3.6))
-    _bars(axis, parts)
-    axis.set(xlabel="time of a training step / Standard's (median, quartiles)", xlim=(0, None))
-    return figure
-
-
-def _bars(axis: Axes, parts: list[tuple[str, list[float]]]) -> None:
     for place, (method, (low, middle, high)) in enumerate(parts):
         axis.barh(place, middle, color=METHOD[method][1], edgecolor="black", linewidth=0.5)
         axis.errorbar(middle, place, xerr=np.array([[middle - low], [high - middle]]), color="black", capsize=3)
@@ -181,3 +166,5 @@ def _bars(axis: Axes, parts: list[tuple[str, list[float]]]) -> None:
     axis.set_yticks(range(len(parts)), [METHOD[method][0] for method, _ in parts])
     axis.axvline(1, color="black", linewidth=1, linestyle=":")
     axis.grid(axis="y", visible=False)
+    axis.set(xlabel="time of a training step / Standard's (median, quartiles)", xlim=(0, None))
+    return figure

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Sequence
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, TypeVar
 
 import numpy as np
 import pandas as pd
@@ -17,6 +17,7 @@ from ..nn import centered_softplus, relu_reading, set_beta
 from ..training import Recipe, accuracy, fit, samples
 from ..training import recipe as recipe_of
 
+Layer = TypeVar("Layer", bound=nn.Module)
 MOONS_BOX = (-2.0, 3.0, -1.5, 2.0)  # x₁ from, to; x₂ from, to
 
 
@@ -103,13 +104,29 @@ def with_beta(model: nn.Module, beta: float) -> nn.Module:
 
 def beta_maps_frame(models: dict[float, nn.Module], resolution: int) -> pd.DataFrame:
     """Fields of nets that differ in β: columns x1, x2, beta, margin, curvature, accuracy."""
+    return _fields_frame("beta", models, resolution)
+
+
+def _fields_frame(name: str, models: Mapping[Any, nn.Module], resolution: int) -> pd.DataFrame:
     grid, (x, y) = moons_grid(resolution), samples(moons_recipe("standard"), "test")
     parts = []
-    for beta, model in models.items():
+    for key, model in models.items():
         margin, curvature = moons_fields(model, grid)
         columns = {"x1": grid[:, 0], "x2": grid[:, 1], "margin": margin, "curvature": curvature}
-        parts.append(pd.DataFrame({"beta": beta, "accuracy": accuracy(model, x, y)} | columns))
+        parts.append(pd.DataFrame({name: key, "accuracy": accuracy(model, x, y)} | columns))
     return pd.concat(parts, ignore_index=True)
+
+
+def passing(model: nn.Module, x: Tensor, kind: type[Layer]) -> list[tuple[Layer, Tensor, Tensor]]:
+    """Every layer of a kind with its input and output for x, in order of use; ``model`` runs once, in eval mode."""
+    seen: list[tuple[Layer, Tensor, Tensor]] = []
+    note = lambda layer, args, output: seen.append((layer, args[0], output))
+    hooks = [layer.register_forward_hook(note) for layer in model.modules() if isinstance(layer, kind)]
+    with evaluating(model), torch.no_grad():
+        model(x)
+    for hook in hooks:
+        hook.remove()
+    return seen
 
 
 def turning(model: nn.Module, start: Tensor, end: Tensor, steps: int = 20_000) -> tuple[float, float]:
@@ -127,14 +144,25 @@ def turning(model: nn.Module, start: Tensor, end: Tensor, steps: int = 20_000) -
 
 def moons_study(models: dict[str, nn.Module], resolution: int = 150) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Fields of each method's model, and the training points, as :func:`figures.moons` takes them."""
-    grid, parts = moons_grid(resolution), []
-    x, y = samples(moons_recipe("standard"), "test")
-    for method, model in models.items():
-        margin, curvature = moons_fields(model, grid)
-        columns = {"x1": grid[:, 0], "x2": grid[:, 1], "margin": margin, "curvature": curvature}
-        parts.append(pd.DataFrame({"method": method, "accuracy": accuracy(model, x, y)} | columns))
     x, y = samples(moons_recipe("standard"), "train")
-    return pd.concat(parts, ignore_index=True), pd.DataFrame({"x1": x[:, 0], "x2": x[:, 1], "label": y})
+    points = pd.DataFrame({"x1": x[:, 0], "x2": x[:, 1], "label": y})
+    return _fields_frame("method", models, resolution), points
+
+
+def net_frame(net: nn.Module, x: Tensor, y: Tensor, chunk: int = 100) -> pd.DataFrame:
+    """A row an image: grad_norm, hessian_norm, curvature (of the true label's loss), margin_curvature, correct.
+    ``x, y``: images (N, C, H, W) in [0, 1], labels (N,). ``chunk``: images measured at a time.
+    """
+    parts = []
+    for xs, ys in zip(x.split(chunk), y.split(chunk), strict=True):
+        g, margin = (geometry(net, xs, ys, scalar=scalar) for scalar in ("loss", "margin"))
+        with torch.no_grad():
+            correct = net(xs).argmax(1) == ys
+        values = dict(grad_norm=g.grad_norm, hessian_norm=g.hessian_norm, curvature=g.curvature)
+        values |= dict(margin_curvature=margin.curvature, correct=correct)
+        parts.append(pd.DataFrame({k: v.cpu().numpy() for k, v in values.items()}))
+    frame = pd.concat(parts, ignore_index=True)
+    return frame.assign(image=range(len(frame)))
 
 
 def digits_study(
@@ -142,8 +170,7 @@ def digits_study(
 ) -> pd.DataFrame:
     """Geometry of the first ``images`` test images (of 360), over seeds: Standard, its weights read as ReLU, and LCNN.
 
-    Columns: label, method, seed, image; grad_norm, hessian_norm, curvature, products of the loss of the true label;
-    margin_curvature; correct, accuracy.
+    Columns: those of :func:`net_frame`, and label, method, seed, accuracy.
     """
     parts = []
     for seed in seeds:
@@ -151,18 +178,11 @@ def digits_study(
             recipe = digits_recipe(method, seed, epochs=epochs)
             model, _ = fit(recipe, device=device, progress=progress)
             x, y = (part[:images] for part in samples(recipe, "test", next(model.parameters()).device))
-            for name, net in {
-                method: model,
-                **({"relu_reading": relu_reading(model)} if method == "standard" else {}),
-            }.items():
-                g, margin = (geometry(net, x, y, scalar=scalar) for scalar in ("loss", "margin"))
-                with torch.no_grad():
-                    correct = net(x).argmax(1) == y
-                values = {"grad_norm": g.grad_norm, "hessian_norm": g.hessian_norm, "curvature": g.curvature}
-                values |= {"margin_curvature": margin.curvature, "products": g.iterations, "correct": correct}
-                columns = {"label": METHOD[name][0], "method": name, "seed": seed, "image": range(len(y))}
-                columns |= {k: v.cpu().numpy() for k, v in values.items()}
-                parts.append(pd.DataFrame(columns | {"accuracy": correct.float().mean().item()}))
+            readings = {method: model} | ({"relu_reading": relu_reading(model)} if method == "standard" else {})
+            for name, net in readings.items():
+                part = net_frame(net, x, y, chunk=len(x))
+                about = part.assign(label=METHOD[name][0], method=name, seed=seed, accuracy=part.correct.mean())
+                parts.append(about)
     return pd.concat(parts, ignore_index=True)
 
 

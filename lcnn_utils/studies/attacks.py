@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..attacks import PAPER_EPS as PAPER_EPS
-from ..attacks import Headed, curve_of, first_success, masking_checks, robustness_curve
+from ..attacks import Headed, curve_of, first_success, masking_checks, robustness_curve, wilson
 from ..attacks.pgd import ascend, check, fooling, random_steps
 from ..curvature import evaluating, measuring, prepare, scalar_of
 from ..experiments import published, run
@@ -118,8 +118,6 @@ def over_seeds(frame: pd.DataFrame) -> pd.DataFrame:
     The mean over seeds, with the Wilson interval of all their images together; where the spread over seeds is larger
     (mean ± 2 standard errors), that.
     """
-    from ..attacks import wilson
-
     rows = []
     for key, part in frame.groupby(["dataset", "method", "label", "norm", "eps"], sort=False):
         values = part.accuracy.to_numpy(float)
@@ -132,9 +130,7 @@ def over_seeds(frame: pd.DataFrame) -> pd.DataFrame:
 
 def table(frame: pd.DataFrame, eps_grid: Sequence[float] = (0, 0.05, 0.1, 0.15, 0.2)) -> pd.DataFrame:
     """Accuracies in % at each ε (L2), mean ± standard deviation over seeds; in brackets those of the paper's Table 2.
-
-    Args:
-        frame: of :func:`curves_frame`.
+    ``frame``: of :func:`curves_frame`.
     """
     paper = paper_table().set_index(["label", "eps"]).accuracy
     rows = []

@@ -13,18 +13,18 @@ import torch
 import torch.nn.functional as F
 from scipy.sparse.linalg import LinearOperator, svds
 from torch import Generator, Tensor, nn
+from torch.func import jacrev
 from torch.nn.grad import conv2d_input
 from torch.nn.utils import parametrize
 
 from .. import data
 from ..curvature import channel_slopes, evaluating, geometry
-from ..nn import CenteredSoftplus, LipschitzBatchNorm2d, conv_norm, norms_once_a_step
+from ..nn import CenteredSoftplus, LipschitzBatchNorm2d, conv_norm, norms_once_a_step, spectral_normalize
 from ..nn.spectral_norm import Shape
 from ..training import Recipe, accuracy, build, learning_rate, make_optimizer, training_step
-from .residual import MERGES as MERGES
-from .residual import random_conv as random_conv
-from .residual import residual_frame as residual_frame
+from . import passing
 
+MERGES = ("sum", "average", "average + γ-BatchNorm")  # of the branches of a residual block
 STATISTICS = ("as trained", "taken anew")  # of the BatchNorms, when γ is changed
 
 
@@ -148,12 +148,8 @@ def _slopes(layer: nn.Module) -> Tensor:
 def conv_layers(model: nn.Module, x: Tensor) -> dict[str, tuple[nn.Conv2d, nn.Module, Shape]]:
     """By name, each convolution of a ``nn.resnet``, the BatchNorm after it, and its input's shape for images x."""
     shapes: dict[nn.Module, Shape] = {}
-    convs = [module for module in model.modules() if isinstance(module, nn.Conv2d)]
-    hooks = [c.register_forward_pre_hook(lambda conv, args: shapes.update({conv: args[0].shape[1:]})) for c in convs]
-    with evaluating(model), torch.no_grad():
-        model(x[:1])
-    for hook in hooks:
-        hook.remove()
+    for layer, seen, _ in passing(model, x[:1], nn.Conv2d):
+        shapes[layer] = (seen.shape[1], seen.shape[2], seen.shape[3])
     found = {}
     for name, parent in model.named_modules():
         if isinstance(parent, nn.Sequential):
@@ -224,14 +220,8 @@ def input_spread(model: nn.Module, x: Tensor) -> Tensor:
     """β times the spread of each centered softplus's inputs for images x, in order of use: their standard deviation
     over images and pixels, averaged over channels. Far below 1, they span a piece on which the softplus is straight.
     """
-    found: list[Tensor] = []
-    measure = lambda layer, args: found.append(layer.beta * args[0].std((0, 2, 3)).mean())
-    hooks = [m.register_forward_pre_hook(measure) for m in model.modules() if isinstance(m, CenteredSoftplus)]
-    with evaluating(model), torch.no_grad():
-        model(x)
-    for hook in hooks:
-        hook.remove()
-    return torch.stack(found)
+    layers = passing(model, x, CenteredSoftplus)
+    return torch.stack([layer.beta.detach() * seen.std((0, 2, 3)).mean() for layer, seen, _ in layers])
 
 
 def gamma_frame(
@@ -251,3 +241,53 @@ def gamma_frame(
         columns = {"layer": list(slopes), "slope": list(slopes.values()), "accuracy": accuracy(net, x, y)}
         parts.append(pd.DataFrame({"method": method, "statistics": statistics, "gamma": gamma} | columns | values))
     return pd.concat(parts, ignore_index=True)
+
+
+def random_conv(c_in: int, c_out: int, seed: int, *, kernel: int = 3, stride: int = 1) -> nn.Conv2d:
+    """A convolution without bias, padding ``kernel // 2``, float64 weights N(0, 1/fan-in) drawn from ``seed``."""
+    conv = nn.utils.skip_init(nn.Conv2d, c_in, c_out, kernel, stride, kernel // 2, bias=False, dtype=torch.float64)
+    weight = torch.randn(conv.weight.shape, generator=Generator().manual_seed(seed), dtype=torch.float64)
+    conv.weight.data = weight / math.sqrt(c_in * kernel**2)
+    return conv
+
+
+class _Block(nn.Module):
+    """z ↦ φ(F(z) + z), or the authors' φ(½(F(z/√2) + z/√2)); F is conv – φ – conv of norm 1, or with γ-BatchNorms."""
+
+    def __init__(self, merge: str, shape: Shape, seed: int, beta: float) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        for index in range(2):
+            layers.append(spectral_normalize(random_conv(shape[0], shape[0], seed + index), shape, 100))
+            if merge == MERGES[2]:
+                layers.append(LipschitzBatchNorm2d(shape[0], momentum=1.0).double())  # running = last statistics
+            layers.append(CenteredSoftplus(beta, trainable=False))
+        self.average, self.branch, self.activation = merge != "sum", nn.Sequential(*layers[:-1]), layers[-1]
+
+    def forward(self, z: Tensor) -> Tensor:
+        z = z / math.sqrt(2) if self.average else z
+        return self.activation((self.branch(z) + z) / (2 if self.average else 1))
+
+
+def residual_frame(
+    depth: int, seeds: Sequence[int], *, channels: int = 4, size: int = 6, beta: float = 5.0
+) -> pd.DataFrame:
+    """Stacks of residual blocks, conv – φ – conv of norm 1 beside an identity: how slope and signal change.
+
+    Columns: block (of MERGES), seed, blocks, slope (‖Jacobian‖₂ of the stack at a random x), signal ‖z‖/‖x‖, bound (on
+    the slope; nan with BatchNorm).
+    """
+    rows, shape = [], (channels, size, size)
+    for merge, seed in itertools.product(MERGES, seeds):
+        z = torch.randn(32, *shape, generator=Generator().manual_seed(seed), dtype=torch.float64)
+        start, jacobian = z[0].norm(), torch.eye(z[0].numel(), dtype=torch.float64)
+        for n in range(1, depth + 1):
+            block = _Block(merge, shape, 1000 * seed + 2 * n, beta)
+            block(z)  # in training mode: BatchNorm takes the statistics of this batch
+            block.eval()
+            jacobian = jacrev(lambda x: block(x[None])[0])(z[0]).reshape(jacobian.shape).detach() @ jacobian  # noqa: B023
+            z = block(z).detach()
+            bound = {"sum": 2.0**n, "average": 2 ** (-n / 2)}.get(merge, math.nan)
+            slope = torch.linalg.matrix_norm(jacobian, 2).item()
+            rows.append((merge, seed, n, slope, (z[0].norm() / start).item(), bound))
+    return pd.DataFrame(rows, columns=["block", "seed", "blocks", "slope", "signal", "bound"])

@@ -11,8 +11,10 @@ import torch
 
 from ..experiments import comparison, has, how_measured, measured, run
 from ..figures.style import METHOD
+from ..nn import relu_reading
 from ..saliency import explain
-from ..training import Recipe
+from ..training import Recipe, samples
+from . import net_frame as net_frame
 from .methods import layer_frame
 from .scene import Scene
 
@@ -22,6 +24,35 @@ SYMBOL |= {"pgd_l2_accuracy": "PGD, L2", "relative_gradient_change": "change of 
 SCALE = {"lab": "ResNet-10 of width 8", "tiny": "ResNet-10 of width 8", "small": "ResNet-18 of width 16"}
 SCALE |= dict.fromkeys(("wide", "paper"), "ResNet-18 of width 64")
 NAME = {"digits": "digits", "cifar10": "CIFAR-10", "cifar100": "CIFAR-100"}
+
+
+def geometry_frame(
+    recipes: Iterable[Recipe],
+    *,
+    images: int = 1000,
+    train: int | None = None,
+    chunk: int = 100,
+    device: torch.device | None = None,
+) -> pd.DataFrame:
+    """:func:`net_frame` of stored runs on their first test and first training images; Standard as ReLU too (test).
+
+    Args:
+        images: of the test split; ``train``: of the training split, default as many. chunk: of :func:`net_frame`.
+
+    Columns added: dataset, method (``relu_reading`` for the same weights read as ReLU), label, seed, split.
+    """
+    parts = []
+    for one in recipes:
+        model = run(one, device=device, progress=False).model
+        assert model is not None
+        readings = {one.method: model} | ({"relu_reading": relu_reading(model)} if one.method == "standard" else {})
+        for split, count in {"test": images, "train": train or images}.items():
+            x, y = (part[:count] for part in samples(one, split, next(model.parameters()).device))
+            for name, net in readings.items():
+                if name == one.method or split == "test":
+                    frame = net_frame(net, x, y, chunk).assign(dataset=one.dataset, seed=one.seed, split=split)
+                    parts.append(frame.assign(method=name, label=METHOD[name][0]))
+    return pd.concat(parts, ignore_index=True)
 
 
 def datasets() -> list[str]:
@@ -72,9 +103,7 @@ def cells_table(frame: pd.DataFrame) -> pd.DataFrame:
 
 def side_by_side(frame: pd.DataFrame, table: str) -> pd.DataFrame:
     """One of the paper's tables as it is printed, each cell ``ours [theirs]``: a row a net.
-
-    Args:
-        frame: of :func:`cells`. table: one of :data:`TABLES`' values.
+    ``frame``: of :func:`cells`. ``table``: one of :data:`TABLES`' values.
     """
     rows: dict[str, dict[str, str]] = {}
     for r in list[Any](frame[frame.table == table].itertuples()):
@@ -103,9 +132,7 @@ def trained_layers(recipes: Iterable[Recipe]) -> pd.DataFrame:
 
 def train_test(frame: pd.DataFrame, column: str = "curvature") -> pd.DataFrame:
     """Mean over images of each run, training images beside test images: columns label, method, seed, train, test.
-
-    Args:
-        frame: of ``per_image.geometry_frame``. column: of it.
+    ``frame``: of :func:`geometry_frame`. ``column``: of it.
     """
     means = frame.pivot_table(index=["label", "method", "seed"], columns="split", values=column, sort=False)
     return means.dropna().reset_index().rename_axis(columns=None)
@@ -128,9 +155,7 @@ def readings(frame: pd.DataFrame) -> pd.DataFrame:
 
 def saliency_gallery(here: Scene, methods: dict[str, str], images: int = 4) -> tuple[list, dict[str, list], list[str]]:
     """Images all nets get right, and their maps, as ``figures.saliency.maps`` takes them.
-
-    Args:
-        here: nets and test images. methods: of :func:`saliency.explain` → what the column's title calls it.
+    ``here``: nets and test images. ``methods``: of :func:`saliency.explain` → what the column's title calls it.
     """
     with torch.no_grad():
         right = torch.stack([net(here.x).argmax(1) == here.y for net in here.nets.values()]).all(0)

@@ -131,9 +131,7 @@ def steadier(frame: pd.DataFrame, eps: float, seed: int = 0, resamples: int = 10
 
 def promises_table(stable: pd.DataFrame, curves: pd.DataFrame, eps: float = 0.1) -> pd.DataFrame:
     """For each method what survives PGD at ε (L2), and how much steadier its gradients are than Standard's.
-
-    Args:
-        stable: of :func:`stability_frame`. curves: of ``studies.attacks.over_seeds``.
+    ``stable``: of :func:`stability_frame`. ``curves``: of ``studies.attacks.over_seeds``.
     """
     steady = steadier(stable, eps).set_index("net")
     at = {(m, e): part.iloc[0] for (m, e), part in curves[curves.norm == "l2"].groupby(["method", "eps"])}

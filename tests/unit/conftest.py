@@ -1,6 +1,7 @@
 """Fixtures of the unit tests."""
 
 import shutil
+import warnings
 
 import pytest
 import torch
@@ -28,3 +29,24 @@ def one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def drawing(monkeypatch, tmp_path):
+    """Figures are drawn without a screen, in our look, warn of nothing, and save nothing."""
+    import matplotlib.pyplot as plt
+    from matplotlib.figure import Figure
+
+    from lcnn_utils.lab import use_style
+
+    monkeypatch.setattr(Figure, "savefig", lambda *_, **__: pytest.fail("a figure function saved"))
+    monkeypatch.chdir(tmp_path)
+    backend = plt.get_backend()
+    plt.switch_backend("agg")
+    with plt.rc_context(), warnings.catch_warnings():
+        use_style()
+        warnings.simplefilter("error")
+        yield
+    plt.close("all")
+    plt.switch_backend(backend)
+    assert not list(tmp_path.iterdir())

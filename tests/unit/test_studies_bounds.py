@@ -2,6 +2,7 @@
 
 import copy
 import math
+from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -124,7 +125,7 @@ def test_scramble_depends_on_the_seed_alone():
 
 
 def test_random_mlps_are_varied():
-    nets = [studies.random_mlp(seed) for seed in range(60)]
+    nets = [studies.random_mlp(seed) for seed in range(30)]
     depths, widths, outputs, betas, kinds = set(), set(), set(), set(), set()
     for net in nets:
         assert not any(module.training for module in net.modules())
@@ -148,15 +149,6 @@ def test_random_mlps_are_varied():
     assert kinds == {False, True}
 
 
-@pytest.mark.parametrize("seed", [1, 2, 4])
-def test_random_standard_mlps_depend_on_the_seed_alone(seed):
-    torch.manual_seed(0)
-    first = studies.random_mlp(seed)
-    torch.manual_seed(1)
-    x = draw(2, first[1].in_features)
-    assert torch.equal(first(x), studies.random_mlp(seed)(x))
-
-
 @pytest.mark.parametrize("make", [lambda: studies.random_mlp(3), lambda: studies.random_cnn(1)[0]])
 def test_random_lcnns_depend_on_the_seed_alone(make):
     torch.manual_seed(0)
@@ -170,7 +162,7 @@ def test_random_lcnns_depend_on_the_seed_alone(make):
 
 def test_random_cnns_are_varied():
     shapes, kinds = set(), set()
-    for seed in range(16):
+    for seed in range(8):
         model, shape = studies.random_cnn(seed)
         assert not any(module.training for module in model.modules())
         logits = model(torch.rand((2, *shape), dtype=torch.float64))
@@ -190,16 +182,16 @@ def test_random_cnns_are_varied():
 
 
 @pytest.mark.parametrize("scalar", bounds.SCALARS)
-@pytest.mark.parametrize("seed", [0, 1, 2, 3, 5])
+@pytest.mark.parametrize("seed", [0, 2, 5])
 def test_audit_against_torch_func_and_the_public_functions(seed, scalar):
     model = studies.random_mlp(seed)
     d, classes = model[1].in_features, model[-1].out_features
-    x, y = draw(4, d, seed=seed), torch.arange(4) % classes
+    x, y = draw(3, d, seed=seed), torch.arange(3) % classes
     frame = studies.audit(model, x, y, scalar)
     assert set(frame) == {
         "gradient", "hessian", "curvature", "normalised", "local", "kappa", "data_free", "published", "published_widths"
     }  # fmt: skip
-    assert len(frame) == 4
+    assert len(frame) == 3
     gradient, hessian = truths(model, x, y, scalar)
     np.testing.assert_allclose(frame.gradient, gradient, rtol=1e-8)
     np.testing.assert_allclose(frame.hessian, hessian, rtol=1e-6, atol=1e-9 * hessian.max())
@@ -271,9 +263,9 @@ def test_cancellation_frame_in_closed_form():
 
 
 def test_depth_frame():
-    frame = studies.depth_frame((1, 3, 5), range(3), width=6, points=5)
+    frame = studies.depth_frame((1, 3, 5), range(2), width=6, points=3)
     assert list(frame.columns) == ["depth", "seed", "quantity", "value"]
-    assert len(frame) == 3 * 3 * 3
+    assert len(frame) == 3 * 2 * 3
     table = frame.pivot(index=["depth", "seed"], columns="quantity", values="value")
     truth, local, free = "largest ‖∇²f‖ of the points", "(A), its largest", "(B), at every x"
     assert list(frame.quantity.unique()) == [truth, local, free]
@@ -282,7 +274,6 @@ def test_depth_frame():
     growth = table[free].unstack("depth")
     assert (growth[1] < growth[3]).all()
     assert (growth[3] < growth[5]).all()
-    pd.testing.assert_frame_equal(frame, studies.depth_frame((1, 3, 5), range(3), width=6, points=5))
 
 
 def test_depth_frame_for_one_layer_in_closed_form():
@@ -369,7 +360,7 @@ def test_certificates():
     x = torch.tensor([[0.5, 0.5], [0.9, 0.5], [0.2, 0.1], [0.4, 0.9]], dtype=torch.float64)
     y = torch.tensor([1, 1, 0, 0])  # the last is wrong in the first net
     nets = {"line": half_plane(3.0, 4.0, bias=-2.5), "never": Never().double()}
-    frame = studies.certificates(nets, x, y, steps=20, restarts=1)
+    frame = studies.certificates(nets, x, y, steps=12, restarts=1)
     assert list(frame.columns) == ["net", "sample", "certified", "attacked"]
     assert frame.net.tolist() == ["line"] * 4 + ["never"] * 4
     assert frame["sample"].tolist() == [0, 1, 2, 3] * 2
@@ -428,7 +419,8 @@ def test_certified_table_by_hand():
     ]
 
 
-def test_moons_balls():
+def test_moons_balls(monkeypatch):
+    monkeypatch.setattr(studies, "minimal_radius", partial(studies.minimal_radius, steps=10, restarts=1))
     x = torch.tensor([[0.5, 0.5], [1.0, 0.0], [-0.5, 0.25]])
     y = torch.tensor([1, 0, 0])  # the second is wrong in the first net
     line, never = half_plane(3.0, 4.0, bias=-2.5).float(), Never()
@@ -477,7 +469,7 @@ def inputs_of(model: nn.Module, layer: str, x: torch.Tensor) -> torch.Tensor:
     return found[0]
 
 
-@pytest.mark.parametrize("factor", [0.1, 1.0, 7.0])
+@pytest.mark.parametrize("factor", [0.1, 7.0])
 @pytest.mark.parametrize("layer", ["3", "6"])
 def test_the_slope_before_a_layer_is_scaled(layer, factor):
     model = lcnn(8)
@@ -533,10 +525,10 @@ def test_a_slice_of_a_net_keeps_its_names(start):
 
 
 def points_of(model: nn.Module) -> tuple[torch.Tensor, torch.Tensor]:
-    """Ten points, of which the net gets seven right."""
-    x = draw(10, 2, seed=5)
+    """Five points, of which the net gets three right."""
+    x = draw(5, 2, seed=5)
     y = model(x).argmax(1)
-    y[[1, 4, 6]] = 1 - y[[1, 4, 6]]
+    y[[1, 4]] = 1 - y[[1, 4]]
     return x, y
 
 
@@ -549,7 +541,7 @@ def test_layer_numbers():
     assert numbers["bound"] == bounds.curvature_bound(model, (2,))
     assert numbers["local"] == max(bounds.local_bound(model, x, y).tolist())
     assert numbers["truth"] == pytest.approx(truths(model, x, y, "margin")[1].max(), rel=1e-8)
-    assert numbers["accuracy"] == pytest.approx(0.7)
+    assert numbers["accuracy"] == pytest.approx(0.6)
 
 
 def test_layer_numbers_are_those_of_eval_mode_and_change_nothing():
@@ -567,13 +559,13 @@ def test_knobs_frame():
     model = lcnn()
     x, y = points_of(model)
     before = state(model)
-    frame = studies.knobs_frame(model, x, y, (0.2, 30.0), (0.25, 1.0, 4.0))
+    frame = studies.knobs_frame(model, x, y, (30.0,), (0.25, 1.0, 4.0))
     assert same(model, before)
     assert list(frame.columns) == ["knob", "layer", "value", "trained", "bound", "local", "truth", "accuracy"]
     for (knob, layer), part in frame.groupby(["knob", "layer"]):
         expected = model.get_submodule(layer).beta.item() if "β" in knob else 1.0
         assert (part.trained == expected).all()
-    knobs = [("sharpness β", 0.2), ("sharpness β", 30.0)] + [("slope before it, times", v) for v in (0.25, 1.0, 4.0)]
+    knobs = [("sharpness β", 30.0)] + [("slope before it, times", v) for v in (0.25, 1.0, 4.0)]
     expected = [(knob, layer, value) for layer in ("3", "6") for knob, value in knobs]
     assert list(frame[["knob", "layer", "value"]].itertuples(index=False, name=None)) == expected
     trained = studies.layer_numbers(model, x, y)

@@ -37,6 +37,7 @@ def test_the_recipes_differ_in_lambda_and_seed_only():
 
 def test_the_frame_is_of_the_held_out_part(store, monkeypatch):
     asked = []
+    monkeypatch.setattr(experiments, "GEOMETRY", 8)
     monkeypatch.setattr(experiments, "samples", lambda r, split, d: asked.append(split) or training.samples(r, split))
     recipes = [replace(one, **TINY) for one in search_recipes((0, 1), (0.0, 0.1))]
     found = search_frame(recipes, progress=False)
@@ -85,7 +86,7 @@ def test_the_rule_does_not_hang_on_the_files_digits():
     assert chosen(frame(table)) == chosen(frame({lam: [round(a, 5) for a in v] for lam, v in table.items()})) == 0.01
 
 
-@settings(deadline=None, max_examples=100)
+@settings(deadline=None, max_examples=30)
 @given(
     st.dictionaries(st.sampled_from(LAMBDAS), st.lists(st.integers(0, 20), min_size=3, max_size=3), min_size=1),
 )
