@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,25 +17,23 @@ CELL = ["method", "quantity", "epsilon"]
 READING = 0.05  # relative error of the values read off the printed figure
 
 
-def published(source: str | None = None) -> pd.DataFrame:
+def published(source: str = "") -> pd.DataFrame:
     """Columns source, dataset, architecture, method (its label), quantity, epsilon, mean, spread.
 
     Args:
-        source: only rows whose source begins so: ``paper table 1`` (CIFAR-100, ResNet-18: geometry and accuracy in
-            %, ± over two runs), ``paper table 2`` (PGD), ``paper gradient-robustness figure``, ``course project``.
-
-    Raises:
-        ValueError: no row is of that source.
+        source: only rows whose source begins so (ValueError: none does): ``paper table 1`` (CIFAR-100, ResNet-18:
+            geometry and accuracy in %, ± over two runs), ``paper table 2`` (PGD), ``paper gradient-robustness figure``,
+            ``course project``.
     """
     frame = pd.read_csv(TABLES)
-    chosen = frame if source is None else frame[frame.source.str.startswith(source)]
+    chosen = frame[frame.source.str.startswith(source)]
     if not len(chosen):
         raise ValueError(f"nothing is published as {source!r}: known are {', '.join(frame.source.unique())}")
     return chosen.reset_index(drop=True)
 
 
 def ours(dataset: str) -> pd.DataFrame:
-    """What we measured on a dataset, in the columns of :func:`published` and in its units, and ``seeds``.
+    """What we measured on a dataset: columns method, quantity, epsilon, mean, spread (as in :func:`published`), seeds.
 
     Means over images, then over seeds; spread is the standard deviation over seeds (NaN: one seed). Geometry and
     ``accuracy`` (%, whole test split), ``pgd_l2_accuracy`` and ``pgd_linf_accuracy`` (%, at ``epsilon``), and
@@ -44,27 +42,26 @@ def ours(dataset: str) -> pd.DataFrame:
     runs = measured(f"{dataset}_runs")
     runs["accuracy"] *= 100
     kinds = ["accuracy", *GEOMETRY[:3], "curvature_median", "margin_curvature"]
-    parts = [runs.melt(["label", "seed"], kinds, "quantity").assign(epsilon=np.nan)]
+    parts = [runs.melt(["label", "seed"], kinds, "quantity").assign(eps=np.nan)]
     if has(f"{dataset}_curves"):
-        curves = measured(f"{dataset}_curves").rename(columns={"eps": "epsilon"})
-        curves["quantity"] = "pgd_" + curves.norm + "_accuracy"
-        parts.append(curves.assign(value=100 * curves.accuracy)[["label", "seed", "quantity", "epsilon", "value"]])
+        curves = measured(f"{dataset}_curves")
+        parts.append(curves.assign(quantity="pgd_" + curves.norm + "_accuracy", value=100 * curves.accuracy))
     if has(f"{dataset}_stability"):
-        stable = _random_noise(measured(f"{dataset}_stability")).rename(columns={"eps": "epsilon"})
-        means = (
-            stable.groupby(["label", "seed", "epsilon"], sort=False).relative_change.mean().reset_index(name="value")
-        )
+        stable = _random_noise(measured(f"{dataset}_stability"))
+        means = stable.groupby(["label", "seed", "eps"], sort=False).relative_change.mean().reset_index(name="value")
         parts.append(means.assign(quantity="relative_gradient_change"))
-    rows = pd.concat(parts, ignore_index=True).rename(columns={"label": "method"}).dropna(subset="value")
+    rows = (
+        pd.concat(parts)[["label", "quantity", "eps", "value"]]
+        .set_axis([*CELL, "value"], axis=1)
+        .dropna(subset="value")
+    )
     groups = rows.groupby(CELL, sort=False, dropna=False).value
-    frame = groups.agg(["mean", "std", "size"]).reset_index().rename(columns={"std": "spread", "size": "seeds"})
-    return frame.assign(source="ours", dataset=dataset)[["source", "dataset", *CELL, "mean", "spread", "seeds"]]
+    return groups.agg(mean="mean", spread="std", seeds="size").reset_index()
 
 
 def _random_noise(stability: pd.DataFrame) -> pd.DataFrame:
     """The rows that the paper's gradient-robustness figure is about."""
-    shown = {"method": "gradient", "weights": "trained", "noise": "random"}
-    return stability[(stability[list(shown)] == list(shown.values())).all(axis=1)]
+    return stability.query("method == 'gradient' and weights == 'trained' and noise == 'random'")
 
 
 def comparison(dataset: str, source: str) -> pd.DataFrame:
@@ -74,7 +71,7 @@ def comparison(dataset: str, source: str) -> pd.DataFrame:
         source: theirs, as in :func:`published`; their rows on ``dataset`` where they have any, else all.
 
     Returns:
-        Columns method, quantity, epsilon, ours, ours_spread, seeds, theirs, theirs_spread, their_dataset, difference,
+        Columns method, quantity, epsilon, theirs, theirs_spread, their_dataset, ours, ours_spread, seeds, difference,
         joint_spread (√ of the sum of both squares: standard deviations over runs; values read off the printed figure
         have its reading error, 5 %), within (|difference| ≤ joint_spread; NA where either has no spread).
     """
@@ -83,13 +80,11 @@ def comparison(dataset: str, source: str) -> pd.DataFrame:
     spread = theirs.spread.where(~theirs.source.str.contains("digitised"), READING * theirs["mean"])
     cells = theirs[CELL].assign(theirs=theirs["mean"], theirs_spread=spread, their_dataset=theirs.dataset)
     mine = ours(dataset).rename(columns={"mean": "ours", "spread": "ours_spread"})
-    frame = cells.merge(mine[[*CELL, "ours", "ours_spread", "seeds"]], on=CELL, how="left")
+    frame = cells.merge(mine, on=CELL, how="left")
     frame["difference"] = frame.ours - frame.theirs
     frame["joint_spread"] = np.hypot(frame.ours_spread, frame.theirs_spread)
-    known = frame.joint_spread.notna() & frame.difference.notna()
-    frame["within"] = (frame.difference.abs() <= frame.joint_spread).astype("boolean").where(known)
-    order = [*CELL, "ours", "ours_spread", "seeds", "theirs", "theirs_spread", "their_dataset"]
-    return frame[[*order, "difference", "joint_spread", "within"]]
+    within = (frame.difference.abs() <= frame.joint_spread).astype("boolean")
+    return frame.assign(within=within.where(frame.joint_spread.notna()))
 
 
 STANDARD, LCNN, GRADREG, BOTH = "Standard", "LCNN", "GradReg", "LCNN + GradReg"
@@ -149,22 +144,25 @@ def _theirs(claim: Claim, dataset: str) -> float:
     return mean[claim.of] - mean[claim.over] if "points" in claim.value else mean[claim.of] / mean[claim.over]
 
 
-def _ours(claim: Claim, tables: Mapping[str, pd.DataFrame]) -> Interval:
+def _ours(claim: Claim, dataset: str) -> Interval:
     """What we measured, with its interval."""
-    kind = {"cost": "runs", "accuracy": "runs", "robustness": "curves", "gradient change": "stability"}
-    if (table := tables.get(kind.get(claim.what, "geometry"))) is None:
+    what, of, over = claim.what, claim.of, claim.over
+    kinds = {"cost": "runs", "accuracy": "runs", "robustness": "curves", "gradient change": "stability"}
+    name = f"{dataset}_{kinds.get(what, 'geometry')}"
+    if not has(name):
         return MISSING
-    if claim.what == "cost":
-        return _cost(table, claim.of, claim.over)
-    if claim.what == "accuracy":
-        return _gain(table.rename(columns={"accuracy": "share", "images": "n"}), claim.of, claim.over)
-    if claim.what == "robustness":
+    table = measured(name)
+    if what == "cost":
+        return _cost(table, of, over)
+    if what == "accuracy":
+        return _gain(table.rename(columns={"accuracy": "share", "images": "n"}), of, over)
+    if what == "robustness":
         left = table[(table.norm == "l2") & np.isclose(table.eps, 0.1)]
-        return _gain(left.assign(share=left.correct / left.n), claim.of, claim.over)
-    if claim.what == "gradient change":
+        return _gain(left.assign(share=left.correct / left.n), of, over)
+    if what == "gradient change":
         changes = _random_noise(table)
-        return _ratio(changes[np.isclose(changes.eps, 0.01)], "relative_change", claim.of, claim.over)
-    return _ratio(table[table.split == "test"], claim.what, claim.of, claim.over)
+        return _ratio(changes[np.isclose(changes.eps, 0.01)], "relative_change", of, over)
+    return _ratio(table[table.split == "test"], what, of, over)
 
 
 def _ratio(frame: pd.DataFrame, column: str, of: str, over: str) -> Interval:
@@ -179,7 +177,8 @@ def _ratio(frame: pd.DataFrame, column: str, of: str, over: str) -> Interval:
     if not {of, over} <= set(frame.label):
         return MISSING
     wide = frame.pivot_table(index="image", columns=["label", "seed"], values=column, sort=False)[[of, over]].dropna()
-    if (n := len(wide)) < 2:
+    n = len(wide)
+    if n < 2:
         return MISSING
     draw = np.random.default_rng(0)
     images = np.stack([np.bincount(draw.integers(n, size=n), minlength=n) for _ in range(RESAMPLES)]) / n
@@ -226,13 +225,11 @@ def _cost(runs: pd.DataFrame, of: str, over: str) -> Interval:
     return (ratio, a["min"] / b["max"], a["max"] / b["min"]) if a["size"] + b["size"] > 2 else (ratio, np.nan, np.nan)
 
 
-FIGURE = ("paper gradient-robustness", "relative_gradient_change", 0.01)
-MEASURES: dict[
-    str, tuple[str, tuple | None]
-] = {  # what a claim compares: in words, and where it is printed: source, quantity, ε
+GRADIENT_CHANGE = ("paper gradient-robustness", "relative_gradient_change", 0.01)
+MEASURES: dict[str, tuple[str, tuple | None]] = {  # in words, and where it is printed: source, quantity, ε
     "curvature": ("C of {} over {}'s, times", ("paper table 1", "curvature", None)),
     "margin_curvature": ("C of the margin, of {} over {}'s, times", None),
-    "gradient change": ("change of ∇ℓ at ‖η‖ = 0.01, {} over {}'s, times", FIGURE),
+    "gradient change": ("change of ∇ℓ at ‖η‖ = 0.01, {} over {}'s, times", GRADIENT_CHANGE),
     "robustness": ("points kept at ε = 0.1, {} minus {}", ("paper table 2", "pgd_l2_accuracy", 0.1)),
     "accuracy": ("accuracy in points, {} minus {}", ("paper table 1", "accuracy", None)),
     "cost": ("seconds of training, {} over {}'s, times", None),
@@ -261,14 +258,11 @@ BEYOND = (  # what the published tables show too, though the paper does not say 
 
 def claims(dataset: str, those: Sequence[Claim] = CLAIMS) -> pd.DataFrame:
     """A row per claim on one dataset, measured or not: columns claim, value, rule, low_bound, high_bound (the rule in
-    numbers), theirs (on CIFAR-100 where nothing is published on the dataset), theirs_holds, ours, low, high, verdict.
-    """
-    kinds = ("runs", "geometry", "curves", "stability")
-    tables = {kind: measured(f"{dataset}_{kind}") for kind in kinds if has(f"{dataset}_{kind}")}
+    numbers), theirs (on CIFAR-100 where nothing is published on the dataset), ours, low, high, verdict."""
     rows = []
     for claim in those:
-        theirs, (value, low, high) = _theirs(claim, dataset), _ours(claim, tables)
-        row = {"claim": claim.text, "value": claim.value, "rule": claim.rule, "theirs": theirs}
-        row |= {"low_bound": claim.low, "high_bound": claim.high, "theirs_holds": claim.verdict((theirs,) * 3)}
-        rows.append(row | {"ours": value, "low": low, "high": high, "verdict": claim.verdict((value, low, high))})
+        value, low, high = interval = _ours(claim, dataset)
+        row = {"claim": claim.text, "value": claim.value, "rule": claim.rule}
+        row |= {"low_bound": claim.low, "high_bound": claim.high, "theirs": _theirs(claim, dataset)}
+        rows.append(row | {"ours": value, "low": low, "high": high, "verdict": claim.verdict(interval)})
     return pd.DataFrame(rows)

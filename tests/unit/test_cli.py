@@ -162,4 +162,5 @@ def test_train_ships_and_prints_what_came_out_and_results_tells_it(store, shippe
     assert "lambda_beta" in table, "what differs is told"
     assert "width" not in table
     assert cli.main(["results", "--csv", str(tmp_path / "all.csv")]) == 0
-    pd.testing.assert_frame_equal(pd.read_csv(tmp_path / "all.csv"), frame, check_dtype=False)
+    written, frame = (table.dropna(axis=1, how="all") for table in (pd.read_csv(tmp_path / "all.csv"), frame))
+    pd.testing.assert_frame_equal(written, frame, check_dtype=False)

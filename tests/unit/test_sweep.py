@@ -1,6 +1,7 @@
 """Sweeps on a cluster of this machine, what they promise when something fails, the plan, and ``lcnn sweep``."""
 
 import dataclasses
+import hashlib
 import json
 import os
 import signal
@@ -52,7 +53,7 @@ def moons(*methods, seeds=(0,), **changes):
 def numbers(one):
     """All that a run is but for when and where: its record, and its weights, momenta and generator."""
     record = json.loads(state_path(one).with_suffix(".json").read_text())
-    del record["provenance"]
+    del record["provenance"], record["sha256"]
     return record, {name: value.tolist() for name, value in load_file(state_path(one)).items()}
 
 
@@ -183,7 +184,9 @@ def pretend(one, seconds, device=HERE):
     path = state_path(one).with_suffix(".json")
     record = json.loads(path.read_text())
     record["provenance"] |= {"seconds": seconds, "device": device}
-    path.write_text(json.dumps(record))
+    del record["sha256"]
+    digest = hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
+    path.write_text(json.dumps(record | {"sha256": digest}))
 
 
 def test_a_plan(monkeypatch, tmp_path):
@@ -211,7 +214,7 @@ def test_a_plan(monkeypatch, tmp_path):
 def test_kind_knows_every_field():
     """A new field: does it change the time of an epoch?"""
     free = {"seed", "epochs", "lr", "momentum", "weight_decay", "schedule", "beta", "softplus", "gamma", "h", "eps"}
-    free |= {"lambda_beta", "lambda_gamma", "lambda_grad", "lambda_cure", "compile", "channels_last"}
+    free |= {"lambda_beta", "lambda_gamma", "lambda_grad", "lambda_cure", "compile", "bfloat16", "channels_last"}
     assert set(COSTLY) | free == {field.name for field in dataclasses.fields(moons("relu")[0])}
 
 
