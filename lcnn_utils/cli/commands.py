@@ -44,8 +44,8 @@ class Lab:
         if not (PROJECT / FIRST_NOTEBOOK).is_file():
             raise FileNotFoundError(f"{FIRST_NOTEBOOK} is not in {PROJECT}: clone the project, pip install -e . there")
         command = [sys.executable, "-m", "jupyterlab", f"--ServerApp.root_dir={PROJECT}"]
-        command += [f"--LabApp.default_url=/lab/tree/{FIRST_NOTEBOOK}"]
-        command += ["--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate"]  # the versions are locked
+        command.append(f"--LabApp.default_url=/lab/tree/{FIRST_NOTEBOOK}")
+        command.append("--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate")  # the versions are locked
         command += ["--allow-root"] if hasattr(os, "geteuid") and os.geteuid() == 0 else []
         if not has_display(os.environ, sys.platform):
             command.append("--no-browser")
@@ -89,9 +89,8 @@ class Train:
 
         if not self.methods:
             raise ValueError("say what to train, as in: lcnn train lcnn")
-        recipes = self.recipes()
         print(f"{'method':<14} {'seed':>4}  accuracy  C of the loss  C of the margin   seconds")
-        for recipe in recipes:
+        for recipe in self.recipes():
             result = (experiments.ship if self.ship else experiments.run)(recipe, device=self.device)
             accuracy, loss, margin = (result.metrics[name] for name in METRICS[:3])
             row = f"{recipe.method:<14} {recipe.seed:>4}  {accuracy:>8.2%}  {loss:>13.4g}  {margin:>15.4g}"
@@ -137,7 +136,7 @@ class Sweep:
 
         recipes = self.recipes()
         if not recipes:
-            raise ValueError("there is nothing to sweep: give --datasets, --methods and --seeds a value each, or none")
+            raise ValueError("there is nothing to sweep: give every option a value, or leave it out")
         if self.plan:
             table = experiments.plan(recipes, self.device)
             print(table.to_string(index=False) if len(table) else "nothing is left to train")
@@ -150,10 +149,10 @@ class Sweep:
         with Client(self.scheduler) if self.scheduler else nullcontext() as client:
             outcomes = experiments.sweep(recipes, client, workers=self.workers, device=self.device)
         for outcome in outcomes:
-            said = f"failed: {outcome.error}\n{outcome.traceback}"
-            if outcome.run is not None:
-                metrics = outcome.run.metrics
-                said = f"accuracy {metrics['accuracy']:.2%}, C of the loss {metrics['curvature']:.4g}"
+            if outcome.run is None:
+                said = f"failed: {outcome.error}\n{outcome.traceback}"
+            else:
+                said = "accuracy {accuracy:.2%}, C of the loss {curvature:.4g}".format(**outcome.run.metrics)
             print(f"{run_name(outcome.recipe)}  {said}")
         failed = sum(outcome.error is not None for outcome in outcomes)
         print(f"{len(outcomes) - failed} of {len(outcomes)} runs done, {failed} failed")
@@ -249,13 +248,12 @@ def parsed(changes: Names) -> dict[str, Any]:
     from ..lab import check_choice
     from ..training import Recipe
 
-    kinds = {name: bool if value is None else type(value) for name, value in asdict(Recipe()).items()}
+    defaults = {name: value for name, value in asdict(Recipe()).items() if name not in ("dataset", "method", "seed")}
     values: dict[str, Any] = {}
     for change in changes:
         name, _, text = change.partition("=")
-        kind = kinds[check_choice(name, tuple(kinds), "field of a recipe")]
-        if name in ("dataset", "method", "seed"):
-            raise ValueError(f"{change}: the command has an option of its own for the {name}")
+        default = defaults[check_choice(name, tuple(defaults), "field of a recipe")]
+        kind = bool if default is None else type(default)
         try:
             values[name] = {"true": True, "false": False}[text.lower()] if kind is bool else kind(text)
         except (KeyError, ValueError):

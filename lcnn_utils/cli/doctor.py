@@ -30,13 +30,6 @@ def programs() -> Iterator[Check]:
     python = f"Python {sys.version.split()[0]} ({sys.executable})"
     yield "packages", not lacking, ", ".join(lacking) or f"all here, and new enough; {python}", REINSTALL
     try:
-        import torchvision
-
-        torchvision.ops.nms(torch.tensor([[0.0, 0.0, 1.0, 1.0]]), torch.ones(1), 0.5)  # not of another torch
-        yield "torch", True, f"{torch.__version__} with torchvision {torchvision.__version__}", ""
-    except (ImportError, OSError, RuntimeError, AttributeError) as error:
-        yield "torch", False, f"it doesn't fit torchvision: {error}", REINSTALL
-    try:
         used = not shutil.which("nvidia-smi") or torch.cuda.is_available()
         advice = "an NVIDIA driver is here that this torch cannot use: update the driver, or install a torch for it"
         yield "device", used or None, f"{pick_device()}, {torch.get_num_threads()} threads", advice

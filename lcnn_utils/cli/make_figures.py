@@ -49,12 +49,11 @@ def entries() -> list[Entry]:
     found = []
     for section in tomllib.loads((Path(__file__).parent / "captions.toml").read_text(encoding="utf-8")).values():
         heading = section.pop("title")
-        for step, captions in section.items():
-            for name, caption in captions.items():
-                texts = {key: " ".join(text.split()) for key, text in caption.items()}
-                for dataset in datasets() if "DATASET" in name else ["digits"]:
-                    texts["title"] = " ".join(caption["title"].replace("DATASET", NAME[dataset]).split())
-                    found.append(Entry(heading, step, name.replace("DATASET", dataset), **texts))
+        for name, step, caption in [(name, step, made[name]) for step, made in section.items() for name in made]:
+            texts = {key: " ".join(text.split()) for key, text in caption.items()}
+            for dataset in datasets() if "DATASET" in name else ["digits"]:
+                title = texts["title"].replace("DATASET", NAME[dataset])
+                found.append(Entry(heading, step, name.replace("DATASET", dataset), **texts | {"title": title}))
     return found
 
 
@@ -94,8 +93,11 @@ def run(step: Callable[[], figure_steps.Made], folder: Path) -> list[str]:
     """Save what a step makes, each figure or table as soon as it is there; their names."""
     made = []
     for name, what, about in step():
-        save = style.save if isinstance(what, Figure) else style.save_table
-        save(what, name, {"command": f"lcnn figures --only {name}", "step": step.__name__, **about}, folder)
+        provenance = {"command": f"lcnn figures --only {name}", "step": step.__name__, **about}
+        if isinstance(what, Figure):
+            style.save(what, name, provenance, folder)
+        else:
+            style.save_table(what, name, provenance, folder)
         made.append(name)
     return made
 

@@ -220,9 +220,10 @@ def _cost(runs: pd.DataFrame, of: str, over: str) -> Interval:
     seconds = runs.groupby("label").seconds.agg(["mean", "min", "max", "size"])
     if not {of, over} <= set(seconds.index):
         return MISSING
-    a, b = seconds.loc[of], seconds.loc[over]
-    ratio = a["mean"] / b["mean"]
-    return (ratio, a["min"] / b["max"], a["max"] / b["min"]) if a["size"] + b["size"] > 2 else (ratio, np.nan, np.nan)
+    (mean, least, most, runs_of), (by, by_least, by_most, runs_over) = seconds.loc[[of, over]].to_numpy().tolist()
+    if runs_of + runs_over == 2:
+        return mean / by, np.nan, np.nan
+    return mean / by, least / by_most, most / by_least
 
 
 GRADIENT_CHANGE = ("paper gradient-robustness", "relative_gradient_change", 0.01)
@@ -261,8 +262,9 @@ def claims(dataset: str, those: Sequence[Claim] = CLAIMS) -> pd.DataFrame:
     numbers), theirs (on CIFAR-100 where nothing is published on the dataset), ours, low, high, verdict."""
     rows = []
     for claim in those:
-        value, low, high = interval = _ours(claim, dataset)
-        row = {"claim": claim.text, "value": claim.value, "rule": claim.rule}
-        row |= {"low_bound": claim.low, "high_bound": claim.high, "theirs": _theirs(claim, dataset)}
-        rows.append(row | {"ours": value, "low": low, "high": high, "verdict": claim.verdict(interval)})
-    return pd.DataFrame(rows)
+        theirs, interval = _theirs(claim, dataset), _ours(claim, dataset)
+        rows.append(
+            (claim.text, claim.value, claim.rule, claim.low, claim.high, theirs, *interval, claim.verdict(interval))
+        )
+    columns = ["claim", "value", "rule", "low_bound", "high_bound", "theirs", "ours", "low", "high", "verdict"]
+    return pd.DataFrame(rows, columns=columns)

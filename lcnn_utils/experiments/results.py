@@ -9,8 +9,7 @@ from __future__ import annotations
 import io
 import json
 import zlib
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +57,7 @@ def measured(name: str) -> pd.DataFrame:
     """
     frames: list[pd.DataFrame] = []
     for path in _existing(name):
-        newer = _read(path, dtype={"sha256": str})  # digits of a hash are no number
+        newer, _ = _read(path, dtype={"sha256": str})  # digits of a hash are no number
         frames = [frame[~frame.run.isin(newer.run)] for frame in frames if "run" in newer]
         frames.append(newer)
     return frames[0] if len(frames) == 1 else _by_run(pd.concat(frames))
@@ -69,7 +68,7 @@ def how_measured(name: str) -> dict[str, Any]:
     about it. Arguments and errors as :func:`measured`."""
     facts: dict[str, dict[str, Any]] = {}
     for path in _existing(name):
-        facts |= _facts(path)
+        facts |= _read(path, nrows=0)[1]
     if "" in facts:
         return facts[""]
     together: dict[str, Any] = {"runs": facts}
@@ -99,8 +98,8 @@ def append(frame: pd.DataFrame, name: str, provenance: Mapping[str, Any]) -> Pat
     path.parent.joinpath("locks").mkdir(parents=True, exist_ok=True)
     with FileLock(path.parent / "locks" / f"{name}.lock"):
         if "run" in new and path.exists():
-            old, facts = _read(path, **AS_WRITTEN), _facts(path) | facts
-            new = pd.concat([old[~old.run.isin(new.run)], new]).fillna("")
+            old, known = _read(path, **AS_WRITTEN)
+            new, facts = pd.concat([old[~old.run.isin(new.run)], new]).fillna(""), known | facts
         _write(path, _by_run(new) if "run" in new else new, facts)
     return path
 
@@ -127,36 +126,28 @@ def _record(path: Path) -> Path:
 
 def _files(name: str) -> list[Path]:
     """The files of a table, the project's before the store's."""
-    folders = dict.fromkeys((RESULTS, store_root() / "results"))
-    return [path for folder in folders if (path := _path(folder, name)).exists()]
+    return [path for folder in _folders() if (path := _path(folder, name)).exists()]
+
+
+def _folders() -> dict[Path, None]:
+    return dict.fromkeys((RESULTS, store_root() / "results"))
 
 
 def _existing(name: str) -> list[Path]:
     if files := _files(best(name)):
         return files
-    folders = (RESULTS, store_root() / "results")
-    there = sorted({path.stem for folder in folders for path in folder.glob("[!.]*.json")})
+    there = sorted({path.stem for folder in _folders() for path in folder.glob("[!.]*.json")})
     raise FileNotFoundError(f"no results called {name!r} in data/results (there are: {', '.join(there) or 'none'})")
 
 
-def _read(path: Path, **options: Any) -> pd.DataFrame:
-    with _damage(path):
-        return pd.read_csv(path, **options)
-
-
-def _facts(path: Path) -> dict[str, dict[str, Any]]:
-    """Run → what produced its rows; "" → what produced a table without runs."""
-    with _damage(_record(path)):
-        facts = json.loads(_record(path).read_text(encoding="utf-8"))
-        return {run: facts["common"] | own for run, own in facts["runs"].items()}
-
-
-@contextmanager
-def _damage(path: Path) -> Iterator[None]:
+def _read(path: Path, **options: Any) -> tuple[pd.DataFrame, dict[str, dict[str, Any]]]:
+    """Rows, and run → what produced them; "" → what produced a table without runs."""
     try:
-        yield
+        facts = json.loads(_record(path).read_text(encoding="utf-8"))
+        return pd.read_csv(path, **options), {run: facts["common"] | own for run, own in facts["runs"].items()}
     except (OSError, EOFError, zlib.error, ValueError, LookupError, TypeError) as error:
-        raise RuntimeError(f"{path} is damaged ({error}): restore it with git, or measure again without it") from None
+        name = f"{path} (or {_record(path).name})"
+        raise RuntimeError(f"{name} is damaged ({error}): restore it with git, or measure again without it") from None
 
 
 def _by_run(frame: pd.DataFrame) -> pd.DataFrame:

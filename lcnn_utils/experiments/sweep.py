@@ -127,24 +127,18 @@ def sweep(
 ) -> list[Outcome]:
     """Train and measure what is missing of many recipes, side by side.
 
-    Each recipe is one task for Dask, under the name of its run. When a worker is lost, Dask gives its task to another,
-    which goes on from the last epoch in the store; a task that loses more workers than Dask's ``allowed-failures`` (3)
-    is given up. A sweep that was stopped goes on when it is called again.
+    A recipe whose worker is lost goes on in another from its last epoch in the store (after ``allowed-failures`` of
+    Dask, 3, it is given up). A sweep that was stopped goes on when it is called again.
 
     Args:
-        recipes: in the order in which they are to be begun.
+        recipes: in the order in which they are to be begun, and of the outcomes. One that fails ends no other.
         client: of any Dask cluster whose workers share the store. None starts one on this machine, for the time of the
             call: in a script, only below ``if __name__ == "__main__":``, as always when Python starts processes.
         workers: processes of that cluster; default: one for each core, or each GPU.
-        device: for all workers; default as in ``lab.pick_device``.
-
-    Returns:
-        The outcomes, in the order of the recipes. One that failed ends no other.
 
     Raises:
         ValueError: workers < 1.
-        RuntimeError: a stored record is damaged, the device is absent, or the scheduler was lost; what was finished is
-            in the store.
+        RuntimeError: a stored record is damaged, the device is absent, or the scheduler was lost.
     """
     if workers is not None and workers < 1:
         raise ValueError(f"give at least 1 worker: got {workers}")

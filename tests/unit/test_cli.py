@@ -122,7 +122,7 @@ def test_changes_have_their_fields_types():
         (("train",), "say what to train, as in: lcnn train lcnn"),
         (("train", "lcn"), "unknown method 'lcn'.*did you mean 'lcnn'"),
         (("train", "lcnn", "--scale", "paper"), "digits has no scale 'paper'"),
-        (("train", "lcnn", "--set", "seed=1"), "an option of its own for the seed"),
+        (("train", "lcnn", "--set", "seed=1"), "unknown field of a recipe 'seed'"),
         (("train", "lcnn", "--set", "epochs"), "write epochs=VALUE, where VALUE is a whole number"),
         (("train", "lcnn", "--set", "augment=1"), "augment=VALUE, where VALUE is true or false"),
         (("train", "lcnn", "--device", "cuda:99", *TINY), "device 'cuda:99' is not available here"),
