@@ -39,6 +39,9 @@ def ours(dataset: str) -> pd.DataFrame:
     ``accuracy`` (%, whole test split), ``pgd_l2_accuracy`` and ``pgd_linf_accuracy`` (%, at ``epsilon``), and
     ``relative_gradient_change`` (random noise of length ``epsilon``). What was not measured is not there.
     """
+    if not has(f"{dataset}_runs"):
+        none = pd.DataFrame(columns=[*CELL, "mean", "spread", "seeds"])
+        return none.astype(dict.fromkeys(none.columns[2:], float))
     runs = measured(f"{dataset}_runs")
     runs["accuracy"] *= 100
     kinds = ["accuracy", *GEOMETRY[:3], "curvature_median", "margin_curvature"]

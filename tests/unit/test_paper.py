@@ -96,13 +96,12 @@ def test_comparison_by_hand(store):
     far, alone = cell(frame, "LCNN", "accuracy"), cell(frame, "GradReg", "accuracy")
     assert (far.joint_spread, far.within) == (pytest.approx(0.11), False)
     assert (alone.difference, pd.isna(alone.within)) == (pytest.approx(0), True), "one seed: no standard deviation"
-    append(pd.DataFrame([run_row(*rows[0])]), "digits_runs", {})
     for dataset, source in (("cifar10", "paper gradient-robustness"), ("digits", "paper table 2")):
         frame, printed = comparison(dataset, source), published(source)
         printed = printed[printed.dataset == dataset] if (printed.dataset == dataset).any() else printed
         expected = printed[[*CELL, "mean", "dataset"]].set_axis([*CELL, "theirs", "their_dataset"], axis=1)
         pd.testing.assert_frame_equal(frame[expected.columns], expected.reset_index(drop=True))
-        assert frame[["ours", "seeds", "difference", "within"]].isna().all(axis=None), "not measured"
+        assert frame[["ours", "seeds", "difference", "within"]].isna().all(axis=None), "nothing measured"
         error = 0.05 * frame.theirs if dataset == "cifar10" else printed.spread  # the figure's was read off
         np.testing.assert_allclose(frame.theirs_spread, error)
 
