@@ -10,15 +10,18 @@ import os
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Any
 
 import tyro
-from tyro.conf import Positional, Suppress, arg
+from tyro.conf import Positional, Suppress
 
-from .sweep import Sweep, parsed
+if TYPE_CHECKING:
+    from ..training import Recipe
 
+Names = tuple[str, ...]
 PROJECT = Path(__file__).resolve().parents[2]  # as in ``lab``, which imports torch
 FIRST_NOTEBOOK = "notebooks/01_softplus_and_beta.ipynb"
 METRICS = ["accuracy", "curvature", "margin_curvature", "seconds"]
@@ -31,32 +34,23 @@ def has_display(environ: Mapping[str, str], platform: str) -> bool:
     return not platform.startswith("linux") or bool(environ.get("DISPLAY") or environ.get("WAYLAND_DISPLAY"))
 
 
-def lab_command(extra: Sequence[str] = ()) -> list[str]:
-    """JupyterLab with this Python, in the project's folder, on the first notebook; no browser where none would be seen.
-    An extra argument replaces ours of the same name: Jupyter refuses two values."""
-    ours = [
-        f"--ServerApp.root_dir={PROJECT}",
-        f"--LabApp.default_url=/lab/tree/{FIRST_NOTEBOOK}",
-        "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate",  # the versions are locked
-        *([] if has_display(os.environ, sys.platform) else ["--no-browser"]),
-        *(["--allow-root"] if hasattr(os, "geteuid") and os.geteuid() == 0 else []),
-    ]
-    given = {argument.partition("=")[0] for argument in extra}
-    return [sys.executable, "-m", "jupyterlab", *(a for a in ours if a.partition("=")[0] not in given), *extra]
-
-
 @dataclass(frozen=True)
 class Lab:
     """Open JupyterLab on the first notebook. All options go to Jupyter, such as --port 9999 or --no-browser."""
 
-    extra: Suppress[tuple[str, ...]] = ()
+    extra: Suppress[Names] = ()
 
     def run(self) -> int:
         if not (PROJECT / FIRST_NOTEBOOK).is_file():
             raise FileNotFoundError(f"{FIRST_NOTEBOOK} is not in {PROJECT}: clone the project, pip install -e . there")
-        command = lab_command(self.extra)
-        if "--no-browser" in command:
+        command = [sys.executable, "-m", "jupyterlab", f"--ServerApp.root_dir={PROJECT}"]
+        command.append(f"--LabApp.default_url=/lab/tree/{FIRST_NOTEBOOK}")
+        command.append("--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate")  # the versions are locked
+        command += ["--allow-root"] if hasattr(os, "geteuid") and os.geteuid() == 0 else []
+        if not has_display(os.environ, sys.platform):
+            command.append("--no-browser")
             print("open the URL printed below", flush=True)
+        command += self.extra
         if os.name == "posix":  # this process turns into Jupyter, so that Ctrl-C and kill reach it
             os.execv(command[0], command)
         return subprocess.call(command)
@@ -79,47 +73,98 @@ class Train:
     lcnn train all --dataset cifar10 --seeds 0 1 --ship    (on a GPU: makes data/checkpoints)
     """
 
-    methods: Annotated[Positional[tuple[str, ...]], arg(metavar="METHOD ...", help_behavior_hint="")]
-    """What to train."""
-    dataset: Annotated[str, arg(metavar="NAME", help_behavior_hint="(default: digits)")] = "digits"
-    """moons, digits, cifar10, cifar100 or svhn."""
-    scale: Annotated[str | None, arg(metavar="SCALE", help_behavior_hint="(default: the first it has)")] = None
-    """lab (moons, digits); small, tiny (for a CPU), wide or paper (CIFAR, SVHN)."""
-    seeds: Annotated[tuple[int, ...], arg(metavar="N ...", help_behavior_hint="(default: 0)")] = (0,)
-    """Seeds, one run each."""
-    set: Annotated[tuple[str, ...], arg(metavar="FIELD=VALUE ...", help_behavior_hint="")] = ()
-    """Fields of the recipe to change."""
-    device: Annotated[str | None, arg(metavar="NAME", help_behavior_hint="(default: a GPU if there is one)")] = None
-    """cpu, cuda, …"""
-    ship: bool = False
-    """Write checkpoints (float16) and numbers into data/checkpoints too."""
+    methods: Positional[Names]  # what to train
+    dataset: str = "digits"  # moons, digits, cifar10, cifar100 or svhn
+    scale: str | None = None  # lab (moons, digits); small, tiny (for a CPU), wide or paper (CIFAR, SVHN)
+    seeds: tuple[int, ...] = (0,)  # one run each
+    set: Names = ()  # FIELD=VALUE: fields of the recipe to change
+    device: str | None = None  # cpu, cuda, …; a GPU if there is one
+    ship: bool = False  # write checkpoints (float16) and numbers into data/checkpoints too
+
+    def recipes(self) -> list[Recipe]:
+        return _recipes((self.dataset,), self.methods, self.seeds, self.scale, self.set)
 
     def run(self) -> int:
         from .. import experiments
-        from ..training import METHODS, recipe
 
         if not self.methods:
             raise ValueError("say what to train, as in: lcnn train lcnn")
-        methods = tuple(METHODS) if self.methods == ("all",) else self.methods
-        changes = parsed(self.set)
-        recipes = [recipe(self.dataset, name, seed, self.scale, **changes) for name in methods for seed in self.seeds]
         print(f"{'method':<14} {'seed':>4}  accuracy  C of the loss  C of the margin   seconds")
-        for one in recipes:
-            result = (experiments.ship if self.ship else experiments.run)(one, device=self.device)
-            accuracy, loss, margin = (result.metrics[n] for n in ("accuracy", "curvature", "margin_curvature"))
-            row = f"{one.method:<14} {one.seed:>4}  {accuracy:>8.2%}  {loss:>13.4g}  {margin:>15.4g}"
+        for recipe in self.recipes():
+            result = (experiments.ship if self.ship else experiments.run)(recipe, device=self.device)
+            accuracy, loss, margin = (result.metrics[name] for name in METRICS[:3])
+            row = f"{recipe.method:<14} {recipe.seed:>4}  {accuracy:>8.2%}  {loss:>13.4g}  {margin:>15.4g}"
             print(f"{row}  {result.provenance['seconds']:>8.1f}", flush=True)
         return 0
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """Train whatever is missing of many runs, in order: the first seed of everything, then the second.
+
+    On this machine, a process for each GPU or CPU core, or on the Dask cluster of --scheduler (docs/cluster.md).
+    Stopped by Ctrl-C or a crash, the same command goes on from the last whole epoch of every run.
+
+    For instance,
+
+    lcnn sweep --methods standard lcnn --seeds 0 1 2
+
+    lcnn sweep --datasets cifar10 --plan    (what would it take?)
+
+    lcnn sweep --methods lcnn --seeds 0 1 2 --grid lambda_beta=1e-4,1e-3 lambda_gamma=0,1e-3    (12 runs)
+
+    lcnn sweep --datasets cifar10 --scheduler tcp://10.0.0.5:8786    (on a cluster)
+    """
+
+    datasets: Names = ("digits",)  # moons, digits, cifar10, cifar100 or svhn
+    methods: Names = ("all",)  # what to train, in this order
+    seeds: tuple[int, ...] = (0,)  # the most important one first
+    scale: str | None = None  # lab (moons, digits); small, tiny (for a CPU), wide or paper (CIFAR, SVHN)
+    set: Names = ()  # FIELD=VALUE: fields of all recipes to change
+    grid: Names = ()  # FIELD=VALUE,VALUE…: fields to take several values each, in all combinations
+    scheduler: str | None = None  # of Dask: tcp://HOST:PORT
+    workers: int | None = None  # processes on this machine; one for each GPU or core
+    plan: bool = False  # train nothing: print what is missing, and how long it should take
+    device: str | None = None  # cpu, cuda, …; a GPU if there is one
+
+    def recipes(self) -> list[Recipe]:
+        return _recipes(self.datasets, self.methods, self.seeds, self.scale, self.set, self.grid)
+
+    def run(self) -> int:
+        from .. import experiments
+        from ..training import run_name
+
+        recipes = self.recipes()
+        if not recipes:
+            raise ValueError("there is nothing to sweep: give every option a value, or leave it out")
+        if self.plan:
+            table = experiments.plan(recipes, self.device)
+            print(table.to_string(index=False) if len(table) else "nothing is left to train")
+            minutes, unknown = table.seconds.sum() / 60, table.seconds.isna().sum()
+            print(f"missing: {len(table)} of {len(recipes)} runs, {minutes:.1f} minutes of one process", end="")
+            print(f" and {unknown} runs of unknown length" if unknown else "")
+            return 0
+        from distributed import Client
+
+        with Client(self.scheduler) if self.scheduler else nullcontext() as client:
+            outcomes = experiments.sweep(recipes, client, workers=self.workers, device=self.device)
+        for outcome in outcomes:
+            if outcome.run is None:
+                said = f"failed: {outcome.error}\n{outcome.traceback}"
+            else:
+                said = "accuracy {accuracy:.2%}, C of the loss {curvature:.4g}".format(**outcome.run.metrics)
+            print(f"{run_name(outcome.recipe)}  {said}")
+        failed = sum(outcome.error is not None for outcome in outcomes)
+        print(f"{len(outcomes) - failed} of {len(outcomes)} runs done, {failed} failed")
+        return 1 if failed else 0
 
 
 @dataclass(frozen=True)
 class Results:
     """List every run that is shipped or in the store: means over seeds, and their standard deviations."""
 
-    dataset: Annotated[str | None, arg(metavar="NAME", help_behavior_hint="(default: all)")] = None
-    """Of one dataset only."""
-    csv: Annotated[Path | None, arg(metavar="FILE", help_behavior_hint="")] = None
-    """Write all runs, a row each, with their recipes, into this file instead."""
+    dataset: str | None = None  # of one dataset only
+    csv: Path | None = None  # write all runs, a row each, with their recipes, into this file instead
 
     def run(self) -> int:
         from ..experiments import results
@@ -147,8 +192,7 @@ class Results:
 class Figures:
     """Make the figures and tables in figures/, and the page that shows them, on a CPU and offline."""
 
-    only: Annotated[tuple[str, ...], arg(metavar="NAME ...", help_behavior_hint="")] = ()
-    """Make these figures and tables, with what is made together with them, and no others."""
+    only: Names = ()  # make these figures and tables, with what is made together with them, and no others
 
     def run(self) -> int:
         from .make_figures import make
@@ -161,21 +205,17 @@ class Doctor:
     """Check Python, versions, device, disk, datasets and checkpoints, and say what to do about each problem."""
 
     def run(self) -> int:
-        try:
-            from . import doctor
-        except (ImportError, OSError) as error:  # torch without one of its libraries, say
-            raise RuntimeError(f"{error}: {sys.executable} -m pip install -r requirements.lock mends that") from error
-        return doctor.report()
+        from .doctor import report
+
+        return report()
 
 
 @dataclass(frozen=True)
 class Data:
     """List the datasets and where each is; with names, fetch those that are missing."""
 
-    names: Annotated[Positional[tuple[str, ...]], arg(metavar="[NAME ...]", help_behavior_hint="")] = ()
-    """Datasets to load, and to download where needed."""
-    root: Annotated[Path | None, arg(metavar="DIR", help_behavior_hint="(default: LCNN_DATA, else data/)")] = None
-    """Folder of the datasets."""
+    names: Positional[Names] = ()  # datasets to load, and to download where needed
+    root: Path | None = None  # folder of the datasets; else LCNN_DATA, else data/
 
     def run(self) -> int:
         from .. import data
@@ -189,14 +229,37 @@ class Data:
         return 0
 
 
-def parse(argv: Sequence[str]) -> Lab | Train | Sweep | Results | Figures | Doctor | Data:
-    """The command that ``argv`` asks for; a mistake in it ends the program with tyro's explanation and status 2."""
-    commands = Lab | Train | Sweep | Results | Figures | Doctor | Data
-    about = "LCNN Lab: low-curvature neural networks, taught and reproduced."
-    if list(argv[:1]) != ["lab"]:
-        return tyro.cli(commands, prog="lcnn", description=about, args=argv)
-    _, extra = tyro.cli(commands, prog="lcnn", description=about, args=argv, return_unknown_args=True)
-    return Lab(tuple(extra))
+def _recipes(
+    datasets: Names, methods: Names, seeds: tuple[int, ...], scale: str | None, changes: Names, grid: Names = ()
+) -> list[Recipe]:
+    """The recipes that the options of a command ask for."""
+    from ..experiments import ordered
+    from ..training import METHODS
+
+    pairs = [point.partition("=") for point in grid]
+    values = {name: [parsed((f"{name}={value}",))[name] for value in text.split(",")] for name, _, text in pairs}
+    methods = tuple(METHODS) if methods == ("all",) else methods
+    return ordered(datasets, methods, seeds, scale, values, **parsed(changes))
+
+
+def parsed(changes: Names) -> dict[str, Any]:
+    """``("lr=0.2", "augment=true")`` → ``{"lr": 0.2, "augment": True}``, each value of its field's type (ValueError: no
+    such field, or another type). Dataset, method and seed have options of their own."""
+    from ..lab import check_choice
+    from ..training import Recipe
+
+    defaults = {name: value for name, value in asdict(Recipe()).items() if name not in ("dataset", "method", "seed")}
+    values: dict[str, Any] = {}
+    for change in changes:
+        name, _, text = change.partition("=")
+        default = defaults[check_choice(name, tuple(defaults), "field of a recipe")]
+        kind = bool if default is None else type(default)
+        try:
+            values[name] = {"true": True, "false": False}[text.lower()] if kind is bool else kind(text)
+        except (KeyError, ValueError):
+            what = {bool: "true or false", int: "a whole number", float: "a number"}[kind]
+            raise ValueError(f"{change}: write {name}=VALUE, where VALUE is {what}") from None
+    return values
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -207,9 +270,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     command = parse(sys.argv[1:] if argv is None else argv)
     try:
         return command.run()
-    except (ValueError, RuntimeError, OSError) as error:
+    except (ValueError, RuntimeError, OSError, ImportError) as error:
         print("lcnn:", " ".join(str(error).split()), file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("lcnn: interrupted", file=sys.stderr)
         return 130
+
+
+def parse(argv: Sequence[str]) -> Lab | Train | Sweep | Results | Figures | Doctor | Data:
+    """The command that ``argv`` asks for; a mistake in it ends the program with tyro's explanation and status 2."""
+    commands = Lab | Train | Sweep | Results | Figures | Doctor | Data
+    about = "LCNN Lab: low-curvature neural networks, taught and reproduced."
+    if list(argv[:1]) != ["lab"]:
+        return tyro.cli(commands, prog="lcnn", description=about, args=argv)
+    _, extra = tyro.cli(commands, prog="lcnn", description=about, args=argv, return_unknown_args=True)
+    return Lab(tuple(extra))

@@ -20,26 +20,15 @@ Check = tuple[str, bool | None, str, str]
 REINSTALL = f"{sys.executable} -m pip install -r {PROJECT / 'requirements.lock'}"
 
 
-def lacking() -> Iterator[str]:
-    """The run-time dependencies that are missing, or older than ``pyproject.toml`` asks for."""
+def programs() -> Iterator[Check]:
+    """What is installed, and whether it works together."""
+    lacking = []  # missing, or older than pyproject.toml asks for
     for need in map(Requirement, metadata.requires("lcnn-utils") or []):
         found = [found.version for found in metadata.distributions(name=need.name)] or ["0"]
         if "extra" not in str(need.marker) and not need.specifier.contains(found[0], prereleases=True):
-            yield f"{need} (here: {found[0]})"
-
-
-def programs() -> Iterator[Check]:
-    """What is installed, and whether it works together."""
-    yield "Python", sys.version_info >= (3, 11), f"{sys.version.split()[0]} ({sys.executable})", "install 3.11 or newer"
-    wrong = ", ".join(lacking())
-    yield "packages", not wrong, wrong or "all here, and new enough", REINSTALL
-    try:
-        import torchvision
-
-        torchvision.ops.nms(torch.tensor([[0.0, 0.0, 1.0, 1.0]]), torch.ones(1), 0.5)  # not of another torch
-        yield "torch", True, f"{torch.__version__} with torchvision {torchvision.__version__}", ""
-    except (ImportError, OSError, RuntimeError, AttributeError) as error:
-        yield "torch", False, f"it doesn't fit torchvision: {error}", REINSTALL
+            lacking.append(f"{need} (here: {found[0]})")
+    python = f"Python {sys.version.split()[0]} ({sys.executable})"
+    yield "packages", not lacking, ", ".join(lacking) or f"all here, and new enough; {python}", REINSTALL
     try:
         used = not shutil.which("nvidia-smi") or torch.cuda.is_available()
         advice = "an NVIDIA driver is here that this torch cannot use: update the driver, or install a torch for it"
@@ -62,13 +51,16 @@ def folders() -> Iterator[Check]:
         yield "store", free >= 1, f"{store}, {free:.1f} GB free", "free some space, or set LCNN_STORE to a larger disk"
     except OSError as error:
         yield "store", False, f"{store} can't be written ({error.strerror})", "set LCNN_STORE to a folder of yours"
-    missing = [name for name, place in data.available().items() if place == "missing"]
-    found = f"missing in {data_root()}: {', '.join(missing)}" if missing else f"all in {data_root()}"
-    yield "datasets", not missing or None, found, f"`lcnn data {' '.join(missing)}` fetches what is missing"
-    models = len(list((PROJECT / "data" / "checkpoints").glob("*.safetensors")))
-    clone = (PROJECT / "notebooks").is_dir()
-    found = f"{PROJECT}, {models} trained models" if clone else "a plain install: no notebooks, figures, trained models"
-    yield "project", clone or None, found, "clone the project, and there: pip install -e ."
+    missing = " ".join(name for name, place in data.available().items() if place == "missing")
+    found = f"{data_root()} lacks {missing}" if missing else f"all in {data_root()}"
+    yield "datasets", not missing or None, found, f"`lcnn data {missing}` fetches what is missing"
+    clone = (PROJECT / "notebooks").is_dir() or None
+    yield (
+        "project",
+        clone,
+        str(PROJECT) if clone else f"no notebooks in {PROJECT}",
+        "clone it, and there: pip install -e .",
+    )
 
 
 def report() -> int:

@@ -6,7 +6,7 @@ and says in ``about`` what goes into NAME.json: dataset, n (images), seeds, and 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import pandas as pd
@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 
 from .. import figures, studies
 from ..curvature import layer_terms
-from ..experiments import BEYOND, CLAIMS, claims, how_measured, measured, readable_claims
+from ..experiments import BEYOND, CLAIMS, claims, how_measured, measured
 from ..figures import attacks as attack_figures
 from ..figures import bounds as bound_figures
 from ..figures import methods as method_figures
@@ -33,8 +33,6 @@ from ..studies.scene import PAPER_NETS, scene, shipped
 from ..training import METHODS, fit, recipe, samples
 
 Made = Iterator[tuple[str, Figure | pd.DataFrame, dict[str, Any]]]
-Step = Callable[[], Made]
-
 SEEDS = (0, 1, 2)
 FORMULAS: dict[str, Any] = {"source": "formulas"}
 TRAINED = "trained for this figure"
@@ -51,8 +49,8 @@ def about_results(*names: str) -> dict[str, Any]:
     """What produced stored results: command, hardware, versions, n, seeds, and the names of their runs."""
     sources = {name: how_measured(name) for name in names}
     sources = {name: about | {"runs": list(about.get("runs", ()))} for name, about in sources.items()}
-    titles = dict.fromkeys(title(name.partition("_")[0]) for name in names)
-    return {"dataset": ", ".join(titles), "source": MEASURED, "measured": sources}
+    datasets = dict.fromkeys(title(name.partition("_")[0]) for name in names)
+    return {"dataset": ", ".join(datasets), "source": MEASURED, "measured": sources}
 
 
 def activations() -> Made:
@@ -86,10 +84,10 @@ def convergence() -> Made:
 def bounds() -> Made:
     nets = {"LCNN, 3-layer MLP": bound_studies.certificate_recipe("lcnn")}
     nets |= {f"{style.METHOD[m][0]}, ResNet-10": studies.digits_recipe(m) for m in ("lcnn", "standard")}
-    terms = [layer_terms(fit(net, progress=False)[0], input_shape=(1, 8, 8)).assign(net=name)
-             for name, net in nets.items()]  # fmt: skip
+    models = {name: fit(net, progress=False)[0] for name, net in nets.items()}
+    terms = pd.concat([layer_terms(model, input_shape=(1, 8, 8)).assign(net=name) for name, model in models.items()])
     about: dict[str, Any] = {"dataset": "digits", "seeds": [0], "source": TRAINED}
-    yield "bound_waterfall", bound_figures.waterfall(pd.concat(terms, ignore_index=True)), about
+    yield "bound_waterfall", bound_figures.waterfall(terms.reset_index(drop=True)), about
     frame = bound_studies.audit_frame(nets=range(150), points=8)
     about = {"dataset": "150 random MLPs", "n": len(frame), "seeds": "0 to 149", "source": "random weights"}
     yield "bounds_on_random_nets", bound_figures.audit(frame), about
@@ -104,13 +102,13 @@ def certificates() -> Made:
 
 
 def methods() -> Made:
-    frame = method_studies.runs_frame(recipe("digits", method, seed) for method in METHODS for seed in SEEDS)
     about = about_digits(SHIPPED)
+    frame = method_studies.runs_frame(recipe("digits", method, seed) for method in METHODS for seed in SEEDS)
     yield "digits_methods", method_figures.accuracy_against_curvature(frame), about
     table = method_studies.geometry_table(frame).drop(columns=["paper: ‖∇f‖", "paper: ‖∇²f‖"])
     yield "digits_methods_table", table, about
-    arms = method_studies.arms_frame(method_studies.ingredient_recipes(SEEDS))
-    arms = pd.concat([arms, method_studies.softened_frame(SEEDS, (10.0,))])
+    trained = method_studies.arms_frame(method_studies.ingredient_recipes(SEEDS))
+    arms = pd.concat([trained, method_studies.softened_frame(SEEDS, (10.0,))])
     yield "digits_ingredients", method_studies.arms_table(arms), about
     by_lambda = method_studies.runs_frame(method_studies.lambda_recipes(SEEDS))
     yield "digits_lambda", method_figures.lambdas(by_lambda, method_studies.lambda_layers()), about
@@ -138,28 +136,25 @@ def promises() -> Made:
         attacked = {d: frame[frame.norm == norm] for d, frame in points.items() if norm in set(frame.norm)}
         figure = attack_figures.curves({title(d): frame for d, frame in attacked.items()}, theirs)
         yield f"pgd_{norm}", figure, about_results(*(f"{d}_curves" for d in attacked))
-    masking = attack_studies.masking_table(measured("digits_masking"))
-    yield "digits_masking", masking, about_results("digits_masking")
+    yield "digits_masking", attack_studies.masking_table(measured("digits_masking")), about_results("digits_masking")
 
 
 def paper_tables() -> Made:
-    verdicts = {}
     for d in datasets():
         cells, about = paper_studies.cells(d), about_results(f"{d}_runs")
         yield f"{d}_table_1", paper_studies.side_by_side(cells, "Table 1"), about
         yield f"{d}_table_2", paper_studies.side_by_side(cells, "Table 2"), about
         yield f"{d}_cells", paper_studies.cells_table(cells), about
-        yield f"{d}_claims", readable_claims(claims(d, (*CLAIMS, *BEYOND))), about
+        yield f"{d}_claims", paper_studies.readable_claims(claims(d, (*CLAIMS, *BEYOND))), about
         yield f"{d}_readings", paper_studies.readings(measured(f"{d}_geometry")), about
-        verdicts[title(d)] = claims(d)
     about = about_results(*(f"{d}_runs" for d in datasets()))
-    yield "claims", paper_figures.claims(verdicts), about
+    yield "claims", paper_figures.claims({title(d): claims(d) for d in datasets()}), about
 
 
 def behind_the_tables() -> Made:
     """What stands behind the tables: seconds, and curvature on training images."""
-    seconds = {title(d): paper_studies.cost_frame(d) for d in datasets()}
-    yield "cost", paper_figures.cost(seconds), about_results(*(f"{d}_runs" for d in datasets()))
+    about = about_results(*(f"{d}_runs" for d in datasets()))
+    yield "cost", paper_figures.cost({title(d): paper_studies.cost_frame(d) for d in datasets()}), about
     frames = {d: measured(f"{d}_geometry") for d in datasets()}
     both = {d: paper_studies.train_test(frame) for d, frame in frames.items() if "train" in set(frame.split)}
     figure = paper_figures.train_test({title(d): frame for d, frame in both.items()})
@@ -186,9 +181,3 @@ def lambda_search() -> Made:
     frame = measured("digits_lambda_search")
     about = about_results("digits_lambda_search") | {"dataset": "digits, held out of training"}
     yield "lambda_search", method_figures.lambda_search(frame, search.chosen(frame)), about
-
-
-STEPS: tuple[Step, ...] = (
-    activations, moons, digits, convergence, bounds, certificates, methods, promises,
-    paper_tables, behind_the_tables, layers, saliency_gallery, lambda_search,
-)  # fmt: skip

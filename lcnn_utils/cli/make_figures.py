@@ -9,10 +9,9 @@ import json
 import os
 import sys
 import tempfile
-import time
 import tomllib
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from unittest import mock
@@ -23,7 +22,7 @@ from tqdm import tqdm
 from ..figures import style
 from ..lab import PROJECT, check_choice, one_thread, use_style, write_text
 from ..studies.paper import NAME, datasets
-from .figure_steps import STEPS, Step
+from . import figure_steps
 
 HEAD = """# Figures and tables
 
@@ -50,56 +49,47 @@ def entries() -> list[Entry]:
     found = []
     for section in tomllib.loads((Path(__file__).parent / "captions.toml").read_text(encoding="utf-8")).values():
         heading = section.pop("title")
-        for step, captions in section.items():
-            for name, caption in captions.items():
-                texts = {key: " ".join(text.split()) for key, text in caption.items()}
-                for dataset in datasets() if "DATASET" in name else ["digits"]:
-                    texts["title"] = " ".join(caption["title"].replace("DATASET", NAME[dataset]).split())
-                    found.append(Entry(heading, step, name.replace("DATASET", dataset), **texts))
+        for name, step, caption in [(name, step, made[name]) for step, made in section.items() for name in made]:
+            texts = {key: " ".join(text.split()) for key, text in caption.items()}
+            for dataset in datasets() if "DATASET" in name else ["digits"]:
+                title = texts["title"].replace("DATASET", NAME[dataset])
+                found.append(Entry(heading, step, name.replace("DATASET", dataset), **texts | {"title": title}))
     return found
 
 
 def make(only: Sequence[str] = (), folder: Path | None = None) -> dict[str, Exception]:
     """Run the steps and write what they make, then the page, into ``folder`` (default ``figures/``).
 
-    Each file replaces its predecessor when it is complete. A step that fails is reported at the end; the others run.
+    A step that fails is reported at the end, and returned (name → error); the others run.
 
     Args:
-        only: names of figures or tables: run the steps that make them, and no others.
-
-    Returns:
-        Name of each step that failed → its error.
-
-    Raises:
-        ValueError: an unknown name. OSError: the page cannot be written.
+        only: names of figures or tables (ValueError: unknown): run the steps that make them, and no others.
     """
     folder, known = folder or PROJECT / "figures", entries()
     names = [entry.name for entry in known]
     wanted = {check_choice(name, names, "figure or table") for name in only} or set(names)
-    chosen = {entry.step for entry in known if entry.name in wanted}
+    steps = dict.fromkeys(entry.step for entry in known if entry.name in wanted)
     failed: dict[str, Exception] = {}
     use_style()
     one_thread()
     with tempfile.TemporaryDirectory() as store, mock.patch.dict(os.environ, LCNN_STORE=store, LCNN_DEVICE="cpu"):
-        for step in tqdm([step for step in STEPS if step.__name__ in chosen], desc="figures"):
-            name, start = step.__name__, time.perf_counter()
+        for step in tqdm(steps, desc="figures"):
             try:
-                made = run(step, folder)
-                if differ := {entry.name for entry in known if entry.step == name} ^ set(made):
-                    raise ValueError(f"captions.toml and the step {name} disagree on {', '.join(sorted(differ))}")
-                tqdm.write(f"{name}: {', '.join(made)} ({time.perf_counter() - start:.1f} s)")
+                made = run(getattr(figure_steps, step), folder)
+                if differ := {entry.name for entry in known if entry.step == step} ^ set(made):
+                    raise ValueError(f"captions.toml and the step {step} disagree on {', '.join(sorted(differ))}")
             except Exception as error:  # whatever it is, the other steps are run
-                failed[name] = error
+                failed[step] = error
     write_text(folder / "README.md", page(folder))
     if orphans := sorted({path.stem for path in folder.glob("[!.]*.*")} - {*names, "README"}):
         print(f"no step makes {', '.join(orphans)}: delete what is not yours")
-    for name, reason in failed.items():
+    for step, reason in failed.items():
         traceback.print_exception(reason)
-        print(f"the step {name} failed: {type(reason).__name__}: {reason}", file=sys.stderr)
+        print(f"the step {step} failed: {type(reason).__name__}: {reason}", file=sys.stderr)
     return failed
 
 
-def run(step: Step, folder: Path) -> list[str]:
+def run(step: Callable[[], figure_steps.Made], folder: Path) -> list[str]:
     """Save what a step makes, each figure or table as soon as it is there; their names."""
     made = []
     for name, what, about in step():
@@ -116,17 +106,18 @@ def page(folder: Path) -> str:
     """``README.md`` of a folder: the figures and tables that are there, with captions and where they come from."""
     parts, section = [HEAD], ""
     for entry in entries():
-        if not (folder / f"{entry.name}.json").is_file():
+        path = folder / entry.name
+        if not path.with_suffix(".json").is_file():
             continue
         if entry.section != section:
             section = entry.section
             parts.append(f"## {section}\n")
-        if (folder / f"{entry.name}.png").is_file():
+        if path.with_suffix(".png").is_file():
             body, links = f"![{entry.alt}]({entry.name}.png)", {"SVG": "svg", "provenance": "json"}
         else:
-            table = (folder / f"{entry.name}.md").read_text(encoding="utf-8")
-            body, links = f"{entry.alt}\n\n{table.rstrip()}", {"CSV": "csv", "LaTeX": "tex", "provenance": "json"}
-        record = json.loads((folder / f"{entry.name}.json").read_text(encoding="utf-8"))
+            table = path.with_suffix(".md").read_text(encoding="utf-8").rstrip()
+            body, links = f"{entry.alt}\n\n{table}", {"CSV": "csv", "LaTeX": "tex", "provenance": "json"}
+        record = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
         words = {"dataset": "", "n": "n = ", "seeds": "seeds ", "source": ""}
         origin = "; ".join(f"{word}{record[key]}" for key, word in words.items() if key in record)
         files = ", ".join(f"[{label}]({entry.name}.{end})" for label, end in links.items())

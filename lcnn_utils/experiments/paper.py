@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,65 +10,61 @@ import pandas as pd
 
 from ..attacks import wilson
 from ..lab import PROJECT
-from .results import COLUMNS, GEOMETRY, has, measured
+from .results import GEOMETRY, has, measured
 
 TABLES = PROJECT / "data" / "published" / "paper_tables.csv"
 CELL = ["method", "quantity", "epsilon"]
 READING = 0.05  # relative error of the values read off the printed figure
 
 
-def published(source: str | None = None) -> pd.DataFrame:
+def published(source: str = "") -> pd.DataFrame:
     """Columns source, dataset, architecture, method (its label), quantity, epsilon, mean, spread.
 
     Args:
-        source: only rows whose source begins so: ``paper table 1`` (CIFAR-100, ResNet-18: geometry and accuracy in
-            %, ± over two runs), ``paper table 2`` (PGD), ``paper gradient-robustness figure``, ``course project``.
-
-    Raises:
-        ValueError: no row is of that source.
+        source: only rows whose source begins so (ValueError: none does): ``paper table 1`` (CIFAR-100, ResNet-18:
+            geometry and accuracy in %, ± over two runs), ``paper table 2`` (PGD), ``paper gradient-robustness figure``,
+            ``course project``.
     """
     frame = pd.read_csv(TABLES)
-    chosen = frame if source is None else frame[frame.source.str.startswith(source)]
+    chosen = frame[frame.source.str.startswith(source)]
     if not len(chosen):
         raise ValueError(f"nothing is published as {source!r}: known are {', '.join(frame.source.unique())}")
     return chosen.reset_index(drop=True)
 
 
 def ours(dataset: str) -> pd.DataFrame:
-    """What we measured on a dataset, in the columns of :func:`published` and in its units, and ``seeds``.
+    """What we measured on a dataset: columns method, quantity, epsilon, mean, spread (as in :func:`published`), seeds.
 
     Means over images, then over seeds; spread is the standard deviation over seeds (NaN: one seed). Geometry and
     ``accuracy`` (%, whole test split), ``pgd_l2_accuracy`` and ``pgd_linf_accuracy`` (%, at ``epsilon``), and
     ``relative_gradient_change`` (random noise of length ``epsilon``). What was not measured is not there.
     """
-    parts = []
-    if has(f"{dataset}_runs"):
-        runs = measured(f"{dataset}_runs")
-        runs["accuracy"] *= 100
-        kinds = ["accuracy", *GEOMETRY[:3], "curvature_median", "margin_curvature"]
-        parts.append(runs.melt(["label", "seed"], kinds, "quantity").assign(epsilon=np.nan))
+    if not has(f"{dataset}_runs"):
+        none = pd.DataFrame(columns=[*CELL, "mean", "spread", "seeds"])
+        return none.astype(dict.fromkeys(none.columns[2:], float))
+    runs = measured(f"{dataset}_runs")
+    runs["accuracy"] *= 100
+    kinds = ["accuracy", *GEOMETRY[:3], "curvature_median", "margin_curvature"]
+    parts = [runs.melt(["label", "seed"], kinds, "quantity").assign(eps=np.nan)]
     if has(f"{dataset}_curves"):
         curves = measured(f"{dataset}_curves")
-        columns = {"quantity": "pgd_" + curves.norm + "_accuracy", "epsilon": curves.eps}
-        parts.append(curves[["label", "seed"]].assign(value=100 * curves.accuracy, **columns))
+        parts.append(curves.assign(quantity="pgd_" + curves.norm + "_accuracy", value=100 * curves.accuracy))
     if has(f"{dataset}_stability"):
         stable = _random_noise(measured(f"{dataset}_stability"))
-        means = stable.groupby(["label", "seed", "eps"], sort=False).relative_change.mean().reset_index()
-        means = means.rename(columns={"eps": "epsilon", "relative_change": "value"})
+        means = stable.groupby(["label", "seed", "eps"], sort=False).relative_change.mean().reset_index(name="value")
         parts.append(means.assign(quantity="relative_gradient_change"))
-    names = ["source", "dataset", *CELL, "mean", "spread", "seeds"]
-    if not parts:
-        return pd.DataFrame(columns=names).astype(dict.fromkeys(names[4:], float))
-    rows = pd.concat(parts, ignore_index=True).rename(columns={"label": "method"}).dropna(subset="value")
+    rows = (
+        pd.concat(parts)[["label", "quantity", "eps", "value"]]
+        .set_axis([*CELL, "value"], axis=1)
+        .dropna(subset="value")
+    )
     groups = rows.groupby(CELL, sort=False, dropna=False).value
-    frame = groups.agg(["mean", "std", "size"]).reset_index().rename(columns={"std": "spread", "size": "seeds"})
-    return frame.assign(source="ours", dataset=dataset)[names]
+    return groups.agg(mean="mean", spread="std", seeds="size").reset_index()
 
 
 def _random_noise(stability: pd.DataFrame) -> pd.DataFrame:
     """The rows that the paper's gradient-robustness figure is about."""
-    shown = {"method": "gradient", "weights": "trained", "noise": "random"}
-    return stability[(stability[list(shown)] == list(shown.values())).all(axis=1)]
+    return stability.query("method == 'gradient' and weights == 'trained' and noise == 'random'")
 
 
 def comparison(dataset: str, source: str) -> pd.DataFrame:
@@ -78,7 +74,7 @@ def comparison(dataset: str, source: str) -> pd.DataFrame:
         source: theirs, as in :func:`published`; their rows on ``dataset`` where they have any, else all.
 
     Returns:
-        Columns method, quantity, epsilon, ours, ours_spread, seeds, theirs, theirs_spread, their_dataset, difference,
+        Columns method, quantity, epsilon, theirs, theirs_spread, their_dataset, ours, ours_spread, seeds, difference,
         joint_spread (√ of the sum of both squares: standard deviations over runs; values read off the printed figure
         have its reading error, 5 %), within (|difference| ≤ joint_spread; NA where either has no spread).
     """
@@ -87,25 +83,24 @@ def comparison(dataset: str, source: str) -> pd.DataFrame:
     spread = theirs.spread.where(~theirs.source.str.contains("digitised"), READING * theirs["mean"])
     cells = theirs[CELL].assign(theirs=theirs["mean"], theirs_spread=spread, their_dataset=theirs.dataset)
     mine = ours(dataset).rename(columns={"mean": "ours", "spread": "ours_spread"})
-    frame = cells.merge(mine[[*CELL, "ours", "ours_spread", "seeds"]], on=CELL, how="left")
+    frame = cells.merge(mine, on=CELL, how="left")
     frame["difference"] = frame.ours - frame.theirs
     frame["joint_spread"] = np.hypot(frame.ours_spread, frame.theirs_spread)
-    known = frame.joint_spread.notna() & frame.difference.notna()
-    frame["within"] = (frame.difference.abs() <= frame.joint_spread).astype("boolean").where(known)
-    order = [*CELL, "ours", "ours_spread", "seeds", "theirs", "theirs_spread", "their_dataset"]
-    return frame[[*order, "difference", "joint_spread", "within"]]
+    within = (frame.difference.abs() <= frame.joint_spread).astype("boolean")
+    return frame.assign(within=within.where(frame.joint_spread.notna()))
 
 
 STANDARD, LCNN, GRADREG, BOTH = "Standard", "LCNN", "GradReg", "LCNN + GradReg"
 ADVERSARIAL, SOFTPLUS = "Adversarial training", "Softplus + weight decay"
 Interval = tuple[float, float, float]  # a value and its 95 % interval
 MISSING: Interval = (np.nan, np.nan, np.nan)
+RESAMPLES = 2000
 
 
 @dataclass(frozen=True)
 class Claim:
     """Something the paper says (``text``): ``what`` (of :data:`MEASURES`), compared of one method over another, lies
-    between ``low`` and ``high``; with ``strict`` neither itself is enough."""
+    between ``low`` and ``high``."""
 
     text: str
     what: str
@@ -113,7 +108,6 @@ class Claim:
     over: str
     low: float = -np.inf
     high: float = np.inf
-    strict: bool = False
 
     @property
     def value(self) -> str:
@@ -124,9 +118,9 @@ class Claim:
     def rule(self) -> str:
         """The limits in words."""
         if np.isinf(self.high):
-            return f"{'above' if self.strict else 'at least'} {self.low:g}"
+            return f"above {self.low:g}"
         if np.isinf(self.low):
-            return f"{'below' if self.strict else 'at most'} {self.high:g}"
+            return f"below {self.high:g}"
         return f"within ± {self.high:g}" if self.low == -self.high else f"between {self.low:g} and {self.high:g}"
 
     def verdict(self, interval: Interval) -> str:
@@ -136,11 +130,9 @@ class Claim:
             return "not measured"
         if np.isnan(low):
             return "one run"
-        if self.strict:
-            holds, fails = self.low < low and high < self.high, high <= self.low or low >= self.high
-        else:
-            holds, fails = self.low <= low and high <= self.high, high < self.low or low > self.high
-        return "holds" if holds else "fails" if fails else "open"
+        if self.low < low and high < self.high:
+            return "holds"
+        return "fails" if high <= self.low or low >= self.high else "open"
 
 
 def _theirs(claim: Claim, dataset: str) -> float:
@@ -155,23 +147,28 @@ def _theirs(claim: Claim, dataset: str) -> float:
     return mean[claim.of] - mean[claim.over] if "points" in claim.value else mean[claim.of] / mean[claim.over]
 
 
-def _ours(claim: Claim, tables: Mapping[str, pd.DataFrame]) -> Interval:
+def _ours(claim: Claim, dataset: str) -> Interval:
     """What we measured, with its interval."""
-    runs, geometry, curves, stability = (tables[kind] for kind in ("runs", "geometry", "curves", "stability"))
-    if claim.what == "cost":
-        return _cost(runs, claim.of, claim.over)
-    if claim.what == "accuracy":
-        return _gain(runs.rename(columns={"accuracy": "share", "images": "n"}), claim.of, claim.over)
-    if claim.what == "robustness":
-        left = curves[(curves.norm == "l2") & np.isclose(curves.eps, 0.1)]
-        return _gain(left.assign(share=left.correct / left.n), claim.of, claim.over)
-    if claim.what == "gradient change":
-        changes = _random_noise(stability)
-        return _ratio(changes[np.isclose(changes.eps, 0.01)], "relative_change", claim.of, claim.over)
-    return _ratio(geometry[geometry.split == "test"], claim.what, claim.of, claim.over)
+    what, of, over = claim.what, claim.of, claim.over
+    kinds = {"cost": "runs", "accuracy": "runs", "robustness": "curves", "gradient change": "stability"}
+    name = f"{dataset}_{kinds.get(what, 'geometry')}"
+    if not has(name):
+        return MISSING
+    table = measured(name)
+    if what == "cost":
+        return _cost(table, of, over)
+    if what == "accuracy":
+        return _gain(table.rename(columns={"accuracy": "share", "images": "n"}), of, over)
+    if what == "robustness":
+        left = table[(table.norm == "l2") & np.isclose(table.eps, 0.1)]
+        return _gain(left.assign(share=left.correct / left.n), of, over)
+    if what == "gradient change":
+        changes = _random_noise(table)
+        return _ratio(changes[np.isclose(changes.eps, 0.01)], "relative_change", of, over)
+    return _ratio(table[table.split == "test"], what, of, over)
 
 
-def _ratio(frame: pd.DataFrame, column: str, of: str, over: str, resamples: int = 2000) -> Interval:
+def _ratio(frame: pd.DataFrame, column: str, of: str, over: str) -> Interval:
     """Mean over images and seeds of one method over that of another, with a percentile bootstrap.
 
     Images that all these runs have are drawn with replacement, the same ones for all, and seeds for each method on its
@@ -183,13 +180,14 @@ def _ratio(frame: pd.DataFrame, column: str, of: str, over: str, resamples: int 
     if not {of, over} <= set(frame.label):
         return MISSING
     wide = frame.pivot_table(index="image", columns=["label", "seed"], values=column, sort=False)[[of, over]].dropna()
-    if (n := len(wide)) < 2:
+    n = len(wide)
+    if n < 2:
         return MISSING
     draw = np.random.default_rng(0)
-    images = np.stack([np.bincount(draw.integers(n, size=n), minlength=n) for _ in range(resamples)]) / n
+    images = np.stack([np.bincount(draw.integers(n, size=n), minlength=n) for _ in range(RESAMPLES)]) / n
     means = []
     for label in (of, over):
-        by_seed = images @ wide[label].to_numpy(float)  # (resamples, seeds)
+        by_seed = images @ wide[label].to_numpy(float)  # (RESAMPLES, seeds)
         seeds = draw.integers(by_seed.shape[1], size=by_seed.shape)
         means.append(np.take_along_axis(by_seed, seeds, 1).mean(1))
     low, high = np.quantile(means[0] / means[1], (0.025, 0.975))
@@ -221,22 +219,21 @@ def _gain(frame: pd.DataFrame, of: str, over: str) -> Interval:
 
 
 def _cost(runs: pd.DataFrame, of: str, over: str) -> Interval:
-    """Seconds of training over another method's, means over seeds. The interval is the range over seeds; with one
-    seed each there is none."""
+    """Seconds of training over another method's, means over seeds; the interval is the range over seeds, if any."""
     seconds = runs.groupby("label").seconds.agg(["mean", "min", "max", "size"])
     if not {of, over} <= set(seconds.index):
         return MISSING
-    (mean, least, most, size), (by, by_least, by_most, by_size) = seconds.loc[[of, over]].to_numpy().tolist()
-    return (mean / by, least / by_most, most / by_least) if size + by_size > 2 else (mean / by, np.nan, np.nan)
+    (mean, least, most, runs_of), (by, by_least, by_most, runs_over) = seconds.loc[[of, over]].to_numpy().tolist()
+    if runs_of + runs_over == 2:
+        return mean / by, np.nan, np.nan
+    return mean / by, least / by_most, most / by_least
 
 
-MEASURES = {  # what a claim compares: in words, and where it is printed: source, quantity, ε
+GRADIENT_CHANGE = ("paper gradient-robustness", "relative_gradient_change", 0.01)
+MEASURES: dict[str, tuple[str, tuple | None]] = {  # in words, and where it is printed: source, quantity, ε
     "curvature": ("C of {} over {}'s, times", ("paper table 1", "curvature", None)),
     "margin_curvature": ("C of the margin, of {} over {}'s, times", None),
-    "gradient change": (
-        "change of ∇ℓ at ‖η‖ = 0.01, {} over {}'s, times",
-        ("paper gradient-robustness", "relative_gradient_change", 0.01),
-    ),
+    "gradient change": ("change of ∇ℓ at ‖η‖ = 0.01, {} over {}'s, times", GRADIENT_CHANGE),
     "robustness": ("points kept at ε = 0.1, {} minus {}", ("paper table 2", "pgd_l2_accuracy", 0.1)),
     "accuracy": ("accuracy in points, {} minus {}", ("paper table 1", "accuracy", None)),
     "cost": ("seconds of training, {} over {}'s, times", None),
@@ -245,17 +242,17 @@ CLAIMS = (
     Claim("LCNN has a far lower curvature than Standard", "curvature", STANDARD, LCNN, low=3.5),
     Claim("LCNN is as accurate as Standard", "accuracy", LCNN, STANDARD, low=-1, high=1),
     Claim("LCNN + GradReg has a tenth of Standard's", "curvature", STANDARD, BOTH, low=10),
-    Claim("LCNN + GradReg has less than LCNN", "curvature", LCNN, BOTH, low=1, strict=True),
+    Claim("LCNN + GradReg has less than LCNN", "curvature", LCNN, BOTH, low=1),
     Claim("LCNN + GradReg is as accurate as Standard", "accuracy", BOTH, STANDARD, low=-1, high=1),
-    Claim("LCNN's gradients are steadier than Standard's", "gradient change", STANDARD, LCNN, low=1, strict=True),
-    Claim("LCNN + GradReg's are steadier than LCNN's", "gradient change", LCNN, BOTH, low=1, strict=True),
-    Claim("LCNN alone gains robustness", "robustness", LCNN, STANDARD, low=0, strict=True),
+    Claim("LCNN's gradients are steadier than Standard's", "gradient change", STANDARD, LCNN, low=1),
+    Claim("LCNN + GradReg's are steadier than LCNN's", "gradient change", LCNN, BOTH, low=1),
+    Claim("LCNN alone gains robustness", "robustness", LCNN, STANDARD, low=0),
     Claim("… but only a little", "robustness", LCNN, STANDARD, high=5),
     Claim("GradReg gains a lot", "robustness", GRADREG, STANDARD, low=10),
-    Claim("LCNN adds to GradReg", "robustness", BOTH, GRADREG, low=0, strict=True),
-    Claim("Adversarial training is more robust than LCNN + GradReg", "robustness", ADVERSARIAL, BOTH, 0, strict=True),
-    Claim("LCNN costs less than adversarial training", "cost", LCNN, ADVERSARIAL, high=1, strict=True),
-    Claim("LCNN + GradReg costs less than adversarial training", "cost", BOTH, ADVERSARIAL, high=1, strict=True),
+    Claim("LCNN adds to GradReg", "robustness", BOTH, GRADREG, low=0),
+    Claim("Adversarial training is more robust than LCNN + GradReg", "robustness", ADVERSARIAL, BOTH, low=0),
+    Claim("LCNN costs less than adversarial training", "cost", LCNN, ADVERSARIAL, high=1),
+    Claim("LCNN + GradReg costs less than adversarial training", "cost", BOTH, ADVERSARIAL, high=1),
 )
 BEYOND = (  # what the published tables show too, though the paper does not say so, and what they leave out
     Claim("A fixed softplus is as little curved as an LCNN", "curvature", SOFTPLUS, LCNN, low=0.8, high=1.25),
@@ -265,25 +262,12 @@ BEYOND = (  # what the published tables show too, though the paper does not say 
 
 def claims(dataset: str, those: Sequence[Claim] = CLAIMS) -> pd.DataFrame:
     """A row per claim on one dataset, measured or not: columns claim, value, rule, low_bound, high_bound (the rule in
-    numbers), theirs (on CIFAR-100 where nothing is published on the dataset), theirs_holds, ours, low, high, verdict.
-    """
-    tables = {}
-    for kind in ("runs", "geometry", "curves", "stability"):
-        none = pd.DataFrame(columns=[*COLUMNS[kind][0], *COLUMNS[kind][1]], dtype=float)
-        tables[kind] = measured(f"{dataset}_{kind}") if has(f"{dataset}_{kind}") else none
+    numbers), theirs (on CIFAR-100 where nothing is published on the dataset), ours, low, high, verdict."""
     rows = []
     for claim in those:
-        theirs, (value, low, high) = _theirs(claim, dataset), _ours(claim, tables)
-        row = {"claim": claim.text, "value": claim.value, "rule": claim.rule, "theirs": theirs}
-        row |= {"low_bound": claim.low, "high_bound": claim.high, "theirs_holds": claim.verdict((theirs,) * 3)}
-        rows.append(row | {"ours": value, "low": low, "high": high, "verdict": claim.verdict((value, low, high))})
-    return pd.DataFrame(rows)
-
-
-def readable_claims(frame: pd.DataFrame, heading: str = "claim") -> pd.DataFrame:
-    """A table of :func:`claims` for reading: a row per claim, ours with its interval, verdicts in words."""
-    number = lambda v: "–" if np.isnan(v) else f"{v:.3g}"
-    rows = zip(frame.ours, frame.low, frame.high, strict=True)
-    ours = [number(v) + ("" if np.isnan(low) else f" ({number(low)} – {number(high)})") for v, low, high in rows]
-    columns = {heading: frame.claim, "what is measured": frame.value, "asked": frame.rule}
-    return pd.DataFrame(columns | {"published": frame.theirs.map(number), "ours": ours, "verdict": frame.verdict})
+        theirs, interval = _theirs(claim, dataset), _ours(claim, dataset)
+        rows.append(
+            (claim.text, claim.value, claim.rule, claim.low, claim.high, theirs, *interval, claim.verdict(interval))
+        )
+    columns = ["claim", "value", "rule", "low_bound", "high_bound", "theirs", "ours", "low", "high", "verdict"]
+    return pd.DataFrame(rows, columns=columns)

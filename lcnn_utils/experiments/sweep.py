@@ -9,9 +9,7 @@ import contextlib
 import dataclasses
 import importlib.util
 import logging
-import textwrap
 import traceback
-import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
@@ -22,9 +20,8 @@ from safetensors import SafetensorError
 from tqdm import tqdm
 
 from ..lab import one_thread, pick_device
-from ..training import ONLY, Recipe, recipe, run_name, state_path
+from ..training import ONLY, Recipe, made_on, recipe, run_name, state_path
 from ..training.checkpoint import reached
-from ..training.fit import made_on
 from . import runs
 
 if TYPE_CHECKING:
@@ -32,7 +29,7 @@ if TYPE_CHECKING:
 
 # the fields that the time of an epoch depends on
 COSTLY = ["dataset", "method", "model", "width", "batch_size", "augment", "held_out"]
-COSTLY += ["derivative", "penalty_eval", "published", "attack_steps"]
+COSTLY += ["derivative", "published", "attack_steps"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,23 +55,20 @@ def ordered(
     Args:
         grid: fields of the recipe and their values; the last field changes fastest. A method that a field makes no
             difference to is trained once for all its values, with the default.
-        changes: fields of all recipes, and their values.
-
-    Raises:
-        ValueError: as ``Recipe``.
+        changes: fields of all recipes, and their values; errors as ``Recipe``.
     """
     grid = grid or {}
     recipes = []
     for seed, dataset, method, values in product(seeds, datasets, methods, product(*grid.values())):
         point = dict(zip(grid, values, strict=True))
         matters = {name: value for name, value in point.items() if method in ONLY.get(name, (method,))}
-        recipes.append(recipe(dataset, method, seed, scale, **changes, **matters))
+        recipes.append(recipe(dataset, method, seed, scale, **changes | matters))
     return list(dict.fromkeys(recipes))
 
 
 def recorded(recipe: Recipe) -> bool:
     """Whether the run of a recipe is finished: trained, measured, and shipped or in the store."""
-    return (runs.SHIPPED / f"{run_name(recipe)}.json").exists() or state_path(recipe).with_suffix(".json").exists()
+    return any((folder / f"{run_name(recipe)}.json").exists() for folder in runs.places())
 
 
 def plan(recipes: Iterable[Recipe], device: str | None = None) -> pd.DataFrame:
@@ -93,7 +87,9 @@ def plan(recipes: Iterable[Recipe], device: str | None = None) -> pd.DataFrame:
     for one in recipes:
         if recorded(one):
             continue
-        done, seconds, devices = _epochs_done(one), float("nan"), "unknown"
+        done, seconds, devices = 0, float("nan"), "unknown"
+        with contextlib.suppress(FileNotFoundError, SafetensorError):  # no state, or a damaged one
+            done = reached(state_path(one))[0]
         same = kinds.get(tuple(getattr(one, name) for name in COSTLY))
         if same is not None:
             timed = same[same.device == here] if (same.device == here).any() else same
@@ -104,70 +100,10 @@ def plan(recipes: Iterable[Recipe], device: str | None = None) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["run", *differing, "epochs", "done", "seconds", "device"])
 
 
-def _epochs_done(recipe: Recipe) -> int:
-    """How many epochs the state of an unfinished run has; 0 if there is none, or a damaged one."""
-    with contextlib.suppress(FileNotFoundError, SafetensorError):
-        return reached(state_path(recipe))[0]
-    return 0
-
-
 def run_task(recipe: Recipe, device: str | None = None) -> runs.Run:
     """What a worker does with a recipe: train and measure it, as :func:`run` does, or read it."""
     one_thread()  # as in a notebook, so that the numbers are the same
     return runs.run(recipe, device=device, progress=False, weights=False)
-
-
-def sweep(
-    recipes: Iterable[Recipe],
-    client: Client | None = None,
-    *,
-    workers: int | None = None,
-    device: str | None = None,
-    progress: bool = True,
-) -> list[Outcome]:
-    """Train and measure what is missing of many recipes, side by side.
-
-    Each recipe is one task for Dask, under the name of its run. When a worker is lost, Dask gives its task to another,
-    which goes on from the last epoch in the store; a task that loses more workers than Dask's ``allowed-failures`` (3)
-    is given up. A sweep that was stopped goes on when it is called again.
-
-    Args:
-        recipes: in the order in which they are to be begun.
-        client: of any Dask cluster whose workers share the store. None starts one on this machine, for the time of the
-            call: in a script, only below ``if __name__ == "__main__":``, as always when Python starts processes.
-        workers: processes of that cluster; default: one for each core, or each GPU.
-        device: for all workers; default as in ``lab.pick_device``.
-        progress: print where the dashboard is, show a bar with what is done, running, failed and left, and print what
-            fails.
-
-    Returns:
-        The outcomes, in the order of the recipes. One that failed ends no other.
-
-    Raises:
-        ValueError: workers < 1, or a client and workers.
-        RuntimeError: the device is absent, or the scheduler was lost; what was finished is in the store.
-    """
-    if workers is not None and (client is not None or workers < 1):
-        raise ValueError(f"give a client, or at least 1 worker: got {workers} workers, and client {client}")
-    recipes = list(recipes)
-    outcomes = {one: _finished(one) for one in recipes if recorded(one)}
-    missing = [one for one in dict.fromkeys(recipes) if one not in outcomes]
-    if missing and client is not None:
-        outcomes |= _swept(missing, client, device, progress)
-    elif missing:
-        from distributed import Client
-
-        with local_cluster(workers, device) as cluster, Client(cluster) as client:
-            outcomes |= _swept(missing, client, device, progress)
-    return [outcomes[one] for one in recipes]
-
-
-def _finished(recipe: Recipe) -> Outcome:
-    """The outcome of a recipe whose run is recorded."""
-    try:
-        return Outcome(recipe, runs.run(recipe, weights=False))
-    except RuntimeError as error:  # the record is damaged
-        return Outcome(recipe, None, error, traceback.format_exc())
 
 
 def local_cluster(workers: int | None, device: str | None) -> LocalCluster:
@@ -186,36 +122,60 @@ def local_cluster(workers: int | None, device: str | None) -> LocalCluster:
         return LocalCluster(n_workers=workers or (None if chosen.type == "cpu" else 1), **options)
 
 
-def _swept(missing: list[Recipe], client: Client, device: str | None, progress: bool) -> dict[Recipe, Outcome]:
+def sweep(
+    recipes: Iterable[Recipe], client: Client | None = None, *, workers: int | None = None, device: str | None = None
+) -> list[Outcome]:
+    """Train and measure what is missing of many recipes, side by side.
+
+    A recipe whose worker is lost goes on in another from its last epoch in the store (after ``allowed-failures`` of
+    Dask, 3, it is given up). A sweep that was stopped goes on when it is called again.
+
+    Args:
+        recipes: in the order in which they are to be begun, and of the outcomes. One that fails ends no other.
+        client: of any Dask cluster whose workers share the store. None starts one on this machine, for the time of the
+            call: in a script, only below ``if __name__ == "__main__":``, as always when Python starts processes.
+        workers: processes of that cluster; default: one for each core, or each GPU.
+
+    Raises:
+        ValueError: workers < 1.
+        RuntimeError: a stored record is damaged, the device is absent, or the scheduler was lost.
+    """
+    if workers is not None and workers < 1:
+        raise ValueError(f"give at least 1 worker: got {workers}")
+    recipes = list(recipes)
+    outcomes = {one: Outcome(one, runs.run(one, weights=False)) for one in recipes if recorded(one)}
+    missing = [one for one in dict.fromkeys(recipes) if one not in outcomes]
+    with contextlib.ExitStack() as stack:
+        if missing and client is None:
+            from distributed import Client
+
+            client = stack.enter_context(Client(stack.enter_context(local_cluster(workers, device))))
+        if missing and client is not None:
+            outcomes |= _swept(missing, client, device)
+    return [outcomes[one] for one in recipes]
+
+
+def _swept(missing: list[Recipe], client: Client, device: str | None) -> dict[Recipe, Outcome]:
     """The outcomes of recipes that are sent to a cluster."""
     from distributed import as_completed
 
-    workers = lambda: len(client.scheduler_info(n_workers=-1)["workers"])
-    if progress:
-        print(f"{len(missing)} runs on {workers()} workers, dashboard: {client.dashboard_link}")
+    print(f"{len(missing)} runs, dashboard: {client.dashboard_link}")
     futures = {client.submit(run_task, one, device, key=f"lcnn-{run_name(one)}", pure=False): one for one in missing}
-    outcomes: dict[Recipe, Outcome] = {}
-    bar = tqdm(total=len(missing), desc="runs", disable=not progress)
+    outcomes, failed = dict[Recipe, Outcome](), 0
     try:
-        for future in as_completed(futures):
+        bar = tqdm(as_completed(futures), total=len(missing), desc="runs")
+        for future in bar:
             one = futures[future]
             if future.status == "finished":
                 outcomes[one] = Outcome(one, future.result())
             elif future.status == "error":
                 where = "".join(traceback.format_tb(future.traceback()))
                 outcomes[one] = Outcome(one, None, future.exception(), where)
-                if progress:
-                    bar.write(f"{run_name(one)} failed: {textwrap.shorten(str(future.exception()), 150)}")
+                failed += 1
+                bar.set_postfix(failed=failed)
             else:
                 raise RuntimeError("the scheduler was lost: what was finished is in the store, the same sweep goes on")
-            failed = sum(outcome.error is not None for outcome in outcomes.values())
-            bar.set_postfix(running=min(workers(), len(missing) - len(outcomes)), failed=failed, refresh=False)
-            bar.update()
     finally:
-        bar.close()
         for future in futures:  # those that wait are forgotten (after `cancel` the same sweep could not begin at once)
             future.release()
-    elsewhere = [one for one, outcome in outcomes.items() if outcome.run is not None and not recorded(one)]
-    if elsewhere:
-        warnings.warn(f"{len(elsewhere)} runs are in another store: give the workers our LCNN_STORE", stacklevel=3)
     return outcomes

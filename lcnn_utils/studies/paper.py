@@ -168,3 +168,12 @@ def saliency_gallery(here: Scene, methods: dict[str, str], images: int = 4) -> t
         for name, net in here.nets.items()
     }
     return flat(x), columns, [here.classes[i] for i in y.tolist()]
+
+
+def readable_claims(frame: pd.DataFrame, heading: str = "claim") -> pd.DataFrame:
+    """A table of ``experiments.claims`` for reading: a row per claim, ours with its interval, verdicts in words."""
+    number = lambda v: "–" if np.isnan(v) else f"{v:.3g}"
+    rows = zip(frame.ours, frame.low, frame.high, strict=True)
+    ours = [number(v) + ("" if np.isnan(low) else f" ({number(low)} – {number(high)})") for v, low, high in rows]
+    columns = {heading: frame.claim, "what is measured": frame.value, "asked": frame.rule}
+    return pd.DataFrame(columns | {"published": frame.theirs.map(number), "ours": ours, "verdict": frame.verdict})

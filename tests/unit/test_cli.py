@@ -12,10 +12,10 @@ import torch
 
 from lcnn_utils import data
 from lcnn_utils.cli import commands as cli
-from lcnn_utils.cli.sweep import parsed
+from lcnn_utils.cli.commands import parsed
 from lcnn_utils.experiments import results
 from lcnn_utils.experiments import runs as experiments
-from lcnn_utils.training import METHODS, recipe, run_name
+from lcnn_utils.training import recipe, run_name
 from lcnn_utils.training.checkpoint import read
 
 TINY = ("--dataset", "moons", "--set", "epochs=1", "width=4")
@@ -40,21 +40,20 @@ def test_help_starts_without_torch_and_on_a_terminal_that_lacks_most_characters(
     assert done.stdout.startswith("False\nusage: lcnn")
 
 
-@pytest.mark.parametrize("command", ["lab", "train", "results", "figures", "doctor", "data"])
+@pytest.mark.parametrize("command", ["lab", "train", "sweep", "results", "figures", "doctor", "data"])
 def test_help_of_every_command(command, capsys):
     with pytest.raises(SystemExit, match="0"):
         cli.main([command, "--help"])
     assert f"usage: lcnn {command}" in capsys.readouterr().out
 
 
-def test_the_examples_of_the_help_are_commands():
+@pytest.mark.parametrize("command", [cli.Train, cli.Sweep])
+def test_the_examples_of_the_help_are_commands(command):
     """Each line of the help that begins with `lcnn` is understood, and its recipes are valid."""
-    lines = [line.strip() for line in cli.Train.__doc__.splitlines() if line.strip().startswith("lcnn ")]
+    lines = [line.strip() for line in command.__doc__.splitlines() if line.strip().startswith("lcnn ")]
     assert len(lines) == 4
     for line in lines:
-        command = cli.parse(line.split("    ")[0].split()[1:])
-        for method in METHODS if command.methods == ("all",) else command.methods:
-            recipe(command.dataset, method, command.seeds[0], command.scale, **parsed(command.set))
+        assert cli.parse(line.split("    ")[0].split()[1:]).recipes()
 
 
 @pytest.mark.parametrize("args", [["labb"], ["data", "--rot", "x"], ["train", "lcnn", "--seeds", "x"], []])
@@ -86,14 +85,13 @@ def test_lab_becomes_jupyter_with_what_it_is_given(seen, monkeypatch, tmp_path, 
     started = []
     monkeypatch.setattr(cli, "has_display", lambda *_: seen)
     monkeypatch.setattr(cli.os, "execv", lambda _, command: sys.exit(started.append(command)))
-    given = ["--ServerApp.root_dir=/else", "--port", "9999", "-y"]
+    given = ["--port", "9999", "-y"]
     with pytest.raises(SystemExit):
         cli.main(["lab", *given])
     (command,) = started
     assert command[:3] == [sys.executable, "-m", "jupyterlab"]
     assert "--LabApp.default_url=/lab/tree/notebooks/01_softplus_and_beta.ipynb" in command
-    assert command[-4:] == given
-    assert sum("root_dir" in part for part in command) == 1, "Jupyter refuses two"
+    assert command[-3:] == given
     assert ("--no-browser" in command) == ("URL printed below" in capsys.readouterr().out) == (not seen)
     assert not any("token" in part or "ip=" in part for part in command), "Jupyter's safe defaults"
     monkeypatch.setattr(cli, "PROJECT", tmp_path)
@@ -124,7 +122,7 @@ def test_changes_have_their_fields_types():
         (("train",), "say what to train, as in: lcnn train lcnn"),
         (("train", "lcn"), "unknown method 'lcn'.*did you mean 'lcnn'"),
         (("train", "lcnn", "--scale", "paper"), "digits has no scale 'paper'"),
-        (("train", "lcnn", "--set", "seed=1"), "an option of its own for the seed"),
+        (("train", "lcnn", "--set", "seed=1"), "unknown field of a recipe 'seed'"),
         (("train", "lcnn", "--set", "epochs"), "write epochs=VALUE, where VALUE is a whole number"),
         (("train", "lcnn", "--set", "augment=1"), "augment=VALUE, where VALUE is true or false"),
         (("train", "lcnn", "--device", "cuda:99", *TINY), "device 'cuda:99' is not available here"),
@@ -144,7 +142,7 @@ def test_train_ships_and_prints_what_came_out_and_results_tells_it(store, shippe
     assert "no runs yet" in capsys.readouterr().out
     assert cli.main(["train", "lcnn", "relu", "--seeds", "1", "4", *TINY]) == 0
     rows = [line.split() for line in capsys.readouterr().out.splitlines()[1:]]
-    assert [row[:2] for row in rows] == [["lcnn", "1"], ["lcnn", "4"], ["relu", "1"], ["relu", "4"]]
+    assert [row[:2] for row in rows] == [["lcnn", "1"], ["relu", "1"], ["lcnn", "4"], ["relu", "4"]]
     frame = results().set_index(["method", "seed"])
     for method, seed, *shown, _ in rows:
         run = frame.loc[(method, int(seed))]
@@ -164,4 +162,5 @@ def test_train_ships_and_prints_what_came_out_and_results_tells_it(store, shippe
     assert "lambda_beta" in table, "what differs is told"
     assert "width" not in table
     assert cli.main(["results", "--csv", str(tmp_path / "all.csv")]) == 0
-    pd.testing.assert_frame_equal(pd.read_csv(tmp_path / "all.csv"), frame, check_dtype=False)
+    written, frame = (table.dropna(axis=1, how="all") for table in (pd.read_csv(tmp_path / "all.csv"), frame))
+    pd.testing.assert_frame_equal(written, frame, check_dtype=False)
