@@ -19,7 +19,7 @@ __all__ = ["gradient_penalty", "layer_penalty", "lowest_gamma", "run_key"]
 
 def layer_penalty(f: Callable) -> bool | None:
     """f(log_beta, log_gamma, lambda_beta, lambda_gamma) → λ_β Σ β_l + λ_γ Σ |log γ_l|, a number. log_beta (L,) and
-    log_gamma (M,) are what is trained: β = e^{log β}. Solution: ``lcnn_utils.objectives.layer_penalty``.
+    log_gamma (M,) are what is trained: β = e^{log β}. Solution: ``lcnn_utils.training.objectives.layer_penalty``.
     """
     truth = lambda log_beta, log_gamma, lambda_beta, lambda_gamma: (
         lambda_beta * log_beta.exp().sum() + lambda_gamma * log_gamma.abs().sum()
@@ -41,7 +41,7 @@ def layer_penalty(f: Callable) -> bool | None:
 
 def gradient_penalty(f: Callable) -> bool | None:
     """f(losses, x) → mean ‖∂ℓₙ/∂xₙ‖², a number that can be differentiated again: losses (N,) were computed from x
-    (N, …), each from its own sample. Solution: ``lcnn_utils.objectives.squared_gradient``.
+    (N, …), each from its own sample. Solution: ``lcnn_utils.training.objectives.squared_gradient``.
     """
 
     def gradient(losses: Tensor, x: Tensor) -> Tensor:
@@ -201,7 +201,7 @@ def _others() -> dict[str, Recipe]:
     for name, value in asdict(BASE).items():
         if isinstance(value, str):
             changed[name] = OTHER_NAMES[name]
-        elif isinstance(value, bool):
+        elif isinstance(value, bool | None):
             changed[name] = not value
         else:
             changed[name] = value + 1 if isinstance(value, int) else value / 2 or 0.5

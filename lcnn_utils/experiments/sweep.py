@@ -5,7 +5,6 @@ Dask distributes the work: https://distributed.dask.org. Workers and client shar
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import importlib.util
 import logging
@@ -18,12 +17,11 @@ from itertools import product
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
-from safetensors import SafetensorError
 from tqdm import tqdm
 
 from ..lab import one_thread, pick_device
 from ..training import ONLY, Recipe, recipe, run_name, state_path
-from ..training.checkpoint import reached
+from ..training.checkpoint import epochs_done
 from ..training.fit import made_on
 from . import runs
 
@@ -93,7 +91,7 @@ def plan(recipes: Iterable[Recipe], device: str | None = None) -> pd.DataFrame:
     for one in recipes:
         if recorded(one):
             continue
-        done, seconds, devices = _epochs_done(one), float("nan"), "unknown"
+        done, seconds, devices = epochs_done(state_path(one)), float("nan"), "unknown"
         same = kinds.get(tuple(getattr(one, name) for name in COSTLY))
         if same is not None:
             timed = same[same.device == here] if (same.device == here).any() else same
@@ -102,13 +100,6 @@ def plan(recipes: Iterable[Recipe], device: str | None = None) -> pd.DataFrame:
         differences = [getattr(one, name) for name in differing]
         rows.append([run_name(one), *differences, one.epochs, done, seconds, devices])
     return pd.DataFrame(rows, columns=["run", *differing, "epochs", "done", "seconds", "device"])
-
-
-def _epochs_done(recipe: Recipe) -> int:
-    """How many epochs the state of an unfinished run has; 0 if there is none, or a damaged one."""
-    with contextlib.suppress(FileNotFoundError, SafetensorError):
-        return reached(state_path(recipe))[0]
-    return 0
 
 
 def run_task(recipe: Recipe, device: str | None = None) -> runs.Run:

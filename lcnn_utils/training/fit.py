@@ -6,8 +6,8 @@ import math
 import platform
 import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -29,7 +29,7 @@ from ..nn import (
     sigma_error,
     vgg11,
 )
-from .checkpoint import State, finished, locked, state_path
+from .checkpoint import State, epochs_done, locked, state_path
 from .objectives import OBJECTIVES
 from .recipe import INPUTS, METHODS, ONLY, Recipe
 
@@ -42,16 +42,11 @@ Batch = tuple[Tensor, Tensor]
 Step = Callable[[Tensor, Tensor], Tensor]  # a batch (x, y) → the terms to log, (T,)
 
 
-# ---- what a recipe is trained on and measured on -------------------------------------------------------------------
-
-
 def held_out(n: int, share: float) -> tuple[Tensor, Tensor]:
     """Of n samples, the indices of those to train on and of those held out, both in ascending order.
 
     A fixed permutation decides: the same for all methods and seeds. A larger share holds out the same samples and more.
-
-    Raises:
-        ValueError: one of the two parts would be empty.
+    ValueError: one of the two parts would be empty.
     """
     count = round(share * n)
     if share and not 0 < count < n:
@@ -71,22 +66,21 @@ def _part(recipe: Recipe, split: str) -> tuple[str, Tensor | slice]:
 
 
 def images(recipe: Recipe, split: str, device: torch.device | str = "cpu") -> data.Images:
-    """A split of the recipe's images as uint8: ``train`` without what is held out, ``held_out``, or ``test``.
-
-    Raises:
-        ValueError: an unknown split, or ``held_out`` of a recipe that holds nothing out; and as ``data.load``.
-    """
+    """A split of the recipe's images as uint8; ``split`` and errors as for :func:`samples`."""
     source, chosen = _part(recipe, split)
     whole = data.load(recipe.dataset, source)  # on the CPU, so that the device never holds both
     return replace(whole, x=whole.x[chosen], y=whole.y[chosen]).to(pick_device(device))
 
 
 def samples(recipe: Recipe, split: str, device: torch.device | str = "cpu") -> Batch:
-    """A split as (x, y): images (N, C, H, W) in [0, 1] or points (N, 2), and labels (N,). ``split`` and errors as for
-    :func:`images`."""
+    """A split as (x, y): images (N, C, H, W) in [0, 1] or points (N, 2), and labels (N,).
+
+    ``split``: ``train`` without what is held out, ``held_out`` or ``test``. ValueError: an unknown split, or
+    ``held_out`` of a recipe that holds nothing out; and as ``data.load``.
+    """
     if recipe.dataset != "moons":
-        found = images(recipe, split, device)
-        return found.float(), found.y
+        loaded = images(recipe, split, device)
+        return loaded.float(), loaded.y
     source, chosen = _part(recipe, split)
     n, offset = MOONS[source]
     x, y = data.two_moons(n, noise=0.15, seed=recipe.seed + offset)
@@ -116,9 +110,6 @@ def _epochs(
     kept = images(recipe, "train", device)
     make = lambda: data.batches(kept, recipe.batch_size, augment=recipe.augment, generator=generator, drop_last=True)
     return make, (kept.x[:PROBES].float() / 255, kept.y[:PROBES])
-
-
-# ---- its network, and one step -------------------------------------------------------------------------------------
 
 
 def build(recipe: Recipe) -> nn.Module:
@@ -167,9 +158,8 @@ def make_optimizer(recipe: Recipe, model: nn.Module) -> tuple[torch.optim.SGD, l
     """Nesterov's SGD, no decay on log β and log γ, and its momenta, made at once so that a state can be put back."""
     ours = [p for name, p in model.named_parameters() if name.endswith(("log_beta", "log_gamma"))]
     plain = [p for name, p in model.named_parameters() if not name.endswith(("log_beta", "log_gamma"))]
-    groups: list[dict[str, Any]] = [{"params": plain}, {"params": ours, "weight_decay": 0.0}]
     optimizer = torch.optim.SGD(
-        [group for group in groups if group["params"]],
+        [{"params": plain}, {"params": ours, "weight_decay": 0.0}],
         lr=recipe.lr,
         momentum=recipe.momentum,
         weight_decay=recipe.weight_decay,
@@ -204,50 +194,39 @@ def training_step(
     advance: Callable[[], None],
     now: dict[str, Any],
     names: list[str],
+    compiled: bool = False,
 ) -> Step:
     """The whole of a step as a function of a batch: power iterations, loss, gradients, optimiser → the terms' values.
 
-    Args:
-        advance: of ``nn.norms_once_a_step``.
-        now: what the objective is told each time (``progress``, ``generator``).
-        names: is filled with the names of the terms.
+    ``advance`` comes from ``nn.norms_once_a_step``; ``now`` is what the objective is told each time (``progress``,
+    ``generator``); ``names`` is filled with the names of the terms. If the compiler fails, the step warns once and goes
+    on without.
     """
     device = next(model.parameters()).device
+    networks = [torch.compile(model, dynamic=False), model] if compiled else [model]
 
-    def step(x: Tensor, y: Tensor) -> Tensor:
+    def attempt(x: Tensor, y: Tensor) -> Tensor:
         advance()
         with autocast(recipe, device):
-            loss, terms = OBJECTIVES[recipe.method](model, x, y, recipe, **now)
+            loss, terms = OBJECTIVES[recipe.method](networks[0], x, y, recipe, **now)  # type: ignore[operator]
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()
         names[:] = terms
         return torch.stack([term.float() for term in terms.values()])
 
-    return step
-
-
-def compiled_step(recipe: Recipe, model: nn.Module, *rest: Any) -> Step:
-    """:func:`training_step` with the model compiled. If the compiler fails, training warns once and goes on without."""
-    step = training_step(recipe, torch.compile(model, dynamic=False), *rest)  # type: ignore[arg-type]
-    plain = training_step(recipe, model, *rest)
-
-    def attempt(x: Tensor, y: Tensor) -> Tensor:
-        nonlocal step
+    def step(x: Tensor, y: Tensor) -> Tensor:
         try:
-            return step(x, y)
+            return attempt(x, y)
         except Exception as error:
-            if step is plain or isinstance(error, torch.OutOfMemoryError):
+            if len(networks) == 1 or isinstance(error, torch.OutOfMemoryError):
                 raise
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            reason = f"{type(error).__name__}: {error}".splitlines()[0]
             warnings.warn(f"training goes on without torch.compile: {reason}", RuntimeWarning, stacklevel=2)
-            step = plain
-            return step(x, y)
+            del networks[0]
+            return attempt(x, y)
 
-    return attempt
-
-
-# ---- the loop ------------------------------------------------------------------------------------------------------
+    return step
 
 
 def made_on(device: torch.device) -> dict[str, Any]:
@@ -258,45 +237,26 @@ def made_on(device: torch.device) -> dict[str, Any]:
     return versions | {"device": name, "threads": torch.get_num_threads()}
 
 
-def _layer_values(model: nn.Module) -> dict[str, float]:
-    """Every trained β and γ of a net, under ``beta LAYER`` and ``gamma LAYER``."""
-    values: dict[str, Tensor] = {}
-    for name, module in model.named_modules():
-        if isinstance(module, CenteredSoftplus) and isinstance(module.log_beta, nn.Parameter):
-            values[f"beta {name}"] = module.beta
-        if isinstance(module, LipschitzBatchNorm2d):
-            values[f"gamma {name}"] = module.gamma
-    return dict(zip(values, torch.stack([*values.values()]).tolist(), strict=True)) if values else {}
-
-
 def _row(recipe: Recipe, model: nn.Module, epoch: int, names: list[str], log: Tensor, probe: Batch) -> dict[str, float]:
     """The history of an epoch whose steps logged ``log`` (steps, terms). RuntimeError: something is not finite."""
-    bad = (~log.isfinite().all(1)).nonzero().flatten().tolist()
-    what = f"the loss is not finite in epoch {epoch}, step {bad[0] + 1} of {len(log)}," if bad else ""
-    if not bad and not all(bool(value.isfinite().all()) for value in model.state_dict().values()):
+    steps = (~log.isfinite().all(1)).nonzero().flatten().tolist()
+    what = f"the loss is not finite in epoch {epoch}, step {steps[0] + 1} of {len(log)}," if steps else ""
+    if not steps and not all(bool(value.isfinite().all()) for value in model.state_dict().values()):
         what = f"a weight is not finite in epoch {epoch}"
     if what:
         raise RuntimeError(f"{what} of {recipe}: lower lr (now {recipe.lr:g}), or the λ of its penalty")
+    row = {"epoch": epoch} | dict(zip(names, log.mean(0).tolist(), strict=True))
     try:
-        curvature = geometry(model, *probe, method="power", max_iter=PRODUCTS).curvature.mean().item()
+        row["curvature"] = geometry(model, *probe, method="power", max_iter=PRODUCTS).curvature.mean().item()
     except ValueError:  # derivatives overflow while the running statistics are still far off
-        curvature = math.nan
-    means = dict(zip(names, log.mean(0).tolist(), strict=True))
-    return {"epoch": epoch} | means | {"curvature": curvature, "sigma_error": sigma_error(model)} | _layer_values(model)
-
-
-@contextmanager
-def _memory(recipe: Recipe, device: torch.device) -> Iterator[None]:
-    """Turn a lack of memory into a RuntimeError that says what to do."""
-    try:
-        yield
-    except RuntimeError as error:  # the CPU's has no class of its own
-        if not isinstance(error, torch.OutOfMemoryError) and "DefaultCPUAllocator" not in str(error):
-            raise
-        raise RuntimeError(
-            f"there is not enough memory on {device} for batch_size={recipe.batch_size} with {recipe.model} of width "
-            f"{recipe.width}: use a smaller batch_size, as in dataclasses.replace(recipe, batch_size=…)"
-        ) from None
+        row["curvature"] = math.nan
+    row["sigma_error"] = sigma_error(model)
+    for name, module in model.named_modules():
+        if isinstance(module, CenteredSoftplus) and isinstance(module.log_beta, nn.Parameter):
+            row[f"beta {name}"] = module.beta.item()
+        if isinstance(module, LipschitzBatchNorm2d):
+            row[f"gamma {name}"] = module.gamma.item()
+    return row
 
 
 def _train(
@@ -309,9 +269,8 @@ def _train(
     names: list[str] = []
     missing = range(len(state.history), recipe.epochs)
     bar = tqdm(missing, f"{recipe.method} seed {recipe.seed}", leave=False, disable=not progress)
-    with norms_once_a_step(model) as advance, _memory(recipe, device):
-        make_step = compiled_step if compiles(recipe, device) else training_step
-        step = make_step(recipe, model, optimizer, advance, now, names)
+    with norms_once_a_step(model) as advance:
+        step = training_step(recipe, model, optimizer, advance, now, names, compiles(recipe, device))
         for epoch in bar:
             model.train()
             log: list[Tensor] = []
@@ -321,7 +280,7 @@ def _train(
                     group["lr"] = learning_rate(recipe, now["progress"])
                 log.append(step(x, y))
             advance()
-            row = _row(recipe, model, epoch + 1, names, torch.stack(log).cpu(), probe)  # the only wait for the device
+            row = _row(recipe, model, epoch + 1, names, torch.stack(log).cpu(), probe)  # waits for the device
             state.history.append(row)
             save()
             bar.set_postfix({name: f"{row[name]:.3g}" for name in (*names, "curvature")})
@@ -339,19 +298,12 @@ def fit(
 
     After each epoch the whole state is written (``state_path``), so a run that was stopped goes on from its last
     epoch, on the CPU bit for bit as if it had not been, and one that is finished is read back at once. Two processes
-    that want the same run take turns.
+    that want the same run take turns. ``progress`` shows a bar; ``resume=False`` trains again over an older state;
+    ``watch`` is called with the history after each epoch, for live curves.
 
-    Args:
-        device: default as in ``lab.pick_device``.
-        progress: show a bar with epochs, time left, loss, training accuracy, penalties and curvature.
-        resume: False trains again over an older state.
-        watch: called with the history after each epoch, for live curves.
-
-    Returns:
-        The history's columns: epoch; the objective's terms, means over the epoch's steps; ``curvature``, mean C_f of 16
-        training images after 4 Hessian-vector products; ``sigma_error``, as of ``nn.sigma_error``; β and γ of each
-        layer. ``history.attrs["seconds"]`` is what training took, all its sittings together, and ``["made_on"]`` where:
-        devices, threads and versions.
+    The history's columns: epoch; the objective's terms, means over the epoch's steps; ``curvature``, mean C_f of 16
+    training images after 4 Hessian-vector products; ``sigma_error``, as of ``nn.sigma_error``; β and γ of each layer.
+    ``history.attrs["seconds"]`` is what training took, all its sittings together, and ``["made_on"]`` where.
 
     Raises:
         RuntimeError: the device is absent, the loss is not finite (with the epoch and the step), there is not enough
@@ -359,7 +311,7 @@ def fit(
         OSError: the state cannot be written.
     """
     device, path = pick_device(device), state_path(recipe)
-    with nullcontext() if resume and finished(path, recipe.epochs) else locked(path, progress):
+    with nullcontext() if resume and epochs_done(path) == recipe.epochs else locked(path):
         keep_memory()
         model = build(recipe).to(device)
         optimizer, momenta = make_optimizer(recipe, model)
@@ -376,12 +328,18 @@ def fit(
             if watch is not None:
                 watch(pd.DataFrame(state.history))
 
-        if len(state.history) < recipe.epochs:
-            try:
+        try:
+            if len(state.history) < recipe.epochs:
                 _train(state, optimizer, device, progress, save)
-            finally:
-                if compiles(recipe, device):
-                    torch._dynamo.reset()  # the number of versions that it keeps of a function is limited
+        except RuntimeError as error:
+            if isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(
+                error
+            ):  # the CPU's has no class
+                raise RuntimeError(f"not enough memory on {device} for {recipe}: use a smaller batch_size") from None
+            raise
+        finally:
+            if compiles(recipe, device):
+                torch._dynamo.reset()  # the number of versions that it keeps of a function is limited
     refresh_norms(model)
     history = pd.DataFrame(state.history)
     history.attrs |= state.about
