@@ -7,7 +7,7 @@ import platform
 import time
 import warnings
 from collections.abc import Callable, Iterable
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -65,8 +65,8 @@ def _part(recipe: Recipe, split: str) -> tuple[str, Tensor | slice]:
     return "train", held_out(TRAINING[recipe.dataset], recipe.held_out)[split == "held_out"]
 
 
-def images(recipe: Recipe, split: str, device: torch.device | str = "cpu") -> data.Images:
-    """A split of the recipe's images as uint8; ``split`` and errors as for :func:`samples`."""
+def _images(recipe: Recipe, split: str, device: torch.device | str) -> data.Images:
+    """A split of the recipe's images, as uint8."""
     source, chosen = _part(recipe, split)
     whole = data.load(recipe.dataset, source)  # on the CPU, so that the device never holds both
     return replace(whole, x=whole.x[chosen], y=whole.y[chosen]).to(pick_device(device))
@@ -79,8 +79,8 @@ def samples(recipe: Recipe, split: str, device: torch.device | str = "cpu") -> B
     ``held_out`` of a recipe that holds nothing out; and as ``data.load``.
     """
     if recipe.dataset != "moons":
-        loaded = images(recipe, split, device)
-        return loaded.float(), loaded.y
+        images = _images(recipe, split, device)
+        return images.float(), images.y
     source, chosen = _part(recipe, split)
     n, offset = MOONS[source]
     x, y = data.two_moons(n, noise=0.15, seed=recipe.seed + offset)
@@ -98,18 +98,6 @@ def steps_an_epoch(recipe: Recipe) -> int:
         return MOONS_STEPS
     n = TRAINING[recipe.dataset]
     return max(1, (n - round(recipe.held_out * n)) // recipe.batch_size)
-
-
-def _epochs(
-    recipe: Recipe, device: torch.device, generator: Generator
-) -> tuple[Callable[[], Iterable[Batch]], Batch]:  # fmt: skip
-    """What makes an epoch's batches, and the few samples of the history's curvature."""
-    if recipe.dataset == "moons":
-        x, y = samples(recipe, "train", device)
-        return lambda: [(x, y)] * MOONS_STEPS, (x[:PROBES], y[:PROBES])
-    kept = images(recipe, "train", device)
-    make = lambda: data.batches(kept, recipe.batch_size, augment=recipe.augment, generator=generator, drop_last=True)
-    return make, (kept.x[:PROBES].float() / 255, kept.y[:PROBES])
 
 
 def build(recipe: Recipe) -> nn.Module:
@@ -158,8 +146,9 @@ def make_optimizer(recipe: Recipe, model: nn.Module) -> tuple[torch.optim.SGD, l
     """Nesterov's SGD, no decay on log β and log γ, and its momenta, made at once so that a state can be put back."""
     ours = [p for name, p in model.named_parameters() if name.endswith(("log_beta", "log_gamma"))]
     plain = [p for name, p in model.named_parameters() if not name.endswith(("log_beta", "log_gamma"))]
+    groups: list[dict[str, Any]] = [{"params": plain}, {"params": ours, "weight_decay": 0.0}]
     optimizer = torch.optim.SGD(
-        [{"params": plain}, {"params": ours, "weight_decay": 0.0}],
+        groups,
         lr=recipe.lr,
         momentum=recipe.momentum,
         weight_decay=recipe.weight_decay,
@@ -171,12 +160,10 @@ def make_optimizer(recipe: Recipe, model: nn.Module) -> tuple[torch.optim.SGD, l
     return optimizer, [optimizer.state[p]["momentum_buffer"] for p in (*plain, *ours)]
 
 
-def autocast(recipe: Recipe, device: torch.device) -> AbstractContextManager:
+def autocast(recipe: Recipe, device: torch.device) -> torch.autocast:
     """bfloat16 as the recipe says; by default where a GPU computes in it."""
-    wanted = recipe.bfloat16
-    if wanted is None:
-        wanted = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
-    return torch.autocast(device.type, torch.bfloat16) if wanted else nullcontext()
+    able = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+    return torch.autocast(device.type, torch.bfloat16, enabled=able if recipe.bfloat16 is None else recipe.bfloat16)
 
 
 def compiles(recipe: Recipe, device: torch.device) -> bool:
@@ -203,12 +190,12 @@ def training_step(
     on without.
     """
     device = next(model.parameters()).device
-    networks = [torch.compile(model, dynamic=False), model] if compiled else [model]
+    networks: list[Any] = [torch.compile(model, dynamic=False), model] if compiled else [model]
 
     def attempt(x: Tensor, y: Tensor) -> Tensor:
         advance()
         with autocast(recipe, device):
-            loss, terms = OBJECTIVES[recipe.method](networks[0], x, y, recipe, **now)  # type: ignore[operator]
+            loss, terms = OBJECTIVES[recipe.method](networks[0], x, y, recipe, **now)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()
@@ -263,9 +250,17 @@ def _train(
     state: State, optimizer: torch.optim.SGD, device: torch.device, progress: bool, save: Callable[[], None]
 ) -> None:
     """All epochs that are missing from the state; ``save`` is called after each."""
-    recipe, model = state.recipe, state.model
-    make, probe = _epochs(recipe, device, state.generator)
-    now: dict[str, Any] = {"generator": state.generator}
+    recipe, model, generator = state.recipe, state.model, state.generator
+    if recipe.dataset == "moons":
+        x, y = samples(recipe, "train", device)
+        batches: Callable[[], Iterable[Batch]] = lambda: [(x, y)] * MOONS_STEPS
+        probe = x[:PROBES], y[:PROBES]
+    else:
+        images = _images(recipe, "train", device)  # bytes: CIFAR's training set as float32 would be 600 MB
+        options: dict[str, Any] = dict(augment=recipe.augment, generator=generator, drop_last=True)
+        batches = lambda: data.batches(images, recipe.batch_size, **options)
+        probe = images.x[:PROBES].float() / 255, images.y[:PROBES]
+    now: dict[str, Any] = {"generator": generator}
     names: list[str] = []
     missing = range(len(state.history), recipe.epochs)
     bar = tqdm(missing, f"{recipe.method} seed {recipe.seed}", leave=False, disable=not progress)
@@ -274,7 +269,7 @@ def _train(
         for epoch in bar:
             model.train()
             log: list[Tensor] = []
-            for index, (x, y) in enumerate(make()):
+            for index, (x, y) in enumerate(batches()):
                 now["progress"] = (epoch + index / steps_an_epoch(recipe)) / recipe.epochs
                 for group in optimizer.param_groups:
                     group["lr"] = learning_rate(recipe, now["progress"])

@@ -42,13 +42,8 @@ ONLY = {  # field: the methods that it makes a difference to; every other field 
     "derivative": ("gradreg", "lcnn_gradreg", "minimal", "cure"),
     "published": ("cure", "adversarial"),
 }
-CHOICES = {
-    "dataset": DATASETS,
-    "method": tuple(METHODS),
-    "model": MODELS,
-    "schedule": ("onecycle", "steps"),
-    "derivative": ("exact", "difference"),
-}
+CHOICES = {"dataset": DATASETS, "method": tuple(METHODS), "model": MODELS}
+CHOICES |= {"schedule": ("onecycle", "steps"), "derivative": ("exact", "difference")}
 AT_LEAST_ONE = ("width", "epochs", "batch_size", "attack_steps")
 POSITIVE = ("lr", "beta", "softplus", "gamma", "h", "eps")  # all other numbers may be 0
 BELOW_ONE = ("momentum", "held_out")
@@ -102,14 +97,11 @@ class Recipe:
                 least, limit = int(name in AT_LEAST_ONE), 1 if name in BELOW_ONE else LIMIT
                 fits = type(value) is int or (kind is float and isinstance(value, float))
                 if not fits or not least <= value < limit or (value == 0 and name in POSITIVE):
-                    range_of = f"above {least}" if name in POSITIVE else f"from {least}"
-                    kind_of = "a whole number" if kind is int else "a number"
-                    raise ValueError(f"{name} must be {kind_of} {range_of} and below {limit}, got {value!r}")
+                    numbers = f"{'whole ' * (kind is int)}number {'above' if name in POSITIVE else 'from'} {least}"
+                    raise ValueError(f"{name} must be a {numbers} and below {limit}, got {value!r}")
                 object.__setattr__(self, name, kind(value) + 0)  # 1 == 1.0, −0.0 == 0.0: equal recipes, one file
             elif type(value) not in (bool, kind):
-                raise ValueError(
-                    f"{name} must be {'True or False' if kind is bool else 'True, False or None'}, got {value!r}"
-                )
+                raise ValueError(f"{name} must be True or False{' or None' * (kind is not bool)}, got {value!r}")
         if self.dataset == "moons" and self.model != "mlp":
             raise ValueError(f"moons are points (N, 2), which {self.model} cannot take: use model='mlp'")
         if self.compile and self.derivative == "exact" and self.method in ONLY["derivative"]:
@@ -120,6 +112,7 @@ LAB: dict[str, Any] = dict(lambda_beta=1e-2, lambda_gamma=1e-2, lambda_grad=1e-2
 CIFAR: dict[str, Any] = dict(model="resnet18", augment=True, derivative="difference")
 SMALL: dict[str, Any] = CIFAR | dict(width=16, epochs=30, batch_size=512, lr=0.4)
 TINY: dict[str, Any] = CIFAR | dict(model="resnet10", width=8, epochs=8)
+TINY |= dict(lambda_beta=3e-3, lambda_gamma=3e-3, lambda_grad=6.1e-3)  # a third of the small scale's Σ lr
 IMAGES = ("cifar10", "cifar100", "svhn")
 SCALES: dict[str, dict[str, dict[str, Any]]] = {  # scale: dataset: fields
     "lab": {
@@ -127,9 +120,7 @@ SCALES: dict[str, dict[str, dict[str, Any]]] = {  # scale: dataset: fields
         "digits": LAB | dict(width=8, epochs=8, lambda_cure=3e-3),
     },
     "small": dict.fromkeys(IMAGES, SMALL),
-    "tiny": dict.fromkeys(
-        IMAGES, TINY | dict(lambda_beta=3e-3, lambda_gamma=3e-3, lambda_grad=6.1e-3)
-    ),  # shorter: λ larger
+    "tiny": dict.fromkeys(IMAGES, TINY),
     "wide": dict.fromkeys(IMAGES, SMALL | dict(width=64)),  # the paper's width
     "paper": dict.fromkeys(IMAGES, CIFAR | dict(width=64, epochs=200, schedule="steps", lambda_grad=6.1e-3)),  # code-22
 }
