@@ -315,7 +315,7 @@ def test_a_compiler_that_fails_is_told_once(monkeypatch):
 
     whole = train(DIGITS)
     monkeypatch.setattr(torch, "compile", broken)
-    with pytest.warns(RuntimeWarning, match=r"^training goes on without torch\.compile: ZeroDivisionError: division by zero$") as told:
+    with pytest.warns(RuntimeWarning, match="without torch.compile: ZeroDivisionError: division") as told:
         found = train(replace(DIGITS, compile=True))
     assert len(told) == 1
     assert found[1].loss.tolist() == pytest.approx(whole[1].loss.tolist(), rel=1e-2)
