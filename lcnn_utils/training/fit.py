@@ -36,18 +36,15 @@ from .recipe import INPUTS, METHODS, ONLY, Recipe
 TRAINING = {"moons": 400, "digits": 1437, "cifar10": 50_000, "cifar100": 50_000, "svhn": 73_257}  # samples to train on
 MOONS = {"train": (TRAINING["moons"], 0), "test": (1000, 1_000_000)}  # points, offset of the seed
 MOONS_STEPS = 20  # an epoch, each on all points
-SPLIT_SEED = 20_221_128  # of the one permutation that says what is held out, whatever the recipe's seed
+SPLIT_SEED = 20_221_128  # of the one permutation that says what is held out
 PROBES, PRODUCTS = 16, 4  # training images of the history's curvature, and its Hessian-vector products
 Batch = tuple[Tensor, Tensor]
 Step = Callable[[Tensor, Tensor], Tensor]  # a batch (x, y) → the terms to log, (T,)
 
 
 def held_out(n: int, share: float) -> tuple[Tensor, Tensor]:
-    """Of n samples, the indices of those to train on and of those held out, both in ascending order.
-
-    A fixed permutation decides: the same for all methods and seeds. A larger share holds out the same samples and more.
-    ValueError: one of the two parts would be empty.
-    """
+    """Of n samples, the indices of those to train on and of those held out, both in ascending order: the same for all
+    methods and seeds; a larger share holds out the same and more. ValueError: one of the two parts would be empty."""
     count = round(share * n)
     if share and not 0 < count < n:
         raise ValueError(f"held_out={share:g} holds out {count} of {n} samples: leave at least one on each side")
@@ -147,14 +144,10 @@ def make_optimizer(recipe: Recipe, model: nn.Module) -> tuple[torch.optim.SGD, l
     ours = [p for name, p in model.named_parameters() if name.endswith(("log_beta", "log_gamma"))]
     plain = [p for name, p in model.named_parameters() if not name.endswith(("log_beta", "log_gamma"))]
     groups: list[dict[str, Any]] = [{"params": plain}, {"params": ours, "weight_decay": 0.0}]
-    optimizer = torch.optim.SGD(
-        groups,
-        lr=recipe.lr,
-        momentum=recipe.momentum,
-        weight_decay=recipe.weight_decay,
-        nesterov=recipe.momentum > 0,
-        fused=plain[0].device.type in ("cpu", "cuda"),
+    options: dict[str, Any] = dict(
+        momentum=recipe.momentum, nesterov=recipe.momentum > 0, weight_decay=recipe.weight_decay
     )
+    optimizer = torch.optim.SGD(groups, recipe.lr, fused=plain[0].device.type in ("cpu", "cuda"), **options)
     for p in (*plain, *ours):
         optimizer.state[p]["momentum_buffer"] = torch.zeros_like(p)
     return optimizer, [optimizer.state[p]["momentum_buffer"] for p in (*plain, *ours)]
@@ -167,8 +160,8 @@ def autocast(recipe: Recipe, device: torch.device) -> torch.autocast:
 
 
 def compiles(recipe: Recipe, device: torch.device) -> bool:
-    """Whether training runs compiled: as the recipe says; by default on a GPU, for a CNN, with no second derivatives,
-    which compiled code doesn't have. (On a CPU the layers' fused kernels are faster than what the compiler makes.)"""
+    """Whether training runs compiled: as the recipe says; by default on a GPU, a CNN without second derivatives, which
+    compiled code doesn't have. (On a CPU the layers' fused kernels are faster than what the compiler makes.)"""
     second = recipe.method in ONLY["derivative"] and recipe.derivative == "exact"
     default = device.type == "cuda" and recipe.model != "mlp" and not second
     return default if recipe.compile is None else recipe.compile
@@ -183,12 +176,9 @@ def training_step(
     names: list[str],
     compiled: bool = False,
 ) -> Step:
-    """The whole of a step as a function of a batch: power iterations, loss, gradients, optimiser → the terms' values.
-
-    ``advance`` comes from ``nn.norms_once_a_step``; ``now`` is what the objective is told each time (``progress``,
-    ``generator``); ``names`` is filled with the names of the terms. If the compiler fails, the step warns once and goes
-    on without.
-    """
+    """A step as a function of a batch: power iterations (``advance``, of ``nn.norms_once_a_step``), loss, gradients,
+    optimiser → the terms' values. ``now`` is what the objective is told (``progress``, ``generator``); ``names`` is
+    filled with the names of the terms. If the compiler fails, the step warns once and goes on without."""
     device = next(model.parameters()).device
     networks: list[Any] = [torch.compile(model, dynamic=False), model] if compiled else [model]
 
@@ -218,8 +208,8 @@ def training_step(
 
 def made_on(device: torch.device) -> dict[str, Any]:
     """Where a run was trained, for its provenance: device, threads and versions."""
-    cpu = f"{platform.machine()} {device.type.upper()}"
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else cpu
+    on_gpu = device.type == "cuda"
+    name = torch.cuda.get_device_name(device) if on_gpu else f"{platform.machine()} {device.type.upper()}"
     versions = {"lcnn_utils": __version__, "torch": torch.__version__, "python": platform.python_version()}
     return versions | {"device": name, "threads": torch.get_num_threads()}
 
@@ -292,9 +282,8 @@ def fit(
     """Train the recipe: (model in eval mode with its norms refreshed, history with one row an epoch).
 
     After each epoch the whole state is written (``state_path``), so a run that was stopped goes on from its last
-    epoch, on the CPU bit for bit as if it had not been, and one that is finished is read back at once. Two processes
-    that want the same run take turns. ``progress`` shows a bar; ``resume=False`` trains again over an older state;
-    ``watch`` is called with the history after each epoch, for live curves.
+    epoch, on the CPU bit for bit, and one that is finished is read back. Two processes that want the same run take
+    turns. ``resume=False`` trains again over an older state; ``watch`` is called with the history after each epoch.
 
     The history's columns: epoch; the objective's terms, means over the epoch's steps; ``curvature``, mean C_f of 16
     training images after 4 Hessian-vector products; ``sigma_error``, as of ``nn.sigma_error``; β and γ of each layer.

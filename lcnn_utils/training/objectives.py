@@ -2,10 +2,9 @@
 
 Every objective is a function of (model in training mode, x (N, …), y (N,), recipe) that returns the loss of the batch
 and the terms to log. Two are told more: ``progress``, how far training has come (0 to 1), and the ``generator`` of
-random starts. ℓ is the cross-entropy of one sample's true label, and gₙ the input gradient of the batch's Σℓ at sample
-n. Penalties on gradients come in two forms, ``recipe.derivative``: exact, by a second backward pass, or as a difference
-along a direction, of first order only, which also runs compiled. Only the first pass moves the running statistics of
-norms and the spectral norms' directions. A net must not draw random numbers (dropout): a step passes through it often.
+random starts. ℓ is the cross-entropy of one sample's true label, gₙ the input gradient of the batch's Σℓ at sample n.
+Penalties on gradients are exact, by a second backward pass, or (``recipe.derivative``) a difference along a direction,
+which also runs compiled. Only a step's first pass moves running statistics. No dropout: passes must draw the same net.
 
 References: S. Srinivas et al., NeurIPS 2022, arXiv:2206.07144; H. Drucker, Y. LeCun, IEEE TNN 3 (1992) and C. Finlay,
 A. Oberman, arXiv:1905.11468 (GradReg, exact and by differences); S.-M. Moosavi-Dezfooli et al., CVPR 2019,
@@ -50,11 +49,8 @@ def lcnn(model: nn.Module, x: Tensor, y: Tensor, recipe: Recipe, **_: Any) -> Te
 
 
 def gradreg(model: nn.Module, x: Tensor, y: Tensor, recipe: Recipe, **_: Any) -> Terms:
-    """mean ℓ + λ_grad · mean ‖gₙ‖² (GradReg), with BatchNorm in training mode.
-
-    In eval mode the penalty could be evaded: shrinking a weight flattens the function of the running statistics, which
-    lag behind, but not the one being trained.
-    """
+    """mean ℓ + λ_grad · mean ‖gₙ‖² (GradReg), with BatchNorm in training mode: in eval mode shrinking a weight would
+    flatten the function of the running statistics, which lag behind, but not the one being trained."""
     x = x.detach().requires_grad_()
     loss, terms = standard(model, x, y, recipe)
     loss, squared = squared_gradient(model, x, y, loss, recipe)
@@ -72,8 +68,7 @@ def cure(model: nn.Module, x: Tensor, y: Tensor, recipe: Recipe, *, progress: fl
     """mean ℓ + λ_cure · mean ‖∇ℓ(x + hz) − ∇ℓ(x)‖², z = sign(g)/‖sign(g)‖ (CURE).
 
     h grows linearly from a tenth of ``recipe.h`` to all of it in the first half of training, as its authors raise it
-    step by step. (They fine-tune a trained net, with BatchNorm in eval mode in the penalty; from scratch that is evaded
-    as said at :func:`gradreg`.) ``published``: h fixed, and the penalty's passes move the running statistics (code-22).
+    step by step. ``published``: h fixed, and the penalty's passes move the running statistics (code-22).
     """
     loss, terms = standard(model, x, y, recipe)
     h = recipe.h if recipe.published else recipe.h * (0.1 + 0.9 * min(progress / 0.5, 1.0))
@@ -91,8 +86,8 @@ def adversarial(
     ValueError: images (N, C, H, W) that are not in [0, 1]; points (N, d) may lie anywhere.
     """
     box = None if x.dim() == 2 else (0.0, 1.0)
-    if box is not None:
-        check_images(x)  # makes the host wait for the device once: little beside the attack's passes
+    if box:
+        check_images(x)
     steps, length = recipe.attack_steps, 0.01 if recipe.published else 2.5 * recipe.eps / recipe.attack_steps
     with nullcontext() if recipe.published else evaluating(model):
         with torch.no_grad():
@@ -147,11 +142,8 @@ def squared_gradient(
 
 
 def gradient_change(model: nn.Module, x: Tensor, y: Tensor, recipe: Recipe, h: float, step: float = STEP) -> Tensor:
-    """mean ‖∇ℓ(x + hz) − ∇ℓ(x)‖², a scalar, with each sample's own z.
-
-    As a difference: the change of the whole batch's gradient, projected on its own direction, is a difference of two
-    slopes.
-    """
+    """mean ‖∇ℓ(x + hz) − ∇ℓ(x)‖², a scalar, with each sample's own z; as a difference: of the slopes at both places
+    along the direction in which the whole batch's gradient changed."""
     exact = recipe.derivative == "exact"
 
     def gradient(x: Tensor) -> Tensor:
