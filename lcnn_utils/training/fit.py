@@ -144,10 +144,8 @@ def make_optimizer(recipe: Recipe, model: nn.Module) -> tuple[torch.optim.SGD, l
     ours = [p for name, p in model.named_parameters() if name.endswith(("log_beta", "log_gamma"))]
     plain = [p for name, p in model.named_parameters() if not name.endswith(("log_beta", "log_gamma"))]
     groups: list[dict[str, Any]] = [{"params": plain}, {"params": ours, "weight_decay": 0.0}]
-    options: dict[str, Any] = dict(
-        momentum=recipe.momentum, nesterov=recipe.momentum > 0, weight_decay=recipe.weight_decay
-    )
-    optimizer = torch.optim.SGD(groups, recipe.lr, fused=plain[0].device.type in ("cpu", "cuda"), **options)
+    options: dict[str, Any] = dict(weight_decay=recipe.weight_decay, fused=plain[0].device.type in ("cpu", "cuda"))
+    optimizer = torch.optim.SGD(groups, recipe.lr, recipe.momentum, nesterov=recipe.momentum > 0, **options)
     for p in (*plain, *ours):
         optimizer.state[p]["momentum_buffer"] = torch.zeros_like(p)
     return optimizer, [optimizer.state[p]["momentum_buffer"] for p in (*plain, *ours)]
