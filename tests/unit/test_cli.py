@@ -6,7 +6,6 @@ import signal
 import subprocess
 import sys
 
-import pandas as pd
 import pytest
 import torch
 
