@@ -18,9 +18,9 @@ from lcnn_utils.cli import commands as cli
 from lcnn_utils.cli.sweep import grid
 from lcnn_utils.experiments import ordered, plan, run, runs, sweep
 from lcnn_utils.experiments.sweep import COSTLY, local_cluster, recorded, run_task
-from lcnn_utils.lab import made_on
 from lcnn_utils.training import OBJECTIVES, fit, recipe, run_name, state_path
 from lcnn_utils.training.checkpoint import epochs_done
+from lcnn_utils.training.fit import made_on
 
 HERE = made_on(torch.device("cpu"))["device"]
 
