@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -47,7 +48,7 @@ CHOICES |= {"schedule": ("onecycle", "steps"), "derivative": ("exact", "differen
 AT_LEAST_ONE = ("width", "epochs", "batch_size", "attack_steps")
 POSITIVE = ("lr", "beta", "softplus", "gamma", "h", "eps")  # all other numbers may be 0
 BELOW_ONE = ("momentum", "held_out")
-LIMIT = 2**31  # of all other numbers: numpy and scikit-learn take seeds below 2**32, and `samples` adds to them
+LIMITS = {int: 2**31, float: math.inf}  # numpy and scikit-learn take seeds below 2**32, and `samples` adds to them
 
 
 @dataclass(frozen=True)
@@ -94,7 +95,7 @@ class Recipe:
             if kind is str:
                 check_choice(value, CHOICES[name], name)
             elif kind in (int, float):
-                least, limit = int(name in AT_LEAST_ONE), 1 if name in BELOW_ONE else LIMIT
+                least, limit = int(name in AT_LEAST_ONE), LIMITS[kind] if name not in BELOW_ONE else 1
                 fits = type(value) is int or (kind is float and isinstance(value, float))
                 if not fits or not least <= value < limit or (value == 0 and name in POSITIVE):
                     numbers = f"{'whole ' * (kind is int)}number {'above' if name in POSITIVE else 'from'} {least}"
