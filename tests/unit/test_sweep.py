@@ -54,7 +54,7 @@ def moons(*methods, seeds=(0,), **changes):
 def numbers(one):
     """All that a run is but for when and where: its record, and its weights, momenta and generator."""
     record = json.loads(state_path(one).with_suffix(".json").read_text())
-    del record["provenance"]
+    del record["provenance"], record["sha256"]
     return record, {name: value.tolist() for name, value in load_file(state_path(one)).items()}
 
 
