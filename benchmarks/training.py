@@ -33,7 +33,7 @@ from lcnn_utils.training import (
     samples,
     training_step,
 )
-from lcnn_utils.training.fit import compiled_step, compiles
+from lcnn_utils.training.fit import compiles
 
 LIMIT = 3 * 2 * 0.556e9 / 790e12  # seconds an image of the ReLU net, by an H200's arithmetic in bfloat16 alone
 
@@ -58,7 +58,7 @@ def stepper(
     optimizer, _ = make_optimizer(one, model)
     advance = stack.enter_context(norms_once_a_step(model))
     now: dict[str, Any] = {"generator": torch.Generator().manual_seed(0), "progress": 1.0}
-    step = (compiled_step if compiles(one, device) else training_step)(one, model, optimizer, advance, now, [])
+    step = training_step(one, model, optimizer, advance, now, [], compiles(one, device))
     if on_gpu:
         torch.cuda.reset_peak_memory_stats()
     run = lambda: (step(x, y), torch.cuda.synchronize() if on_gpu else None)

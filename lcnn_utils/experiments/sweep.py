@@ -16,12 +16,12 @@ from itertools import product
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
-from safetensors import SafetensorError
 from tqdm import tqdm
 
 from ..lab import one_thread, pick_device
-from ..training import ONLY, Recipe, made_on, recipe, run_name, state_path
-from ..training.checkpoint import reached
+from ..training import ONLY, Recipe, recipe, run_name, state_path
+from ..training.checkpoint import epochs_done
+from ..training.fit import made_on
 from . import runs
 
 if TYPE_CHECKING:
@@ -87,9 +87,7 @@ def plan(recipes: Iterable[Recipe], device: str | None = None) -> pd.DataFrame:
     for one in recipes:
         if recorded(one):
             continue
-        done, seconds, devices = 0, float("nan"), "unknown"
-        with contextlib.suppress(FileNotFoundError, SafetensorError):  # no state, or a damaged one
-            done = reached(state_path(one))[0]
+        done, seconds, devices = epochs_done(state_path(one)), float("nan"), "unknown"
         same = kinds.get(tuple(getattr(one, name) for name in COSTLY))
         if same is not None:
             timed = same[same.device == here] if (same.device == here).any() else same

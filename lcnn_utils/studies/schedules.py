@@ -1,4 +1,4 @@
-"""What a price λ can do in a schedule."""
+"""What a penalty weight λ can do in a schedule."""
 
 from __future__ import annotations
 
@@ -36,9 +36,9 @@ def course_recipe() -> Recipe:
 def published_schedules() -> dict[str, Recipe]:
     """LCNN trainings to compare: the authors' of two years, the course project's, and three of ours on digits."""
     authors = {"authors, October 2022": 1e-3, "authors, March 2023": 1e-2}
-    prices = lambda lam: dict(lambda_beta=lam, lambda_gamma=lam)
-    found = {name: recipe("cifar10", "lcnn", 0, "paper", **prices(lam)) for name, lam in authors.items()}
+    weights = lambda lam: dict(lambda_beta=lam, lambda_gamma=lam)
+    found = {name: recipe("cifar10", "lcnn", 0, "paper", **weights(lam)) for name, lam in authors.items()}
     found["course project, CIFAR-10"] = course_recipe()
     return found | {
-        f"digits, λ = {lam:g}": recipe("digits", "lcnn", 0, "lab", **prices(lam)) for lam in (0.01, 0.1, 0.3)
+        f"digits, λ = {lam:g}": recipe("digits", "lcnn", 0, "lab", **weights(lam)) for lam in (0.01, 0.1, 0.3)
     }

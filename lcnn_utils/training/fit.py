@@ -6,8 +6,8 @@ import math
 import platform
 import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Iterable
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -29,30 +29,22 @@ from ..nn import (
     sigma_error,
     vgg11,
 )
-from .checkpoint import State, finished, locked, state_path
+from .checkpoint import State, epochs_done, locked, state_path
 from .objectives import OBJECTIVES
 from .recipe import INPUTS, METHODS, ONLY, Recipe
 
 TRAINING = {"moons": 400, "digits": 1437, "cifar10": 50_000, "cifar100": 50_000, "svhn": 73_257}  # samples to train on
 MOONS = {"train": (TRAINING["moons"], 0), "test": (1000, 1_000_000)}  # points, offset of the seed
 MOONS_STEPS = 20  # an epoch, each on all points
-SPLIT_SEED = 20_221_128  # of the one permutation that says what is held out, whatever the recipe's seed
+SPLIT_SEED = 20_221_128  # of the one permutation that says what is held out
 PROBES, PRODUCTS = 16, 4  # training images of the history's curvature, and its Hessian-vector products
 Batch = tuple[Tensor, Tensor]
 Step = Callable[[Tensor, Tensor], Tensor]  # a batch (x, y) → the terms to log, (T,)
 
 
-# ---- what a recipe is trained on and measured on -------------------------------------------------------------------
-
-
 def held_out(n: int, share: float) -> tuple[Tensor, Tensor]:
-    """Of n samples, the indices of those to train on and of those held out, both in ascending order.
-
-    A fixed permutation decides: the same for all methods and seeds. A larger share holds out the same samples and more.
-
-    Raises:
-        ValueError: one of the two parts would be empty.
-    """
+    """Of n samples, the indices of those to train on and of those held out, both in ascending order: the same for all
+    methods and seeds; a larger share holds out the same and more. ValueError: one of the two parts would be empty."""
     count = round(share * n)
     if share and not 0 < count < n:
         raise ValueError(f"held_out={share:g} holds out {count} of {n} samples: leave at least one on each side")
@@ -70,23 +62,22 @@ def _part(recipe: Recipe, split: str) -> tuple[str, Tensor | slice]:
     return "train", held_out(TRAINING[recipe.dataset], recipe.held_out)[split == "held_out"]
 
 
-def images(recipe: Recipe, split: str, device: torch.device | str = "cpu") -> data.Images:
-    """A split of the recipe's images as uint8: ``train`` without what is held out, ``held_out``, or ``test``.
-
-    Raises:
-        ValueError: an unknown split, or ``held_out`` of a recipe that holds nothing out; and as ``data.load``.
-    """
+def _images(recipe: Recipe, split: str, device: torch.device | str) -> data.Images:
+    """A split of the recipe's images, as uint8."""
     source, chosen = _part(recipe, split)
     whole = data.load(recipe.dataset, source)  # on the CPU, so that the device never holds both
     return replace(whole, x=whole.x[chosen], y=whole.y[chosen]).to(pick_device(device))
 
 
 def samples(recipe: Recipe, split: str, device: torch.device | str = "cpu") -> Batch:
-    """A split as (x, y): images (N, C, H, W) in [0, 1] or points (N, 2), and labels (N,). ``split`` and errors as for
-    :func:`images`."""
+    """A split as (x, y): images (N, C, H, W) in [0, 1] or points (N, 2), and labels (N,).
+
+    ``split``: ``train`` without what is held out, ``held_out`` or ``test``. ValueError: an unknown split, or
+    ``held_out`` of a recipe that holds nothing out; and as ``data.load``.
+    """
     if recipe.dataset != "moons":
-        found = images(recipe, split, device)
-        return found.float(), found.y
+        images = _images(recipe, split, device)
+        return images.float(), images.y
     source, chosen = _part(recipe, split)
     n, offset = MOONS[source]
     x, y = data.two_moons(n, noise=0.15, seed=recipe.seed + offset)
@@ -104,21 +95,6 @@ def steps_an_epoch(recipe: Recipe) -> int:
         return MOONS_STEPS
     n = TRAINING[recipe.dataset]
     return max(1, (n - round(recipe.held_out * n)) // recipe.batch_size)
-
-
-def _epochs(
-    recipe: Recipe, device: torch.device, generator: Generator
-) -> tuple[Callable[[], Iterable[Batch]], Batch]:  # fmt: skip
-    """What makes an epoch's batches, and the few samples of the history's curvature."""
-    if recipe.dataset == "moons":
-        x, y = samples(recipe, "train", device)
-        return lambda: [(x, y)] * MOONS_STEPS, (x[:PROBES], y[:PROBES])
-    kept = images(recipe, "train", device)
-    make = lambda: data.batches(kept, recipe.batch_size, augment=recipe.augment, generator=generator, drop_last=True)
-    return make, (kept.x[:PROBES].float() / 255, kept.y[:PROBES])
-
-
-# ---- its network, and one step -------------------------------------------------------------------------------------
 
 
 def build(recipe: Recipe) -> nn.Module:
@@ -168,30 +144,22 @@ def make_optimizer(recipe: Recipe, model: nn.Module) -> tuple[torch.optim.SGD, l
     ours = [p for name, p in model.named_parameters() if name.endswith(("log_beta", "log_gamma"))]
     plain = [p for name, p in model.named_parameters() if not name.endswith(("log_beta", "log_gamma"))]
     groups: list[dict[str, Any]] = [{"params": plain}, {"params": ours, "weight_decay": 0.0}]
-    optimizer = torch.optim.SGD(
-        [group for group in groups if group["params"]],
-        lr=recipe.lr,
-        momentum=recipe.momentum,
-        weight_decay=recipe.weight_decay,
-        nesterov=recipe.momentum > 0,
-        fused=plain[0].device.type in ("cpu", "cuda"),
-    )
+    options: dict[str, Any] = dict(weight_decay=recipe.weight_decay, fused=plain[0].device.type in ("cpu", "cuda"))
+    optimizer = torch.optim.SGD(groups, recipe.lr, recipe.momentum, nesterov=recipe.momentum > 0, **options)
     for p in (*plain, *ours):
         optimizer.state[p]["momentum_buffer"] = torch.zeros_like(p)
     return optimizer, [optimizer.state[p]["momentum_buffer"] for p in (*plain, *ours)]
 
 
-def autocast(recipe: Recipe, device: torch.device) -> AbstractContextManager:
+def autocast(recipe: Recipe, device: torch.device) -> torch.autocast:
     """bfloat16 as the recipe says; by default where a GPU computes in it."""
-    wanted = recipe.bfloat16
-    if wanted is None:
-        wanted = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
-    return torch.autocast(device.type, torch.bfloat16) if wanted else nullcontext()
+    able = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+    return torch.autocast(device.type, torch.bfloat16, enabled=able if recipe.bfloat16 is None else recipe.bfloat16)
 
 
 def compiles(recipe: Recipe, device: torch.device) -> bool:
-    """Whether training runs compiled: as the recipe says; by default on a GPU, for a CNN, with no second derivatives,
-    which compiled code doesn't have. (On a CPU the layers' fused kernels are faster than what the compiler makes.)"""
+    """Whether training runs compiled: as the recipe says; by default on a GPU, a CNN without second derivatives, which
+    compiled code doesn't have. (On a CPU the layers' fused kernels are faster than what the compiler makes.)"""
     second = recipe.method in ONLY["derivative"] and recipe.derivative == "exact"
     default = device.type == "cuda" and recipe.model != "mlp" and not second
     return default if recipe.compile is None else recipe.compile
@@ -204,124 +172,98 @@ def training_step(
     advance: Callable[[], None],
     now: dict[str, Any],
     names: list[str],
+    compiled: bool = False,
 ) -> Step:
-    """The whole of a step as a function of a batch: power iterations, loss, gradients, optimiser → the terms' values.
-
-    Args:
-        advance: of ``nn.norms_once_a_step``.
-        now: what the objective is told each time (``progress``, ``generator``).
-        names: is filled with the names of the terms.
-    """
+    """A step as a function of a batch: power iterations (``advance``, of ``nn.norms_once_a_step``), loss, gradients,
+    optimiser → the terms' values. ``now`` is what the objective is told (``progress``, ``generator``); ``names`` is
+    filled with the names of the terms. If the compiler fails, the step warns once and goes on without."""
     device = next(model.parameters()).device
+    networks: list[Any] = [torch.compile(model, dynamic=False), model] if compiled else [model]
 
-    def step(x: Tensor, y: Tensor) -> Tensor:
+    def attempt(x: Tensor, y: Tensor) -> Tensor:
         advance()
         with autocast(recipe, device):
-            loss, terms = OBJECTIVES[recipe.method](model, x, y, recipe, **now)
+            loss, terms = OBJECTIVES[recipe.method](networks[0], x, y, recipe, **now)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()
         names[:] = terms
         return torch.stack([term.float() for term in terms.values()])
 
-    return step
-
-
-def compiled_step(recipe: Recipe, model: nn.Module, *rest: Any) -> Step:
-    """:func:`training_step` with the model compiled. If the compiler fails, training warns once and goes on without."""
-    step = training_step(recipe, torch.compile(model, dynamic=False), *rest)  # type: ignore[arg-type]
-    plain = training_step(recipe, model, *rest)
-
-    def attempt(x: Tensor, y: Tensor) -> Tensor:
-        nonlocal step
+    def step(x: Tensor, y: Tensor) -> Tensor:
         try:
-            return step(x, y)
+            return attempt(x, y)
         except Exception as error:
-            if step is plain or isinstance(error, torch.OutOfMemoryError):
+            if len(networks) == 1 or isinstance(error, torch.OutOfMemoryError):
                 raise
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            reason = f"{type(error).__name__}: {error}".splitlines()[0]
             warnings.warn(f"training goes on without torch.compile: {reason}", RuntimeWarning, stacklevel=2)
-            step = plain
-            return step(x, y)
+            del networks[0]
+            return attempt(x, y)
 
-    return attempt
-
-
-# ---- the loop ------------------------------------------------------------------------------------------------------
+    return step
 
 
 def made_on(device: torch.device) -> dict[str, Any]:
     """Where a run was trained, for its provenance: device, threads and versions."""
-    cpu = f"{platform.machine()} {device.type.upper()}"
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else cpu
+    on_gpu = device.type == "cuda"
+    name = torch.cuda.get_device_name(device) if on_gpu else f"{platform.machine()} {device.type.upper()}"
     versions = {"lcnn_utils": __version__, "torch": torch.__version__, "python": platform.python_version()}
     return versions | {"device": name, "threads": torch.get_num_threads()}
 
 
-def _layer_values(model: nn.Module) -> dict[str, float]:
-    """Every trained β and γ of a net, under ``beta LAYER`` and ``gamma LAYER``."""
-    values: dict[str, Tensor] = {}
-    for name, module in model.named_modules():
-        if isinstance(module, CenteredSoftplus) and isinstance(module.log_beta, nn.Parameter):
-            values[f"beta {name}"] = module.beta
-        if isinstance(module, LipschitzBatchNorm2d):
-            values[f"gamma {name}"] = module.gamma
-    return dict(zip(values, torch.stack([*values.values()]).tolist(), strict=True)) if values else {}
-
-
 def _row(recipe: Recipe, model: nn.Module, epoch: int, names: list[str], log: Tensor, probe: Batch) -> dict[str, float]:
     """The history of an epoch whose steps logged ``log`` (steps, terms). RuntimeError: something is not finite."""
-    bad = (~log.isfinite().all(1)).nonzero().flatten().tolist()
-    what = f"the loss is not finite in epoch {epoch}, step {bad[0] + 1} of {len(log)}," if bad else ""
-    if not bad and not all(bool(value.isfinite().all()) for value in model.state_dict().values()):
+    steps = (~log.isfinite().all(1)).nonzero().flatten().tolist()
+    what = f"the loss is not finite in epoch {epoch}, step {steps[0] + 1} of {len(log)}," if steps else ""
+    if not steps and not all(bool(value.isfinite().all()) for value in model.state_dict().values()):
         what = f"a weight is not finite in epoch {epoch}"
     if what:
         raise RuntimeError(f"{what} of {recipe}: lower lr (now {recipe.lr:g}), or the λ of its penalty")
+    row = {"epoch": epoch} | dict(zip(names, log.mean(0).tolist(), strict=True))
     try:
-        curvature = geometry(model, *probe, method="power", max_iter=PRODUCTS).curvature.mean().item()
+        row["curvature"] = geometry(model, *probe, method="power", max_iter=PRODUCTS).curvature.mean().item()
     except ValueError:  # derivatives overflow while the running statistics are still far off
-        curvature = math.nan
-    means = dict(zip(names, log.mean(0).tolist(), strict=True))
-    return {"epoch": epoch} | means | {"curvature": curvature, "sigma_error": sigma_error(model)} | _layer_values(model)
-
-
-@contextmanager
-def _memory(recipe: Recipe, device: torch.device) -> Iterator[None]:
-    """Turn a lack of memory into a RuntimeError that says what to do."""
-    try:
-        yield
-    except RuntimeError as error:  # the CPU's has no class of its own
-        if not isinstance(error, torch.OutOfMemoryError) and "DefaultCPUAllocator" not in str(error):
-            raise
-        raise RuntimeError(
-            f"there is not enough memory on {device} for batch_size={recipe.batch_size} with {recipe.model} of width "
-            f"{recipe.width}: use a smaller batch_size, as in dataclasses.replace(recipe, batch_size=…)"
-        ) from None
+        row["curvature"] = math.nan
+    row["sigma_error"] = sigma_error(model)
+    for name, module in model.named_modules():
+        if isinstance(module, CenteredSoftplus) and isinstance(module.log_beta, nn.Parameter):
+            row[f"beta {name}"] = module.beta.item()
+        if isinstance(module, LipschitzBatchNorm2d):
+            row[f"gamma {name}"] = module.gamma.item()
+    return row
 
 
 def _train(
     state: State, optimizer: torch.optim.SGD, device: torch.device, progress: bool, save: Callable[[], None]
 ) -> None:
     """All epochs that are missing from the state; ``save`` is called after each."""
-    recipe, model = state.recipe, state.model
-    make, probe = _epochs(recipe, device, state.generator)
-    now: dict[str, Any] = {"generator": state.generator}
+    recipe, model, generator = state.recipe, state.model, state.generator
+    if recipe.dataset == "moons":
+        x, y = samples(recipe, "train", device)
+        batches: Callable[[], Iterable[Batch]] = lambda: [(x, y)] * MOONS_STEPS
+        probe = x[:PROBES], y[:PROBES]
+    else:
+        images = _images(recipe, "train", device)  # bytes: CIFAR's training set as float32 would be 600 MB
+        options: dict[str, Any] = dict(augment=recipe.augment, generator=generator, drop_last=True)
+        batches = lambda: data.batches(images, recipe.batch_size, **options)
+        probe = images.x[:PROBES].float() / 255, images.y[:PROBES]
+    now: dict[str, Any] = {"generator": generator}
     names: list[str] = []
     missing = range(len(state.history), recipe.epochs)
     bar = tqdm(missing, f"{recipe.method} seed {recipe.seed}", leave=False, disable=not progress)
-    with norms_once_a_step(model) as advance, _memory(recipe, device):
-        make_step = compiled_step if compiles(recipe, device) else training_step
-        step = make_step(recipe, model, optimizer, advance, now, names)
+    with norms_once_a_step(model) as advance:
+        step = training_step(recipe, model, optimizer, advance, now, names, compiles(recipe, device))
         for epoch in bar:
             model.train()
             log: list[Tensor] = []
-            for index, (x, y) in enumerate(make()):
+            for index, (x, y) in enumerate(batches()):
                 now["progress"] = (epoch + index / steps_an_epoch(recipe)) / recipe.epochs
                 for group in optimizer.param_groups:
                     group["lr"] = learning_rate(recipe, now["progress"])
                 log.append(step(x, y))
             advance()
-            row = _row(recipe, model, epoch + 1, names, torch.stack(log).cpu(), probe)  # the only wait for the device
+            row = _row(recipe, model, epoch + 1, names, torch.stack(log).cpu(), probe)  # waits for the device
             state.history.append(row)
             save()
             bar.set_postfix({name: f"{row[name]:.3g}" for name in (*names, "curvature")})
@@ -338,20 +280,12 @@ def fit(
     """Train the recipe: (model in eval mode with its norms refreshed, history with one row an epoch).
 
     After each epoch the whole state is written (``state_path``), so a run that was stopped goes on from its last
-    epoch, on the CPU bit for bit as if it had not been, and one that is finished is read back at once. Two processes
-    that want the same run take turns.
+    epoch, on the CPU bit for bit, and one that is finished is read back. Two processes that want the same run take
+    turns. ``resume=False`` trains again over an older state; ``watch`` is called with the history after each epoch.
 
-    Args:
-        device: default as in ``lab.pick_device``.
-        progress: show a bar with epochs, time left, loss, training accuracy, penalties and curvature.
-        resume: False trains again over an older state.
-        watch: called with the history after each epoch, for live curves.
-
-    Returns:
-        The history's columns: epoch; the objective's terms, means over the epoch's steps; ``curvature``, mean C_f of 16
-        training images after 4 Hessian-vector products; ``sigma_error``, as of ``nn.sigma_error``; β and γ of each
-        layer. ``history.attrs["seconds"]`` is what training took, all its sittings together, and ``["made_on"]`` where:
-        devices, threads and versions.
+    The history's columns: epoch; the objective's terms, means over the epoch's steps; ``curvature``, mean C_f of 16
+    training images after 4 Hessian-vector products; ``sigma_error``, as of ``nn.sigma_error``; β and γ of each layer.
+    ``history.attrs["seconds"]`` is what training took, all its sittings together, and ``["made_on"]`` where.
 
     Raises:
         RuntimeError: the device is absent, the loss is not finite (with the epoch and the step), there is not enough
@@ -359,7 +293,7 @@ def fit(
         OSError: the state cannot be written.
     """
     device, path = pick_device(device), state_path(recipe)
-    with nullcontext() if resume and finished(path, recipe.epochs) else locked(path, progress):
+    with nullcontext() if resume and epochs_done(path) == recipe.epochs else locked(path):
         keep_memory()
         model = build(recipe).to(device)
         optimizer, momenta = make_optimizer(recipe, model)
@@ -376,12 +310,18 @@ def fit(
             if watch is not None:
                 watch(pd.DataFrame(state.history))
 
-        if len(state.history) < recipe.epochs:
-            try:
+        try:
+            if len(state.history) < recipe.epochs:
                 _train(state, optimizer, device, progress, save)
-            finally:
-                if compiles(recipe, device):
-                    torch._dynamo.reset()  # the number of versions that it keeps of a function is limited
+        except RuntimeError as error:
+            if isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(
+                error
+            ):  # the CPU's has no class
+                raise RuntimeError(f"not enough memory on {device} for {recipe}: use a smaller batch_size") from None
+            raise
+        finally:
+            if compiles(recipe, device):
+                torch._dynamo.reset()  # the number of versions that it keeps of a function is limited
     refresh_norms(model)
     history = pd.DataFrame(state.history)
     history.attrs |= state.about

@@ -2,10 +2,9 @@
 
 Every objective is a function of (model in training mode, x (N, …), y (N,), recipe) that returns the loss of the batch
 and the terms to log. Two are told more: ``progress``, how far training has come (0 to 1), and the ``generator`` of
-random starts. ℓ is the cross-entropy of one sample's true label, and gₙ the input gradient of the batch's Σℓ at sample
-n. Penalties on gradients come in two forms, ``recipe.derivative``: exact, by a second backward pass, or as a difference
-along a direction, of first order only, which also runs compiled. Only the first pass moves the running statistics of
-norms and the spectral norms' directions, and all passes of a step draw the same dropout masks.
+random starts. ℓ is the cross-entropy of one sample's true label, gₙ the input gradient of the batch's Σℓ at sample n.
+Penalties on gradients are exact, by a second backward pass, or (``recipe.derivative``) a difference along a direction,
+which also runs compiled. Only a step's first pass moves running statistics. No dropout: passes must draw the same net.
 
 References: S. Srinivas et al., NeurIPS 2022, arXiv:2206.07144; H. Drucker, Y. LeCun, IEEE TNN 3 (1992) and C. Finlay,
 A. Oberman, arXiv:1905.11468 (GradReg, exact and by differences); S.-M. Moosavi-Dezfooli et al., CVPR 2019,
@@ -15,17 +14,15 @@ et al., ICLR 2018 (adversarial training).
 
 from __future__ import annotations
 
-import contextlib
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor, nn
-from torch.autograd.function import once_differentiable
-from torch.nn.modules.batchnorm import _NormBase
-from torch.nn.utils.parametrizations import _SpectralNorm
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..attacks import perturb
 from ..curvature import evaluating, scalar_of
@@ -35,7 +32,6 @@ from .recipe import Recipe
 
 STEP = 1e-2  # of differences: the root mean square over the samples of how far they move; C. Finlay and A. Oberman's h
 Terms = tuple[Tensor, dict[str, Tensor]]
-Network = Callable[[Tensor], Tensor]  # x (N, …) → logits (N, K)
 
 
 def standard(model: nn.Module, x: Tensor, y: Tensor, recipe: Recipe, **_: Any) -> Terms:
@@ -53,19 +49,16 @@ def lcnn(model: nn.Module, x: Tensor, y: Tensor, recipe: Recipe, **_: Any) -> Te
 
 
 def gradreg(model: nn.Module, x: Tensor, y: Tensor, recipe: Recipe, **_: Any) -> Terms:
-    """mean ℓ + λ_grad · mean ‖gₙ‖² (GradReg), with BatchNorm in training mode.
-
-    In eval mode the penalty could be evaded: shrinking a weight flattens the function of the running statistics, which
-    lag behind, but not the one being trained.
-    """
-    x, again = x.detach().requires_grad_(), repeated(model, x)
+    """mean ℓ + λ_grad · mean ‖gₙ‖² (GradReg), with BatchNorm in training mode: in eval mode shrinking a weight would
+    flatten the function of the running statistics, which lag behind, but not the one being trained."""
+    x = x.detach().requires_grad_()
     loss, terms = standard(model, x, y, recipe)
-    loss, squared = squared_gradient(model, x, y, loss, recipe, again=again)
+    loss, squared = squared_gradient(model, x, y, loss, recipe)
     return loss + recipe.lambda_grad * squared, terms | {"squared_gradient": squared.detach()}
 
 
 def lcnn_gradreg(model: nn.Module, x: Tensor, y: Tensor, recipe: Recipe, **_: Any) -> Terms:
-    """:func:`gradreg` + λ_β Σ_l β_l + λ_γ Σ_l |log γ_l|. In a net without Lipschitz layers this is ``minimal``."""
+    """:func:`gradreg` with the penalties of :func:`lcnn`. In a net without Lipschitz layers this is ``minimal``."""
     loss, terms = gradreg(model, x, y, recipe)
     penalty, sums = layer_penalty(model, recipe)
     return loss + penalty, terms | sums
@@ -75,13 +68,11 @@ def cure(model: nn.Module, x: Tensor, y: Tensor, recipe: Recipe, *, progress: fl
     """mean ℓ + λ_cure · mean ‖∇ℓ(x + hz) − ∇ℓ(x)‖², z = sign(g)/‖sign(g)‖ (CURE).
 
     h grows linearly from a tenth of ``recipe.h`` to all of it in the first half of training, as its authors raise it
-    step by step. (They fine-tune a trained net, with BatchNorm in eval mode in the penalty; from scratch that is evaded
-    as said at :func:`gradreg`.) ``published``: h fixed, and the penalty's passes move the running statistics (code-22).
+    step by step. ``published``: h fixed, and the penalty's passes move the running statistics (code-22).
     """
-    again = repeated(model, x)
     loss, terms = standard(model, x, y, recipe)
     h = recipe.h if recipe.published else recipe.h * (0.1 + 0.9 * min(progress / 0.5, 1.0))
-    change = gradient_change(model, x, y, recipe, h, again=again)
+    change = gradient_change(model, x, y, recipe, h)
     return loss + recipe.lambda_cure * change, terms | {"gradient_change": change.detach()}
 
 
@@ -92,134 +83,17 @@ def adversarial(
 
     The attack knows the true labels, and the net is in eval mode meanwhile. ``published``: steps of 0.01, away from the
     *predicted* labels, in training mode, so that the attack moves BatchNorm's statistics (code-22): mostly noise.
-    ValueError: images (N, C, H, W) that are not in [0, 1], as in ``attacks.pgd``; points (N, d) may lie anywhere.
+    ValueError: images (N, C, H, W) that are not in [0, 1]; points (N, d) may lie anywhere.
     """
     box = None if x.dim() == 2 else (0.0, 1.0)
-    if box is not None:
-        check_images(x)  # makes the host wait for the device once: little beside the attack's passes
+    if box:
+        check_images(x)
     steps, length = recipe.attack_steps, 0.01 if recipe.published else 2.5 * recipe.eps / recipe.attack_steps
-    with contextlib.nullcontext() if recipe.published else evaluating(model):
+    with nullcontext() if recipe.published else evaluating(model):
         with torch.no_grad():
             labels = model(x).argmax(1) if recipe.published else y
         moved = perturb(model, x, labels, recipe.eps, steps=steps, step_size=length, box=box, generator=generator)
     return standard(model, moved, y, recipe)
-
-
-def layer_penalty(model: nn.Module, recipe: Recipe) -> Terms:
-    """λ_β Σ_l β_l + λ_γ Σ_l |log γ_l|, and the two sums."""
-    modules = list(model.modules())
-    log_betas: list[Tensor] = [m.log_beta for m in modules if isinstance(m, CenteredSoftplus)]
-    log_gammas: list[Tensor] = [m.log_gamma for m in modules if isinstance(m, LipschitzBatchNorm2d)]
-    zero = next(model.parameters()).new_zeros(())
-    sum_beta = beta_of(torch.stack(log_betas)).sum() if log_betas else zero
-    sum_gamma = torch.stack(log_gammas).abs().sum() if log_gammas else zero
-    sums = {"sum_beta": sum_beta.detach(), "sum_abs_log_gamma": sum_gamma.detach()}
-    return recipe.lambda_beta * sum_beta + recipe.lambda_gamma * sum_gamma, sums
-
-
-def squared_gradient(
-    model: nn.Module, x: Tensor, y: Tensor, loss: Tensor, recipe: Recipe, *, step: float = STEP,
-    again: Network | None = None,
-) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """The loss again, and mean ‖gₙ‖² = N ‖∇loss‖², with ``loss`` = mean ℓ as computed from x: differentiable scalars.
-
-    As a difference: ‖∇loss‖ is the slope along d = ∇loss/‖∇loss‖ in the space of the whole batch. A change of the
-    weights that turns ∇loss leaves that slope, the largest of all, as it is to first order, so d needs no derivative.
-    One backward pass gives ∇loss and what the loss adds to the weights' gradients: it isn't gone through again.
-    ``again`` is the model with the masks that ``loss`` was computed with (default: the model, which has none).
-    """
-    if recipe.derivative == "exact":
-        (gradient,) = torch.autograd.grad(loss, x, create_graph=True)
-        return loss, len(x) * gradient.square().sum()
-    weights = [p for p in model.parameters() if p.requires_grad]
-    gradient, *slopes = torch.autograd.grad(loss, [x, *weights], materialize_grads=True)
-    loss = _WithGradients.apply(loss.detach(), len(weights), *weights, *slopes)
-    move = step * math.sqrt(len(x)) * gradient / torch.linalg.vector_norm(gradient).clamp(min=1e-30)
-    with statistics_at_rest(model):
-        moved = F.cross_entropy((again or model)(x.detach() + move), y)
-    return loss, ((moved - loss) / step).square()
-
-
-class _WithGradients(torch.autograd.Function):
-    """A scalar whose gradients are known already: ``apply(value, n, w_1, …, w_n, ∂value/∂w_1, …, ∂value/∂w_n)``."""
-
-    @staticmethod
-    def forward(ctx: Any, value: Tensor, n: int, *tensors: Tensor) -> Tensor:
-        ctx.save_for_backward(*tensors[n:])
-        return value.clone()
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        slopes = ctx.saved_tensors
-        return None, None, *torch._foreach_mul(slopes, grad), *[None] * len(slopes)
-
-
-def gradient_change(
-    model: nn.Module, x: Tensor, y: Tensor, recipe: Recipe, h: float, *, step: float = STEP,
-    again: Network | None = None,
-) -> Tensor:  # fmt: skip
-    """mean ‖∇ℓ(x + hz) − ∇ℓ(x)‖², a scalar, with each sample's own z.
-
-    As a difference: the change of the whole batch's gradient, projected on its own direction, is a difference of two
-    slopes. ``again`` as in :func:`squared_gradient`.
-    """
-    exact, network = recipe.derivative == "exact", again or model
-
-    def gradient(x: Tensor) -> Tensor:
-        x = x.detach().requires_grad_()
-        return torch.autograd.grad(scalar_of(network(x), y).sum(), x, create_graph=exact)[0]
-
-    def slope(x: Tensor, direction: Tensor) -> Tensor:
-        """(Σℓ(x + step·d) − Σℓ(x − step·d)) / 2 step: the derivative along d, up to O(step²)."""
-        ahead, back = (scalar_of(network(x + sign * step * direction), y).sum() for sign in (1, -1))
-        return (ahead - back) / (2 * step)
-
-    with contextlib.nullcontext() if recipe.published else statistics_at_rest(model):
-        grad_x = gradient(x)
-        z = F.normalize(grad_x.detach().sign().flatten(1), dim=1, eps=1e-30).view_as(x)
-        change = gradient(x + h * z) - grad_x
-        if exact:
-            return change.square().sum() / len(x)
-        direction = math.sqrt(len(x)) * change / torch.linalg.vector_norm(change).clamp(min=1e-30)
-        return ((slope(x + h * z, direction) - slope(x, direction)) / len(x)).square()
-
-
-def repeated(model: nn.Module, x: Tensor) -> Network:
-    """``model`` with the random numbers (masks of dropout) that it would draw for x now: every call draws these, and
-    leaves the random state as it was."""
-    gpus = [x.device] if x.is_cuda else []
-    generators = [torch.default_generator, *[torch.cuda.default_generators[gpu.index] for gpu in gpus]]
-    states = [generator.get_state() for generator in generators]
-
-    def again(x: Tensor) -> Tensor:
-        with torch.random.fork_rng(gpus):
-            for generator, state in zip(generators, states, strict=True):
-                generator.set_state(state)
-            return model(x)
-
-    return again
-
-
-@contextlib.contextmanager
-def statistics_at_rest(model: nn.Module) -> Iterator[None]:
-    """Let passes in training mode leave norms' running statistics and (any) spectral norms' directions alone."""
-    held: list[tuple[nn.Module, str, Any]] = []
-    for m in model.modules():
-        if isinstance(m, _NormBase) and m.training:  # of every kind but InstanceNorm, which heeds momentum only
-            held.append((m, "track_running_stats", False))
-        if isinstance(m, _NormBase | LipschitzBatchNorm2d):
-            held.append((m, "momentum", 0.0))
-        if isinstance(m, SpectralNorm | _SpectralNorm):
-            held.append((m, "training", False))
-    before = [getattr(m, name) for m, name, _ in held]
-    for m, name, value in held:
-        setattr(m, name, value)
-    try:
-        yield
-    finally:
-        for (m, name, _), value in zip(held, before, strict=True):
-            setattr(m, name, value)
 
 
 OBJECTIVES = {
@@ -233,3 +107,81 @@ OBJECTIVES = {
     "minimal": lcnn_gradreg,
     "relu": standard,
 }
+
+
+def layer_penalty(model: nn.Module, recipe: Recipe) -> Terms:
+    """λ_β Σ_l β_l + λ_γ Σ_l |log γ_l|, and the two sums."""
+    log_betas: list[Tensor] = [m.log_beta for m in model.modules() if isinstance(m, CenteredSoftplus)]
+    log_gammas: list[Tensor] = [m.log_gamma for m in model.modules() if isinstance(m, LipschitzBatchNorm2d)]
+    zero = next(model.parameters()).new_zeros(())
+    sum_beta = beta_of(torch.stack(log_betas)).sum() if log_betas else zero
+    sum_gamma = torch.stack(log_gammas).abs().sum() if log_gammas else zero
+    sums = {"sum_beta": sum_beta.detach(), "sum_abs_log_gamma": sum_gamma.detach()}
+    return recipe.lambda_beta * sum_beta + recipe.lambda_gamma * sum_gamma, sums
+
+
+def squared_gradient(
+    model: nn.Module, x: Tensor, y: Tensor, loss: Tensor, recipe: Recipe, step: float = STEP
+) -> tuple[Tensor, Tensor]:
+    """The loss again, and mean ‖gₙ‖² = N ‖∇loss‖², with ``loss`` = mean ℓ as computed from x: differentiable scalars.
+
+    As a difference: ‖∇loss‖ is the slope along d = ∇loss/‖∇loss‖ in the space of the whole batch. A change of the
+    weights that turns ∇loss leaves that slope, the largest of all, as it is to first order, so d needs no derivative.
+    """
+    if recipe.derivative == "exact":
+        (gradient,) = torch.autograd.grad(loss, x, create_graph=True)
+        return loss, len(x) * gradient.square().sum()
+    weights = [p for p in model.parameters() if p.requires_grad]
+    gradient, *slopes = torch.autograd.grad(loss, [x, *weights], materialize_grads=True)
+    # That pass gave the loss's gradients in the weights too: a linear function with these replaces its graph.
+    flat, slope = (torch.cat([t.flatten() for t in tensors]) for tensors in (weights, slopes))
+    loss = loss.detach() + ((flat - flat.detach()) * slope).sum()
+    with statistics_at_rest(model):
+        moved = F.cross_entropy(model(x.detach() + step * _direction(gradient)), y)
+    return loss, ((moved - loss) / step).square()
+
+
+def gradient_change(model: nn.Module, x: Tensor, y: Tensor, recipe: Recipe, h: float, step: float = STEP) -> Tensor:
+    """mean ‖∇ℓ(x + hz) − ∇ℓ(x)‖², a scalar, with each sample's own z; as a difference: of the slopes at both places
+    along the direction in which the whole batch's gradient changed."""
+    exact = recipe.derivative == "exact"
+
+    def gradient(x: Tensor) -> Tensor:
+        x = x.detach().requires_grad_()
+        return torch.autograd.grad(scalar_of(model(x), y).sum(), x, create_graph=exact)[0]
+
+    def slope(x: Tensor, direction: Tensor) -> Tensor:
+        """(Σℓ(x + step·d) − Σℓ(x − step·d)) / 2 step: the derivative along d, up to O(step²)."""
+        ahead, back = (scalar_of(model(x + sign * step * direction), y).sum() for sign in (1, -1))
+        return (ahead - back) / (2 * step)
+
+    with nullcontext() if recipe.published else statistics_at_rest(model):
+        grad_x = gradient(x)
+        z = F.normalize(grad_x.detach().sign().flatten(1), dim=1, eps=1e-30).view_as(x)
+        change = gradient(x + h * z) - grad_x
+        if exact:
+            return change.square().sum() / len(x)
+        direction = _direction(change)
+        return ((slope(x + h * z, direction) - slope(x, direction)) / len(x)).square()
+
+
+def _direction(gradient: Tensor) -> Tensor:
+    """The direction of a batch's gradient (N, …), of length √N: samples of length 1 in the root mean square."""
+    return math.sqrt(len(gradient)) * gradient / torch.linalg.vector_norm(gradient).clamp(min=1e-30)
+
+
+@contextmanager
+def statistics_at_rest(model: nn.Module) -> Iterator[None]:
+    """Let passes in training mode leave norms' running statistics and spectral norms' directions alone."""
+    modules = list(model.modules())
+    held: list[tuple[nn.Module, str, Any]] = [(m, "training", False) for m in modules if isinstance(m, SpectralNorm)]
+    held += [(m, "momentum", 0.0) for m in modules if isinstance(m, LipschitzBatchNorm2d)]
+    held += [(m, "track_running_stats", False) for m in modules if isinstance(m, _BatchNorm) and m.training]
+    before = [getattr(m, name) for m, name, _ in held]
+    for m, name, value in held:
+        setattr(m, name, value)
+    try:
+        yield
+    finally:
+        for (m, name, _), value in zip(held, before, strict=True):
+            setattr(m, name, value)

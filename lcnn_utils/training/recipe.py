@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import sys
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -43,30 +43,21 @@ ONLY = {  # field: the methods that it makes a difference to; every other field 
     "derivative": ("gradreg", "lcnn_gradreg", "minimal", "cure"),
     "published": ("cure", "adversarial"),
 }
-CHOICES = {
-    "dataset": DATASETS,
-    "method": tuple(METHODS),
-    "model": MODELS,
-    "schedule": ("onecycle", "steps"),
-    "derivative": ("exact", "difference"),
-}
-WHOLE = {"width": 1, "epochs": 1, "batch_size": 1, "attack_steps": 1, "seed": 0}  # field: its smallest value
-LARGEST = 2**31 - 1  # of whole numbers: numpy and scikit-learn take seeds below 2**32, and `samples` adds to them
-SPEED = ("compile", "bfloat16", "channels_last")
-ZERO_OR_MORE = ("lambda_beta", "lambda_gamma", "lambda_grad", "lambda_cure", "weight_decay", "momentum", "held_out")
+CHOICES = {"dataset": DATASETS, "method": tuple(METHODS), "model": MODELS}
+CHOICES |= {"schedule": ("onecycle", "steps"), "derivative": ("exact", "difference")}
+AT_LEAST_ONE = ("width", "epochs", "batch_size", "attack_steps")
+POSITIVE = ("lr", "beta", "softplus", "gamma", "h", "eps")  # all other numbers may be 0
 BELOW_ONE = ("momentum", "held_out")
+LIMITS = {int: 2**31, float: math.inf}  # numpy and scikit-learn take seeds below 2**32, and `samples` adds to them
 
 
 @dataclass(frozen=True)
 class Recipe:
     """Everything that determines a training run; equal recipes give equal models (bit for bit on one CPU with one
-    number of threads).
+    number of threads). Fields that a method doesn't use (``ONLY``) are ignored.
 
-    Where the values come from: code-22 and code-23 are the authors' public code of October 2022 and March 2023; "ours"
-    was chosen for this lab, for the reason given. Fields that a method doesn't use are ignored.
-
-    Raises:
-        ValueError: an unknown name (the nearest known one is suggested), or a value out of range.
+    Sources: code-22 and code-23 are the authors' public code of October 2022 and March 2023; "ours" was chosen for this
+    lab. ValueError: an unknown name (the nearest known one is suggested), or a value out of range.
     """
 
     dataset: str = "digits"
@@ -99,70 +90,55 @@ class Recipe:
     channels_last: bool | None = None  # memory layout of a CNN; None: yes, up to 1.2 times as fast on CPUs too
 
     def __post_init__(self) -> None:
-        for name, known in CHOICES.items():
-            check_choice(getattr(self, name), known, name)
+        for field in dataclasses.fields(self):
+            name, kind, value = field.name, type(field.default), getattr(self, field.name)
+            if kind is str:
+                check_choice(value, CHOICES[name], name)
+            elif kind in (int, float):
+                least, limit = int(name in AT_LEAST_ONE), LIMITS[kind] if name not in BELOW_ONE else 1
+                fits = type(value) is int or (kind is float and isinstance(value, float))
+                if not fits or not least <= value < limit or (value == 0 and name in POSITIVE):
+                    numbers = f"{'whole ' * (kind is int)}number {'above' if name in POSITIVE else 'from'} {least}"
+                    raise ValueError(f"{name} must be a {numbers} and below {limit}, got {value!r}")
+                object.__setattr__(self, name, kind(value) + 0)  # 1 == 1.0, −0.0 == 0.0: equal recipes, one file
+            elif type(value) not in (bool, kind):
+                raise ValueError(f"{name} must be True or False{' or None' * (kind is not bool)}, got {value!r}")
         if self.dataset == "moons" and self.model != "mlp":
             raise ValueError(f"moons are points (N, 2), which {self.model} cannot take: use model='mlp'")
-        for name, low in WHOLE.items():
-            value = getattr(self, name)
-            if type(value) is not int or not low <= value <= LARGEST:
-                raise ValueError(f"{name} must be a whole number from {low} to {LARGEST}, got {value!r}")
-        for name in ("augment", "published", *SPEED):
-            value, fits = getattr(self, name), (bool, type(None)) if name in SPEED else (bool,)
-            if type(value) not in fits:
-                raise ValueError(f"{name} must be True or False{' or None' * (name in SPEED)}, got {value!r}")
         if self.compile and self.derivative == "exact" and self.method in ONLY["derivative"]:
             raise ValueError("compiled code has no second derivatives: use derivative='difference' or compile=None")
-        for name in ("lr", "beta", "softplus", "gamma", "h", "eps", *ZERO_OR_MORE):
-            value, top = getattr(self, name), 1 if name in BELOW_ONE else sys.float_info.max
-            number = isinstance(value, int | float) and not isinstance(value, bool)
-            if not number or not 0 <= value < top or (value == 0 and name not in ZERO_OR_MORE):
-                bounds = (">= 0" if name in ZERO_OR_MORE else "> 0") + (" and < 1" if name in BELOW_ONE else "")
-                raise ValueError(f"{name} must be a finite number {bounds}, got {value!r}")
-            object.__setattr__(self, name, float(value) + 0.0)  # 1 == 1.0, −0.0 == 0.0: equal recipes, one file
 
 
-LAB: dict[str, dict[str, Any]] = {  # seconds on a CPU; λ larger than on CIFAR, as λ·Σ lr is what acts
-    "moons": dict(model="mlp", width=32, epochs=30, lambda_beta=1e-2, lambda_gamma=1e-2, lambda_grad=1e-2, eps=0.3),
-    "digits": dict(width=8, epochs=8, lambda_beta=1e-2, lambda_gamma=1e-2, lambda_grad=1e-2, lambda_cure=3e-3, eps=0.3),
-}
+LAB: dict[str, Any] = dict(lambda_beta=1e-2, lambda_gamma=1e-2, lambda_grad=1e-2, eps=0.3)  # λ·Σ lr is what acts
 CIFAR: dict[str, Any] = dict(model="resnet18", augment=True, derivative="difference")
 SMALL: dict[str, Any] = CIFAR | dict(width=16, epochs=30, batch_size=512, lr=0.4)
-WIDE: dict[str, Any] = SMALL | dict(width=64)  # the paper's width, in a minute or two a net on a large GPU
-TINY: dict[str, Any] = CIFAR | dict(  # hours on a CPU; λ larger, as Σ lr is a third of the small scale's
-    model="resnet10", width=8, epochs=8, lambda_beta=3e-3, lambda_gamma=3e-3, lambda_grad=6.1e-3
-)
-PAPER: dict[str, Any] = CIFAR | dict(  # code-22; λ acts through λ·Σ lr, which is ten times that of the small scale
-    width=64, epochs=200, schedule="steps", lambda_grad=6.1e-3
-)
+TINY: dict[str, Any] = CIFAR | dict(model="resnet10", width=8, epochs=8)
+TINY |= dict(lambda_beta=3e-3, lambda_gamma=3e-3, lambda_grad=6.1e-3)  # a third of the small scale's Σ lr
 IMAGES = ("cifar10", "cifar100", "svhn")
-SCALES: dict[str, dict[str, dict[str, Any]]] = {
-    "lab": LAB,
+SCALES: dict[str, dict[str, dict[str, Any]]] = {  # scale: dataset: fields
+    "lab": {
+        "moons": LAB | dict(model="mlp", width=32, epochs=30),
+        "digits": LAB | dict(width=8, epochs=8, lambda_cure=3e-3),
+    },
     "small": dict.fromkeys(IMAGES, SMALL),
     "tiny": dict.fromkeys(IMAGES, TINY),
-    "wide": dict.fromkeys(IMAGES, WIDE),
-    "paper": dict.fromkeys(IMAGES, PAPER),
+    "wide": dict.fromkeys(IMAGES, SMALL | dict(width=64)),  # the paper's width
+    "paper": dict.fromkeys(IMAGES, CIFAR | dict(width=64, epochs=200, schedule="steps", lambda_grad=6.1e-3)),  # code-22
 }
 
 
 def recipe(dataset: str, method: str, seed: int = 0, scale: str | None = None, **changes: Any) -> Recipe:
     """The recipe of a method at a scale, with ``changes`` of its fields.
 
-    Args:
-        scale: ``lab`` (moons, digits: seconds on a CPU); for CIFAR and SVHN ``small`` (ResNet-18 of width 16, on a
-            GPU), ``tiny`` (ResNet-10 of width 8, 8 epochs: ten minutes a net and up on one CPU core), ``wide`` (width
-            64) or ``paper`` (width 64, 200 epochs). Default: the first of these that the dataset has.
-
-    Raises:
-        ValueError: an unknown dataset, method, scale or field (the nearest known one is suggested), a scale that the
-            dataset doesn't have, or a value out of range.
+    ``scale``: ``lab`` (moons, digits: seconds on a CPU); for CIFAR and SVHN ``small`` (ResNet-18 of width 16, on a
+    GPU), ``tiny`` (ResNet-10 of width 8: ten minutes a net and up on one CPU core), ``wide`` (width 64: a minute or two
+    on a large GPU) or ``paper`` (width 64, 200 epochs). Default: the first of these that the dataset has. ValueError:
+    an unknown dataset, method, scale or field (the nearest known one is suggested), or a value out of range.
     """
     check_choice(dataset, DATASETS, "dataset")
-    check_choice(method, tuple(METHODS), "method")
-    scales = [name for name, table in SCALES.items() if dataset in table]
-    if check_choice(scale or scales[0], tuple(SCALES), "scale") not in scales:
-        raise ValueError(f"{dataset} has no scale {scale!r}: use {' or '.join(map(repr, scales))}")
+    scales = tuple(name for name, table in SCALES.items() if dataset in table)
+    scale = check_choice(scale or scales[0], scales, f"scale of {dataset}")
     for name in changes:
         check_choice(name, tuple(field.name for field in dataclasses.fields(Recipe)), "field of a recipe")
     fields: dict[str, Any] = {"dataset": dataset, "method": method, "seed": seed}
-    return Recipe(**fields | SCALES[scale or scales[0]][dataset] | changes)
+    return Recipe(**fields | SCALES[scale][dataset] | changes)

@@ -6,7 +6,6 @@ import signal
 import subprocess
 import sys
 
-import pandas as pd
 import pytest
 import torch
 
@@ -121,7 +120,7 @@ def test_changes_have_their_fields_types():
     [
         (("train",), "say what to train, as in: lcnn train lcnn"),
         (("train", "lcn"), "unknown method 'lcn'.*did you mean 'lcnn'"),
-        (("train", "lcnn", "--scale", "paper"), "digits has no scale 'paper'"),
+        (("train", "lcnn", "--scale", "paper"), "unknown scale of digits 'paper'"),
         (("train", "lcnn", "--set", "seed=1"), "unknown field of a recipe 'seed'"),
         (("train", "lcnn", "--set", "epochs"), "write epochs=VALUE, where VALUE is a whole number"),
         (("train", "lcnn", "--set", "augment=1"), "augment=VALUE, where VALUE is true or false"),
@@ -162,5 +161,4 @@ def test_train_ships_and_prints_what_came_out_and_results_tells_it(store, shippe
     assert "lambda_beta" in table, "what differs is told"
     assert "width" not in table
     assert cli.main(["results", "--csv", str(tmp_path / "all.csv")]) == 0
-    written, frame = (table.dropna(axis=1, how="all") for table in (pd.read_csv(tmp_path / "all.csv"), frame))
-    pd.testing.assert_frame_equal(written, frame, check_dtype=False)
+    assert (tmp_path / "all.csv").read_text(encoding="utf-8") == frame.to_csv(index=False)

@@ -30,14 +30,12 @@ from lcnn_utils.training import (
     accuracy,
     build,
     fit,
-    images,
     learning_rate,
-    measured_split,
     samples,
     state_path,
     steps_an_epoch,
-)  # fmt: skip
-from lcnn_utils.training.checkpoint import reached
+)
+from lcnn_utils.training.checkpoint import epochs_done
 
 module = importlib.import_module("lcnn_utils.training.fit")
 pytestmark = pytest.mark.usefixtures("store")
@@ -95,7 +93,7 @@ def rows(x) -> list[bytes]:
 # ---- samples -----------------------------------------------------------------------------------------------------
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=25)
 @given(n=st.integers(2, 3000), share=st.floats(0, 1, exclude_max=True))
 def test_what_is_held_out_and_what_is_not_cover_all(n, share):
     if share and not 0 < round(share * n) < n:
@@ -133,7 +131,7 @@ def test_samples_are_those_of_scikit_learn_in_parts(recipe):
     for part, index in (("train", kept), ("held_out", out)):
         assert all(torch.equal(a, b[index]) for a, b in zip(samples(one, part), whole, strict=True))
     assert all(torch.equal(a, b) for a, b in zip(samples(one, "test"), test, strict=True))
-    assert (measured_split(one), measured_split(plain)) == ("held_out", "test")
+    assert (module.measured_split(one), module.measured_split(plain)) == ("held_out", "test")
     for wrong, split in ((plain, "held_out"), (one, "tset"), (replace(one, held_out=1e-4), "train")):
         with pytest.raises(ValueError, match=r"holds nothing out|did you mean 'test'|leave at least one"):
             samples(wrong, split)
@@ -146,13 +144,10 @@ def test_images_stay_bytes(monkeypatch):
     monkeypatch.setattr(data, "load", lambda name, split: {"cifar10 train": fake}[f"{name} {split}"])
     monkeypatch.setattr(data.Images, "float", lambda _: pytest.fail("a whole split was turned into floats"))
     one = Recipe("cifar10", "lcnn", batch_size=8, held_out=0.3)
-    kept, out = images(one, "train"), images(one, "held_out")
+    kept, out = (module._images(one, split, "cpu") for split in ("train", "held_out"))
     assert kept.x.dtype == out.x.dtype == torch.uint8
-    make, (probe, _) = module._epochs(one, torch.device("cpu"), torch.Generator().manual_seed(0))
-    seen = torch.cat([y for _, y in make()]).tolist()
-    assert steps_an_epoch(one) == len(seen) // 8 == 35 // 8
-    assert set(seen) < set(kept.y.tolist()) == set(range(50)) - set(out.y.tolist())
-    assert torch.equal((probe * 255).round().byte(), kept.x[:16])
+    assert set(kept.y.tolist()) == set(range(50)) - set(out.y.tolist())
+    assert steps_an_epoch(one) == 35 // 8
     assert tuple(TRAINING) == DATASETS
 
 
@@ -320,7 +315,7 @@ def test_a_compiler_that_fails_is_told_once(monkeypatch):
 
     whole = train(DIGITS)
     monkeypatch.setattr(torch, "compile", broken)
-    with pytest.warns(RuntimeWarning, match=r"^training goes on without torch\.compile: division by zero$") as told:
+    with pytest.warns(RuntimeWarning, match="without torch.compile: ZeroDivisionError: division") as told:
         found = train(replace(DIGITS, compile=True))
     assert len(told) == 1
     assert found[1].loss.tolist() == pytest.approx(whole[1].loss.tolist(), rel=1e-2)
@@ -332,9 +327,9 @@ def test_a_lack_of_memory_is_named(size, monkeypatch):
         torch.empty(size) if size else exec("raise torch.OutOfMemoryError('CUDA out of memory')")
 
     monkeypatch.setitem(OBJECTIVES, "lcnn", after(3, refuse))
-    with pytest.raises(RuntimeError, match=r"not enough memory on cpu for batch_size=512 .*: use a smaller batch_size"):
+    with pytest.raises(RuntimeError, match=r"not enough memory on cpu .*batch_size=512.*: use a smaller batch_size"):
         train(DIGITS)
-    assert reached(state_path(DIGITS))[0] == 1
+    assert epochs_done(state_path(DIGITS)) == 1
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU: there is none here")
@@ -358,15 +353,13 @@ def test_a_gpu_learns_what_a_cpu_does_and_goes_on(method, monkeypatch, tmp_path)
 
 # ---- stopped, resumed, broken ------------------------------------------------------------------------------------
 
-VARIANTS = {method: replace(DIGITS, epochs=2, method=method, model="mlp") for method in METHODS} | {
+VARIANTS = {
     "moons": MOONS,
-    "a CNN": replace(DIGITS, method="lcnn_gradreg", width=1),
+    "a CNN": replace(DIGITS, epochs=2, method="lcnn_gradreg", width=1),
     "cure published": replace(DIGITS, epochs=2, method="cure", published=True, model="mlp"),
-    "adversarial published": replace(DIGITS, epochs=2, method="adversarial", published=True, model="mlp"),
-    "cure by differences": replace(DIGITS, epochs=2, method="cure", derivative="difference", model="mlp"),
+    "adversarial": replace(DIGITS, epochs=2, method="adversarial", model="mlp"),
     "gradreg by differences": replace(DIGITS, epochs=2, method="gradreg", derivative="difference", model="mlp"),
-    "no momentum": replace(DIGITS, epochs=2, momentum=0.0, model="mlp"),
-    "steps": replace(DIGITS, epochs=2, schedule="steps", model="mlp"),
+    "no momentum": replace(DIGITS, epochs=2, momentum=0.0, schedule="steps", model="mlp"),
 }
 
 
@@ -379,11 +372,8 @@ def test_interrupted_twice_then_resumed_is_the_undisturbed_run(recipe, monkeypat
     interrupt(recipe, steps // 2)
     assert not state_path(recipe).exists()
     interrupt(recipe, steps + 1)
-    done, about = reached(state_path(recipe))
-    assert done == 1
-    again = train(recipe)
-    assert_same(whole, again)
-    assert again[1].attrs["seconds"] > about["seconds"] > 0, "all sittings together"
+    assert epochs_done(state_path(recipe)) == 1
+    assert_same(whole, train(recipe))
     assert [path.name for path in state_path(recipe).parent.glob("*.*")] == [state_path(recipe).name]
 
 
@@ -399,7 +389,7 @@ def test_a_finished_run_is_read_back_and_resume_false_trains_again(monkeypatch):
     state_path(MOONS).write_bytes(b"")  # a damaged state does not stop it
     with pytest.raises(AssertionError, match="must not train"):
         train(MOONS, resume=False, watch=forbidden)
-    assert reached(state_path(MOONS))[0] == 1, "a watch that fails costs no epoch"
+    assert epochs_done(state_path(MOONS)) == 1, "a watch that fails costs no epoch"
     assert_same(whole, train(MOONS))
 
 
@@ -415,7 +405,7 @@ def test_what_is_not_finite_is_named_and_the_last_good_epoch_kept(what, monkeypa
     monkeypatch.setitem(OBJECTIVES, "lcnn", after(calls, broken))
     with pytest.raises(RuntimeError, match=says):
         train(MOONS)
-    assert reached(state_path(MOONS))[0] == 1
+    assert epochs_done(state_path(MOONS)) == 1
     assert all(value.isfinite().all() for value in load_file(state_path(MOONS)).values())
 
 

@@ -160,27 +160,20 @@ def test_a_penalty_leaves_the_net_as_the_first_pass_does(recipe, derivative, cnn
 
 
 NORMS = {
-    "BatchNorm1d": lambda m: nn.BatchNorm1d(8, momentum=m),
-    "SyncBatchNorm": lambda m: nn.SyncBatchNorm(8, momentum=m),
-    "no statistics": lambda m: nn.BatchNorm1d(8, momentum=m, track_running_stats=False),
-    "frozen": lambda m: nn.BatchNorm1d(8, momentum=m).eval(),
-    "InstanceNorm": lambda m: nn.Sequential(
-        nn.Unflatten(1, (2, 4)), nn.InstanceNorm1d(2, momentum=m, track_running_stats=True), nn.Flatten()
-    ),
-    "LipschitzBatchNorm2d": lambda m: LipschitzBatchNorm2d(8, momentum=m),
-    "SpectralNorm": lambda m: spectral_normalize(nn.Linear(8, 8)),
-    "spectral_norm": lambda m: nn.utils.parametrizations.spectral_norm(nn.Linear(8, 8)),
+    "BatchNorm1d": lambda: nn.BatchNorm1d(8),
+    "frozen": lambda: nn.BatchNorm1d(8).eval(),
+    "LipschitzBatchNorm2d": lambda: LipschitzBatchNorm2d(8),
+    "SpectralNorm": lambda: spectral_normalize(nn.Linear(8, 8)),
 }
 
 
-@pytest.mark.parametrize("momentum", [0.1, None])
 @pytest.mark.parametrize("norm", NORMS)
 @pytest.mark.parametrize("method", ["gradreg", "cure"])
 @each_derivative
-def test_the_statistics_of_every_norm_move_once_a_step(derivative, method, norm, momentum, points):
+def test_the_statistics_of_every_norm_move_once_a_step(derivative, method, norm, points):
     """And the penalty by differences is near the exact one, as it is one function's."""
     torch.manual_seed(0)
-    net = nn.Sequential(nn.Linear(4, 8), NORMS[norm](momentum), nn.Softplus(), nn.Linear(8, 3)).double()
+    net = nn.Sequential(nn.Linear(4, 8), NORMS[norm](), nn.Softplus(), nn.Linear(8, 3)).double()
     once, recipe = copy.deepcopy(net), Recipe(method=method, derivative=derivative)
     for _ in range(2):
         exact = list(objective(copy.deepcopy(net), points, replace(recipe, derivative="exact"))[1].values())[-1]
@@ -189,35 +182,6 @@ def test_the_statistics_of_every_norm_move_once_a_step(derivative, method, norm,
         assert value.item() == pytest.approx(exact.item(), rel=0.02)
         for name, statistic in once.named_buffers():
             assert torch.equal(net.get_buffer(name), statistic), name
-
-
-class OneMask(nn.Module):
-    """The net under one dropout mask: that of a seed, in every pass."""
-
-    def __init__(self, net):
-        super().__init__()
-        self.net = net
-
-    def forward(self, x):
-        torch.manual_seed(7)
-        return self.net(x)
-
-
-@each_penalty
-@each_derivative
-@pytest.mark.parametrize("dropout", [nn.Dropout(0.5), nn.RReLU(0.1, 0.9)], ids=["Dropout", "RReLU"])
-def test_all_passes_of_a_step_draw_one_mask(dropout, derivative, recipe, points):
-    torch.manual_seed(0)
-    layers = [nn.Linear(4, 16), nn.Softplus(), dropout, nn.Linear(16, 16), nn.Softplus(), dropout, nn.Linear(16, 3)]
-    net = nn.Sequential(*layers).double()
-    expected = list(objective(OneMask(net), points, recipe)[1].values())
-    torch.manual_seed(7)
-    terms = list(objective(net, points, replace(recipe, derivative=derivative))[1].values())
-    state = torch.get_rng_state()
-    assert [term.item() for term in terms] == pytest.approx([term.item() for term in expected], rel=0.03)
-    torch.manual_seed(7)
-    net(points[0])
-    assert torch.equal(torch.get_rng_state(), state), "as after one pass: the next step's mask is another one"
 
 
 @pytest.mark.parametrize(

@@ -8,8 +8,6 @@ import math
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from torch import nn
 
 from lcnn_utils.experiments import SHIPPED
@@ -27,7 +25,7 @@ from lcnn_utils.training import (
     recipe,
     run_name,
     training_step,
-)  # fmt: skip
+)
 from lcnn_utils.training.checkpoint import recipe_of
 
 OTHER = dict(
@@ -40,7 +38,7 @@ POSITIVE = ("lr", "beta", "softplus", "gamma", "h", "eps")
 AT_LEAST_ZERO = ("lambda_beta", "lambda_gamma", "lambda_grad", "lambda_cure", "weight_decay", "momentum", "held_out")
 BAD = {
     **dict.fromkeys(("width", "epochs", "batch_size", "attack_steps"), (0, -3, 2.0, math.nan, True, "8", np.int64(8))),
-    **dict.fromkeys(POSITIVE, (0, -1.0, math.nan, math.inf, True, "0.1", 10**400)),
+    **dict.fromkeys(POSITIVE, (0, -1.0, math.nan, math.inf, True, "0.1")),
     **dict.fromkeys(AT_LEAST_ZERO, (-1e-9, math.nan, math.inf, True, "0.1")),
     **dict.fromkeys(("augment", "published"), (1, "no", None, np.True_)),
     **dict.fromkeys(("compile", "bfloat16", "channels_last"), (0, "no", math.nan)),
@@ -89,26 +87,17 @@ def test_the_name_holds_a_hash_of_what_is_not_at_its_default():
             run_name(wrong)
 
 
-VALUES = {
-    "seed": st.integers(0, 3),
-    "lr": st.sampled_from([0.1, 1, 1.0, 0.5]),
-    "momentum": st.sampled_from([0, 0.0, -0.0, 0.9]),
-    "compile": st.sampled_from([None, True, False]),
-}
-
-
-@settings(deadline=None, max_examples=60)
-@given(st.fixed_dictionaries({}, optional=VALUES), st.fixed_dictionaries({}, optional=VALUES))
-def test_recipes_are_equal_just_if_their_names_are(fields, others):
+def test_equal_recipes_have_one_name():
     """1 == 1.0 and 0.0 == −0.0 in Python, so such recipes are equal, and so must their files be."""
-    for a, b in ((fields, others), (fields, fields | others)):
-        assert (Recipe(**a) == Recipe(**b)) == (run_name(Recipe(**a)) == run_name(Recipe(**b)))
+    for a, b in ((dict(lr=1), dict(lr=1.0)), (dict(momentum=-0.0), dict(momentum=0))):
+        assert Recipe(**a) == Recipe(**b)
+        assert run_name(Recipe(**a)) == run_name(Recipe(**b))
 
 
 ACTIVATIONS = dict.fromkeys(METHODS, CenteredSoftplus) | {"softplus_wd": nn.Softplus, "relu": nn.ReLU}
 
 
-@pytest.mark.parametrize("model", ["resnet10", "vgg11", "mlp"])
+@pytest.mark.parametrize("model", ["resnet10", "mlp"])
 @pytest.mark.parametrize("method", METHODS)
 def test_each_method_has_its_net(method, model):
     net = build(Recipe(method=method, model=model, width=2, beta=3.0, gamma=4.0, softplus=7.0))
@@ -178,6 +167,6 @@ def test_every_scale():
     assert (one.model, one.width, one.epochs, one.schedule, one.augment) == ("resnet18", 64, 200, "steps", True)
     assert (one.lr, one.momentum, one.weight_decay, one.batch_size) == (0.1, 0.9, 5e-4, 128)
     assert (one.lambda_beta, one.lambda_gamma, one.lambda_grad, one.beta, one.gamma) == (1e-3, 1e-3, 6.1e-3, 5, 10)
-    for wrong in (dict(scale="paper"), dict(scale="papre"), dict(lambda_betta=0), dict(method="lcn")):
-        with pytest.raises(ValueError, match=r"use 'lab'|did you mean"):
+    for wrong in (dict(scale="paper"), dict(lambda_betta=0), dict(method="lcn")):
+        with pytest.raises(ValueError, match=r"unknown scale of digits 'paper'.*lab|did you mean"):
             recipe(**(dict(dataset="digits", method="lcnn") | wrong))

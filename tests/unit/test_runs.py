@@ -1,5 +1,6 @@
 """Runs: trained once and then read; their records and shipped weights, damaged or not; the list of all of them."""
 
+import contextlib
 import json
 import shutil
 from dataclasses import asdict, replace
@@ -12,7 +13,7 @@ import torch
 from helpers import files_of_at_most
 from torch import nn
 
-from lcnn_utils import download
+from lcnn_utils import data
 from lcnn_utils.experiments import load_weights, measure, results, run, ship
 from lcnn_utils.experiments import runs as experiments
 from lcnn_utils.training import METHODS, OBJECTIVES, Recipe, accuracy, fit, recipe, run_name, samples, state_path
@@ -156,10 +157,8 @@ def test_a_state_or_a_record_alone(stored, no_training):
 
 
 def test_what_is_not_there_is_named(store, monkeypatch, tmp_path):
-    with pytest.raises(RuntimeError, match=r"device 'cuda:99' is not available here .*use device='cpu'"):
-        run(TINY, device="cuda:99", weights=False)
     monkeypatch.setenv("LCNN_DATA", str(tmp_path / "data"))
-    monkeypatch.setattr(download, "fetch", lambda name, root: (_ for _ in ()).throw(RuntimeError(f"no {name}")))
+    monkeypatch.setattr(data, "fetch", lambda name, root=None: (_ for _ in ()).throw(RuntimeError(f"no {name}")))
     with pytest.raises(RuntimeError, match="no cifar10"):
         run(recipe("cifar10", "lcnn", width=1, epochs=1), progress=False)
     assert files(store / "runs") == {}
@@ -176,26 +175,21 @@ def test_every_flipped_bit_of_a_record_is_noticed(store):
     as_text = lambda run: repr((run.metrics, run.recipe, run.provenance, run.history.to_dict("records")))
     unnoticed = 0
     for index in range(len(content)):
-        for bit in range(index % 2, 8, 2):
-            path.write_bytes(content[:index] + bytes([content[index] ^ 1 << bit]) + content[index + 1 :])
-            try:
-                found = experiments.read_record(path)
-            except Damaged:
-                continue
+        path.write_bytes(content[:index] + bytes([content[index] ^ 1 << index % 8]) + content[index + 1 :])
+        with contextlib.suppress(Damaged):
+            assert as_text(experiments.read_record(path)) == as_text(whole)
             unnoticed += 1
-            assert as_text(found) == as_text(whole)
     assert unnoticed <= 20
 
 
-def altered(sealed: bool, **changes):
-    """Change parts of a record; ``sealed``: with a checksum of its own."""
+def altered(**changes):
+    """Change fields of a record's recipe, with a checksum of its own."""
 
     def damage(content: bytes) -> bytes:
         record = json.loads(content)
         del record["sha256"]
-        for part, change in changes.items():
-            record[part] = record[part] | change if isinstance(change, dict) else change
-        return json.dumps(record | ({"sha256": experiments._sha256(record)} if sealed else {})).encode()
+        record["recipe"] |= changes
+        return json.dumps(record | {"sha256": experiments._sha256(record)}).encode()
 
     return damage
 
@@ -205,16 +199,10 @@ DAMAGES = {
     "empty": lambda content: b"",
     "not text": lambda content: b"\xff\xfe" + content,
     "a list": lambda content: b"[]",
-    "nested": lambda content: b"[" * 100_000,
-    "no checksum": altered(False),
-    "a field too many": altered(True, recipe={"lambda_delta": 1.0}),
-    "a value out of range": altered(True, recipe={"lr": -1.0}),
-    "another seed": altered(True, recipe={"seed": 1}),
-    "a metric that is no number": altered(True, metrics={"curvature": float("nan")}),
-    "an accuracy of 978 %": altered(True, metrics={"accuracy": 9.78}),
-    "no images": altered(True, metrics={"images": 0}),
-    "a history too short": altered(True, history=[{"epoch": 1}]),
-    "a history of texts": altered(True, history=[{"epoch": "1"}, {"epoch": "2"}]),
+    "another accuracy": lambda content: content.replace(b'"accuracy": 0.', b'"accuracy": 0.9', 1),
+    "a field too many": altered(lambda_delta=1.0),
+    "a value out of range": altered(lr=-1.0),
+    "another seed": altered(seed=1),
 }
 
 
@@ -283,11 +271,6 @@ def test_shipped_weights_are_rounded_and_so_are_their_metrics(store, shipped, no
     found = run(one, progress=False)
     assert same_weights(found.model, rounded)
     assert (found.metrics, found.provenance) == (made.metrics, made.provenance)
-    before = files(shipped)
-    with files_of_at_most(600), pytest.raises(OSError, match="cannot write"):
-        ship(one, progress=False)
-    assert files(shipped) == before
-    assert not (tmp_path / "empty").exists()
 
 
 def test_results_lists_each_run_once(store, shipped, monkeypatch, tmp_path):

@@ -18,8 +18,9 @@ from safetensors.torch import load_file
 from lcnn_utils.cli import commands as cli
 from lcnn_utils.experiments import ordered, plan, run, runs, sweep
 from lcnn_utils.experiments.sweep import COSTLY, local_cluster, recorded, run_task
-from lcnn_utils.training import OBJECTIVES, fit, made_on, recipe, run_name, state_path
-from lcnn_utils.training.checkpoint import reached
+from lcnn_utils.training import OBJECTIVES, fit, recipe, run_name, state_path
+from lcnn_utils.training.checkpoint import epochs_done
+from lcnn_utils.training.fit import made_on
 
 HERE = made_on(torch.device("cpu"))["device"]
 
@@ -70,7 +71,7 @@ def wait_for(one, epochs):
     """Until the state in the store has so many epochs."""
     end = time.monotonic() + 300
     while time.monotonic() < end:
-        if state_path(one).exists() and reached(state_path(one))[0] >= epochs:
+        if epochs_done(state_path(one)) >= epochs:
             return
         time.sleep(0.01)
     raise TimeoutError(f"{run_name(one)} did not reach epoch {epochs}")
@@ -110,7 +111,7 @@ def test_a_killed_worker(client, monkeypatch, tmp_path):
         wait_for(recipes[0], 5)
         (address,) = [worker for worker, keys in client.processing().items() if run_name(recipes[0]) in str(keys)]
         os.kill(client.run(os.getpid, workers=[address])[address], signal.SIGKILL)
-        assert reached(state_path(recipes[0]))[0] < 30, "in mid-training"
+        assert epochs_done(state_path(recipes[0])) < 30, "in mid-training"
         outcomes = running.result()
     assert [outcome.error for outcome in outcomes] == [None, None]
     assert [numbers(one) for one in recipes] == calm(recipes, monkeypatch, tmp_path / "calm")
