@@ -4,7 +4,7 @@ Every objective is a function of (model in training mode, x (N, …), y (N,), re
 and the terms to log. Two are told more: ``progress``, how far training has come (0 to 1), and the ``generator`` of
 random starts. ℓ is the cross-entropy of one sample's true label, gₙ the input gradient of the batch's Σℓ at sample n.
 Penalties on gradients are exact, by a second backward pass, or (``recipe.derivative``) a difference along a direction,
-which also runs compiled. Only a step's first pass moves running statistics. No dropout: passes must draw the same net.
+which also runs compiled. Only a step's first pass moves running statistics, and all draw the same masks of dropout.
 
 References: S. Srinivas et al., NeurIPS 2022, arXiv:2206.07144; H. Drucker, Y. LeCun, IEEE TNN 3 (1992) and C. Finlay,
 A. Oberman, arXiv:1905.11468 (GradReg, exact and by differences); S.-M. Moosavi-Dezfooli et al., CVPR 2019,
@@ -15,14 +15,15 @@ et al., ICLR 2018 (adversarial training).
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.utils.parametrizations import _SpectralNorm
 
 from ..attacks import perturb
 from ..curvature import evaluating, scalar_of
@@ -32,6 +33,7 @@ from .recipe import Recipe
 
 STEP = 1e-2  # of differences: the root mean square over the samples of how far they move; C. Finlay and A. Oberman's h
 Terms = tuple[Tensor, dict[str, Tensor]]
+Network = Callable[[Tensor], Tensor]
 
 
 def standard(model: nn.Module, x: Tensor, y: Tensor, recipe: Recipe, **_: Any) -> Terms:
@@ -51,9 +53,9 @@ def lcnn(model: nn.Module, x: Tensor, y: Tensor, recipe: Recipe, **_: Any) -> Te
 def gradreg(model: nn.Module, x: Tensor, y: Tensor, recipe: Recipe, **_: Any) -> Terms:
     """mean ℓ + λ_grad · mean ‖gₙ‖² (GradReg), with BatchNorm in training mode: in eval mode shrinking a weight would
     flatten the function of the running statistics, which lag behind, but not the one being trained."""
-    x = x.detach().requires_grad_()
+    x, again = x.detach().requires_grad_(), repeated(model, x)
     loss, terms = standard(model, x, y, recipe)
-    loss, squared = squared_gradient(model, x, y, loss, recipe)
+    loss, squared = squared_gradient(model, x, y, loss, recipe, again=again)
     return loss + recipe.lambda_grad * squared, terms | {"squared_gradient": squared.detach()}
 
 
@@ -70,9 +72,10 @@ def cure(model: nn.Module, x: Tensor, y: Tensor, recipe: Recipe, *, progress: fl
     h grows linearly from a tenth of ``recipe.h`` to all of it in the first half of training, as its authors raise it
     step by step. ``published``: h fixed, and the penalty's passes move the running statistics (code-22).
     """
+    again = repeated(model, x)
     loss, terms = standard(model, x, y, recipe)
     h = recipe.h if recipe.published else recipe.h * (0.1 + 0.9 * min(progress / 0.5, 1.0))
-    change = gradient_change(model, x, y, recipe, h)
+    change = gradient_change(model, x, y, recipe, h, again=again)
     return loss + recipe.lambda_cure * change, terms | {"gradient_change": change.detach()}
 
 
@@ -121,12 +124,19 @@ def layer_penalty(model: nn.Module, recipe: Recipe) -> Terms:
 
 
 def squared_gradient(
-    model: nn.Module, x: Tensor, y: Tensor, loss: Tensor, recipe: Recipe, step: float = STEP
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    loss: Tensor,
+    recipe: Recipe,
+    step: float = STEP,
+    again: Network | None = None,
 ) -> tuple[Tensor, Tensor]:
     """The loss again, and mean ‖gₙ‖² = N ‖∇loss‖², with ``loss`` = mean ℓ as computed from x: differentiable scalars.
 
     As a difference: ‖∇loss‖ is the slope along d = ∇loss/‖∇loss‖ in the space of the whole batch. A change of the
     weights that turns ∇loss leaves that slope, the largest of all, as it is to first order, so d needs no derivative.
+    ``again`` is the model with the masks of dropout that ``loss`` was computed with.
     """
     if recipe.derivative == "exact":
         (gradient,) = torch.autograd.grad(loss, x, create_graph=True)
@@ -137,22 +147,24 @@ def squared_gradient(
     flat, slope = (torch.cat([t.flatten() for t in tensors]) for tensors in (weights, slopes))
     loss = loss.detach() + ((flat - flat.detach()) * slope).sum()
     with statistics_at_rest(model):
-        moved = F.cross_entropy(model(x.detach() + step * _direction(gradient)), y)
+        moved = F.cross_entropy((again or model)(x.detach() + step * _direction(gradient)), y)
     return loss, ((moved - loss) / step).square()
 
 
-def gradient_change(model: nn.Module, x: Tensor, y: Tensor, recipe: Recipe, h: float, step: float = STEP) -> Tensor:
+def gradient_change(
+    model: nn.Module, x: Tensor, y: Tensor, recipe: Recipe, h: float, step: float = STEP, again: Network | None = None
+) -> Tensor:
     """mean ‖∇ℓ(x + hz) − ∇ℓ(x)‖², a scalar, with each sample's own z; as a difference: of the slopes at both places
-    along the direction in which the whole batch's gradient changed."""
-    exact = recipe.derivative == "exact"
+    along the direction in which the whole batch's gradient changed. ``again`` as in :func:`squared_gradient`."""
+    exact, run = recipe.derivative == "exact", again or model
 
     def gradient(x: Tensor) -> Tensor:
         x = x.detach().requires_grad_()
-        return torch.autograd.grad(scalar_of(model(x), y).sum(), x, create_graph=exact)[0]
+        return torch.autograd.grad(scalar_of(run(x), y).sum(), x, create_graph=exact)[0]
 
     def slope(x: Tensor, direction: Tensor) -> Tensor:
         """(Σℓ(x + step·d) − Σℓ(x − step·d)) / 2 step: the derivative along d, up to O(step²)."""
-        ahead, back = (scalar_of(model(x + sign * step * direction), y).sum() for sign in (1, -1))
+        ahead, back = (scalar_of(run(x + sign * step * direction), y).sum() for sign in (1, -1))
         return (ahead - back) / (2 * step)
 
     with nullcontext() if recipe.published else statistics_at_rest(model):
@@ -170,13 +182,30 @@ def _direction(gradient: Tensor) -> Tensor:
     return math.sqrt(len(gradient)) * gradient / torch.linalg.vector_norm(gradient).clamp(min=1e-30)
 
 
+def repeated(model: nn.Module, x: Tensor) -> Network:
+    """``model`` with the random numbers (masks of dropout) that it would draw for x now, in every call."""
+    gpus = [x.device] if x.is_cuda else []
+    generators = [torch.default_generator, *[torch.cuda.default_generators[gpu.index] for gpu in gpus]]
+    states = [generator.get_state() for generator in generators]
+
+    def again(x: Tensor) -> Tensor:
+        with torch.random.fork_rng(gpus):
+            for generator, state in zip(generators, states, strict=True):
+                generator.set_state(state)
+            return model(x)
+
+    return again
+
+
 @contextmanager
 def statistics_at_rest(model: nn.Module) -> Iterator[None]:
     """Let passes in training mode leave norms' running statistics and spectral norms' directions alone."""
     modules = list(model.modules())
-    held: list[tuple[nn.Module, str, Any]] = [(m, "training", False) for m in modules if isinstance(m, SpectralNorm)]
-    held += [(m, "momentum", 0.0) for m in modules if isinstance(m, LipschitzBatchNorm2d)]
-    held += [(m, "track_running_stats", False) for m in modules if isinstance(m, _BatchNorm) and m.training]
+    held: list[tuple[nn.Module, str, Any]] = [
+        (m, "training", False) for m in modules if isinstance(m, SpectralNorm | _SpectralNorm)
+    ]
+    held += [(m, "momentum", 0.0) for m in modules if isinstance(m, _NormBase | LipschitzBatchNorm2d)]
+    held += [(m, "track_running_stats", False) for m in modules if isinstance(m, _NormBase) and m.training]
     before = [getattr(m, name) for m, name, _ in held]
     for m, name, value in held:
         setattr(m, name, value)

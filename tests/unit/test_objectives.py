@@ -239,3 +239,28 @@ def test_images_of_an_attack_lie_in_the_box_and_points_anywhere(cnn, images, poi
     objective(net, (x, points[1]), Recipe("moons", "adversarial", "mlp", eps=0.2))
     lengths = (final[-1] - x).norm(dim=1)
     assert ((lengths > 0.1) & (lengths <= 0.2 * (1 + 1e-6))).all(), "none was cut by a box of [0, 1]"
+
+
+class OneMask(nn.Module):
+    """The net under one mask: that of a seed, in every pass."""
+
+    def __init__(self, net):
+        super().__init__()
+        self.net = net
+
+    def forward(self, x):
+        torch.manual_seed(7)
+        return self.net(x)
+
+
+@pytest.mark.parametrize("derivative", ["exact", "difference"])
+@pytest.mark.parametrize("method", ["gradreg", "cure"])
+def test_all_passes_of_a_step_draw_one_mask(method, derivative):
+    torch.manual_seed(0)
+    dropout, x, y = nn.Dropout(0.5), torch.randn(8, 4).double(), torch.arange(8) % 3
+    net = nn.Sequential(nn.Linear(4, 16), nn.Softplus(), dropout, nn.Linear(16, 3)).double()
+    recipe = Recipe("moons", method, "mlp", derivative=derivative)
+    expected = list(OBJECTIVES[method](OneMask(net), x, y, replace(recipe, derivative="exact"))[1].values())
+    torch.manual_seed(7)
+    terms = list(OBJECTIVES[method](net, x, y, recipe)[1].values())
+    assert [term.item() for term in terms] == pytest.approx([term.item() for term in expected], rel=0.03)
