@@ -51,19 +51,27 @@ def _length(t: Tensor) -> Tensor:
     return largest * torch.linalg.vector_norm(t / largest)
 
 
-def _unit(t: Tensor, otherwise: Tensor | float = 0.0) -> Tensor:
-    """t/‖t‖₂; t may have any scale, and ``otherwise`` stands in where it is zero or broken."""
-    t = t / torch.linalg.vector_norm(t, 1).clamp_(min=torch.finfo(t.dtype).tiny)
-    length = torch.linalg.vector_norm(t)
-    return torch.where(length > 0, t.div_(length), otherwise)
+def _to_unit_length(ts: list[Tensor], otherwise: list[Tensor] | None = None) -> None:
+    """Divide each tensor by its length, in place, whatever its scale; what is 0 or broken becomes ``otherwise``."""
+    tiny = torch.finfo(ts[0].dtype).tiny
+    torch._foreach_div_(ts, torch._foreach_clamp_min(torch._foreach_norm(ts, 1), tiny))
+    if otherwise is not None:
+        for t in ts:
+            t.nan_to_num_(0.0)
+        torch._foreach_add_(ts, otherwise, alpha=1e-15)  # which is all that 0 is left with
+    torch._foreach_div_(ts, torch._foreach_clamp_min(torch._foreach_norm(ts), tiny))
 
 
-def _iterate(weight: Tensor, v: Tensor, geometry: Geometry) -> tuple[Tensor, Tensor]:
-    """One power iteration: u = Av/‖Av‖ and then v = Aᵀu/‖Aᵀu‖. A zero or broken weight leaves v as it was."""
-    u = _unit(_apply(weight, v, geometry))
-    if geometry is None:
-        return u, _unit(_apply(weight.mT, u, None), v)
-    return u, _unit(conv2d_input(v.shape, weight, u, **geometry), v)
+def _iterate(weights: list[Tensor], vs: list[Tensor], geometries: list[Geometry]) -> tuple[list[Tensor], list[Tensor]]:
+    """One power iteration of each layer: u = Av/‖Av‖ and then v = Aᵀu/‖Aᵀu‖; a zero or broken weight leaves v."""
+    us = list(map(_apply, weights, vs, geometries))
+    _to_unit_length(us)
+    backs = [
+        F.linear(u, weight.mT) if options is None else conv2d_input(v.shape, weight, u, **options)
+        for weight, v, u, options in zip(weights, vs, us, geometries, strict=True)
+    ]
+    _to_unit_length(backs, vs)
+    return us, backs
 
 
 @torch.no_grad()
@@ -73,8 +81,9 @@ def _power(weight: Tensor, v: Tensor, geometry: Geometry, iterations: int) -> Te
         raise ValueError(f"iterations={iterations}: at least 1 is needed")
     weight = wide(weight)
     v = v.to(weight)
-    for _ in range(iterations):
-        v = _iterate(weight, v, geometry)[1]
+    with torch.autocast(weight.device.type, enabled=False):
+        for _ in range(iterations):
+            v = _iterate([weight], [v], [geometry])[1][0]
     return v
 
 
@@ -194,16 +203,6 @@ class SpectralNorm(nn.Module):
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"now": None}  # a copy made there is a layer like any other
 
-    def advance(self, weight: Tensor) -> None:
-        """One power iteration, and W/σ with σ = uᵀAv, u and v held."""
-        w = wide(weight)
-        with torch.no_grad():
-            u, v = _iterate(w, self.v.to(w.dtype), self.geometry)
-            options = self.geometry
-            slope = _apply(v.mT, u.mT, None) if options is None else conv2d_weight(v, w.shape, u, **options)
-            self.v.copy_(v)
-        self.now = weight, _Normalise.apply(w, slope).to(weight.dtype)
-
     def forward(self, weight: Tensor) -> Tensor:
         if self.now and self.now[0] is weight:
             return self.now[1]
@@ -220,6 +219,22 @@ def _normalised(model: nn.Module) -> list[tuple[SpectralNorm, Tensor]]:
     return [(entry[0], entry.original) for entry in lists if isinstance(entry[0], SpectralNorm)]
 
 
+def _advance(layers: list[tuple[SpectralNorm, Tensor]]) -> None:
+    """One power iteration of all layers together, and each one's W/σ with σ = uᵀAv, u and v held."""
+    geometries = [norm.geometry for norm, _ in layers]
+    weights = [wide(weight) for _, weight in layers]
+    with torch.autocast(weights[0].device.type, enabled=False):
+        with torch.no_grad():
+            us, vs = _iterate(
+                weights, [norm.v.to(w.dtype) for (norm, _), w in zip(layers, weights, strict=True)], geometries
+            )
+            torch._foreach_copy_([norm.v for norm, _ in layers], vs)
+        for (norm, weight), w, u, v in zip(layers, weights, us, vs, strict=True):
+            options = norm.geometry
+            slope = u.mT @ v if options is None else conv2d_weight(v, w.shape, u, **options)
+            norm.now = weight, _Normalise.apply(w, slope).to(weight.dtype)
+
+
 @contextlib.contextmanager
 def norms_once_a_step(model: nn.Module) -> Iterator[Callable[[], None]]:
     """Take power iteration out of the forward passes: yields the function that moves every layer one iteration on.
@@ -228,13 +243,8 @@ def norms_once_a_step(model: nn.Module) -> Iterator[Callable[[], None]]:
     cost an elementwise product instead of a convolution.
     """
     layers = _normalised(model)
-
-    def advance() -> None:
-        for norm, weight in layers:
-            norm.advance(weight)
-
     try:
-        yield advance
+        yield lambda: _advance(layers) if layers else None
     finally:
         for norm, _ in layers:
             norm.now = None

@@ -132,15 +132,17 @@ def _attribute(f, x, y, method, samples, noise, steps, baseline, window, layer, 
 
 
 def _guided_backprop(f: _Scalar, x: Tensor, y: Tensor) -> Tensor:
-    """Guided backpropagation, refused where it changes nothing."""
+    """Guided backpropagation, refused where it is none, or only in part."""
     from captum import attr
 
+    kinds = {type(m) for m in f.model.modules()} - {nn.ReLU}
+    others = [kind.__name__ for kind in kinds if kind is CenteredSoftplus or kind.__module__ == nn.ReLU.__module__]
     maps = attr.GuidedBackprop(f).attribute(x, additional_forward_args=y)
     plain = attr.Saliency(f).attribute(x, abs=False, additional_forward_args=y)
-    if bool((maps - plain).norm() <= 1e-4 * plain.norm()):
+    if others or bool((maps - plain).norm() <= 1e-4 * plain.norm()):
         raise ValueError(
-            "guided backpropagation changes the backward pass of modules nn.ReLU only, and this network has none that "
-            "matter (functions such as F.relu are none): the map would be the plain gradient. Use method='gradient'"
+            "guided backpropagation changes the backward pass of modules nn.ReLU only, and this network has "
+            f"{', '.join(sorted(others)) or 'none that matter (functions such as F.relu are none)'}: use 'gradient'"
         )
     return maps
 
