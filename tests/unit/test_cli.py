@@ -2,7 +2,6 @@
 
 import os
 import re
-import signal
 import subprocess
 import sys
 
@@ -63,7 +62,10 @@ def test_a_mistyped_command_is_explained_with_status_2(args, capsys):
 
 
 def test_an_interrupt_is_one_line(monkeypatch, capsys):
-    monkeypatch.setattr(cli.Data, "run", lambda self: signal.raise_signal(signal.SIGINT))
+    def interrupted(self):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli.Data, "run", interrupted)
     assert cli.main(["data"]) == 130
     assert capsys.readouterr().err == "lcnn: interrupted\n"
 

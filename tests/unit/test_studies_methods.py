@@ -16,10 +16,18 @@ from torch import nn
 from lcnn_utils.experiments import published, run
 from lcnn_utils.experiments import runs as experiments
 from lcnn_utils.figures.style import METHOD
-from lcnn_utils.nn import CenteredSoftplus, SpectralNorm
+from lcnn_utils.nn import CenteredSoftplus, LipschitzBatchNorm2d, SpectralNorm
 from lcnn_utils.studies import methods as studies
 from lcnn_utils.studies import schedules
 from lcnn_utils.training import METHODS, OBJECTIVES, build, fit, learning_rate, recipe, run_name, samples
+
+
+def layer_values(model):
+    """β and γ of each layer that trains them: "kind name" → value."""
+    kinds = {"beta": CenteredSoftplus, "gamma": LipschitzBatchNorm2d}
+    found = [(kind, name, m) for kind, cls in kinds.items() for name, m in model.named_modules() if isinstance(m, cls)]
+    return {f"{kind} {name}": getattr(m, kind).item() for kind, name, m in found if any(True for _ in m.parameters())}
+
 
 training = importlib.import_module("lcnn_utils.training.fit")
 
@@ -176,7 +184,7 @@ def test_layers_are_numbered_from_input_to_output(store):
     for kind, modules in met.items():
         for place, module in enumerate(modules, 1):
             setattr(module, kind, float(place))
-    frame = studies.layer_frame(pd.DataFrame([{"epoch": 1} | training._layer_values(model)]))
+    frame = studies.layer_frame(pd.DataFrame([{"epoch": 1} | layer_values(model)]))
     for kind, modules in met.items():
         part = frame[frame.kind == kind]
         assert part.layer.tolist() == list(range(1, len(modules) + 1))
@@ -198,7 +206,7 @@ def test_lambda_layers_are_the_last_epoch(store, monkeypatch):
         part = frame[frame.lambda_ == lam]
         assert set(part.epoch) == {2}
         found = dict(zip(part.kind + " " + part.name, part.value, strict=True))
-        assert found == pytest.approx(training._layer_values(model), abs=2e-6)
+        assert found == pytest.approx(layer_values(model), abs=2e-6)
 
 
 # ---- what λ can do -----------------------------------------------------------------------------------------------
@@ -366,7 +374,7 @@ def test_arms_frame_table_and_nets(store):
         for one in recipes:
             made = run(one, progress=False)
             (row,) = frame[(frame.arm == arm) & (frame.seed == one.seed)].itertuples()
-            values = training._layer_values(made.model)
+            values = layer_values(made.model)
             for kind, found in (("beta", row.beta), ("gamma", row.gamma)):
                 expected = np.median([value for name, value in values.items() if name.startswith(kind)])
                 assert found == pytest.approx(expected, abs=2e-6)
