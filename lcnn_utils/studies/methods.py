@@ -1,4 +1,4 @@
-"""What notebook 05 measures: methods side by side, layers over training, the price of λ, and of a step."""
+"""What notebook 05 measures: methods side by side, layers over training, what λ can do, and the price of a step."""
 
 from __future__ import annotations
 
@@ -19,13 +19,9 @@ from ..data import available
 from ..experiments import SHIPPED, measure, published, run
 from ..figures.style import METHOD
 from ..nn import CenteredSoftplus, norms_once_a_step
-from ..training import METHODS, Recipe, build, make_optimizer, objectives, recipe, run_name, samples, training_step
+from ..training import METHODS, Recipe, build, learning_rate, make_optimizer, objectives, recipe, run_name, samples
+from ..training import steps_an_epoch, training_step
 from . import passing, with_beta
-from .schedules import course_recipe as course_recipe
-from .schedules import lowest_gamma as lowest_gamma
-from .schedules import published_schedules as published_schedules
-from .schedules import rates as rates
-from .schedules import steps_an_epoch as steps_an_epoch
 
 LAMBDAS = (0.0, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1)  # λ_β = λ_γ of the shipped runs on digits
 COLUMNS = {"‖∇f‖": "grad_norm", "‖∇²f‖": "hessian_norm", "C": "curvature", "accuracy %": "accuracy"}
@@ -266,3 +262,34 @@ def iteration_share(rounds: int = 9) -> float:
             step(x, y)
             shares += [spent[0] / (time.perf_counter() - start)] if turn else []
     return median(shares)
+
+
+def rates(one: Recipe) -> Tensor:
+    """The learning rate of every step of a recipe's training, (T,)."""
+    total = one.epochs * steps_an_epoch(one)
+    return torch.tensor([learning_rate(one, step / total) for step in range(total)], dtype=torch.float64)
+
+
+def lowest_gamma(gamma: float, rates: Tensor, lam: float, momentum: float) -> Tensor:
+    """The lowest γ that λ|log γ| alone can pull ``gamma`` ≥ 1 down to, with learning rates (T,).
+
+    Above γ = 1 its gradient for log γ is λ at every step, and a step with momentum μ counts 1/(1 − μ) times in the end:
+    so log γ falls by λ Σ lr/(1 − μ) at most. At γ = 1 the pull turns round.
+    """
+    return (math.log(gamma) - lam * rates.sum() / (1 - momentum)).clamp(min=0).exp()
+
+
+def course_recipe() -> Recipe:
+    """What the course project trained: code-23's defaults (both λ = 1e-2) for 50 epochs."""
+    return recipe("cifar10", "lcnn", scale="paper", epochs=50, lambda_beta=1e-2, lambda_gamma=1e-2)
+
+
+def published_schedules() -> dict[str, Recipe]:
+    """LCNN trainings to compare: the authors' of two years, the course project's, and three of ours on digits."""
+    authors = {"authors, October 2022": 1e-3, "authors, March 2023": 1e-2}
+    weights = lambda lam: dict(lambda_beta=lam, lambda_gamma=lam)
+    found = {name: recipe("cifar10", "lcnn", 0, "paper", **weights(lam)) for name, lam in authors.items()}
+    found["course project, CIFAR-10"] = course_recipe()
+    return found | {
+        f"digits, λ = {lam:g}": recipe("digits", "lcnn", 0, "lab", **weights(lam)) for lam in (0.01, 0.1, 0.3)
+    }

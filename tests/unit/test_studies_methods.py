@@ -18,8 +18,7 @@ from lcnn_utils.experiments import runs as experiments
 from lcnn_utils.figures.style import METHOD
 from lcnn_utils.nn import CenteredSoftplus, SpectralNorm
 from lcnn_utils.studies import methods as studies
-from lcnn_utils.studies import schedules
-from lcnn_utils.training import METHODS, OBJECTIVES, build, fit, learning_rate, recipe, run_name, samples
+from lcnn_utils.training import METHODS, OBJECTIVES, TRAINING, build, fit, learning_rate, recipe, run_name, samples
 
 training = importlib.import_module("lcnn_utils.training.fit")
 
@@ -241,7 +240,7 @@ def test_rates_by_hand():
 
 
 def test_the_number_of_training_images():
-    assert len(samples(recipe("digits", "lcnn"), "train")[1]) == schedules.TRAINING["digits"]
+    assert len(samples(recipe("digits", "lcnn"), "train")[1]) == TRAINING["digits"]
 
 
 def simulated(gamma: float, rates: torch.Tensor, lam: float, momentum: float) -> torch.Tensor:
