@@ -220,8 +220,7 @@ def moons_explorer(models: dict[str, nn.Module], x: Tensor, y: Tensor, resolutio
 
 def convergence_explorer(frame: pd.DataFrame) -> widgets.VBox:
     """How estimates of ‖∇²f‖ of one sample approach the exact value, product by product.
-    ``frame``: of :func:`studies.convergence_frame`.
-    """
+    ``frame``: of :func:`studies.convergence_frame`."""
     figure = Figure(figsize=(7, 3.4), dpi=90, layout="constrained")
     axis = figure.subplots()
     estimators = list(frame.estimator.unique())

@@ -90,8 +90,7 @@ def normalised_curvature(frame: pd.DataFrame) -> Figure:
 
 def moons(frame: pd.DataFrame, points: pd.DataFrame) -> Figure:
     """The paper's Figure 1(a, b): decision regions above, curvature of the margin below, a column a method.
-    ``frame``: columns x1, x2 (a full grid), method, margin, curvature, accuracy. ``points``: columns x1, x2, label.
-    """
+    ``frame``: columns x1, x2 (a full grid), method, margin, curvature, accuracy. ``points``: columns x1, x2, label."""
     methods = list(frame.method.unique())
     figure, axes = plt.subplots(
         2, len(methods), figsize=(3.9 * len(methods) + 0.7, 6.4), sharex=True, sharey=True, squeeze=False

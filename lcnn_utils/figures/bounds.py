@@ -126,8 +126,7 @@ def loss_parts(frame: pd.DataFrame) -> Figure:
 
 def robust_accuracy(frame: pd.DataFrame, colours: dict[str, tuple[str, str]]) -> Figure:
     """Certified accuracy (below) and accuracy under PGD (above), the truth between them.
-    ``frame``: columns net, seed, eps, certified, attacked (shares). ``colours``: (colour, marker) of each net.
-    """
+    ``frame``: columns net, seed, eps, certified, attacked (shares). ``colours``: (colour, marker) of each net."""
     figure, axis = plt.subplots(figsize=(7.4, 4.0))
     for net, (colour, marker) in colours.items():
         part = frame[frame.net == net]
@@ -201,10 +200,8 @@ def moons_balls(frame: pd.DataFrame, fields: pd.DataFrame, titles: Sequence[str]
 
 def layer_knobs(frame: pd.DataFrame) -> Figure:
     """Bound, truth and accuracy when one layer's β or slope is changed, the rest as trained.
-
     Columns: knob, layer, value, bound, local, truth, accuracy, trained (the knob's trained value). A row a layer, then
-    one for accuracy; a column a knob.
-    """
+    one for accuracy; a column a knob."""
     layers, knobs = list(frame.layer.unique()), list(frame.knob.unique())
     rows = len(layers) + 1
     figure, axes = plt.subplots(

@@ -38,8 +38,7 @@ def matrices(kernel: Tensor, of_stride: dict[int, Tensor]) -> Figure:
 
 def norms(frame: pd.DataFrame) -> Figure:
     """The norm against the image size, and estimates relative to it.
-    ``frame``: columns stride, size, kernel, estimate (of ESTIMATE), true, ratio.
-    """
+    ``frame``: columns stride, size, kernel, estimate (of ESTIMATE), true, ratio."""
     strides, sizes = sorted(frame.stride.unique()), sorted(frame["size"].unique())
     figure, axes = plt.subplots(1, 1 + len(strides), figsize=(3.9 * (1 + len(strides)), 3.9))
     for stride, style, colour, shift in zip(strides, ("o-", "s--"), CYCLE, (0.96, 1.04), strict=False):
@@ -85,8 +84,7 @@ def power(frame: pd.DataFrame) -> Figure:
 
 def training_norms(frame: pd.DataFrame, fresh: float) -> Figure:
     """Error of the running σ while training.
-    ``frame``: columns step, layer, error. ``fresh``: the classifier's error after one step from a random start.
-    """
+    ``frame``: columns step, layer, error. ``fresh``: the classifier's error after one step from a random start."""
     figure, axis = plt.subplots(figsize=(6.6, 3.6))
     error = frame.pivot(index="step", columns="layer", values="error")
     axis.plot(error, color="0.8", linewidth=0.5)
@@ -100,8 +98,7 @@ def training_norms(frame: pd.DataFrame, fresh: float) -> Figure:
 
 def spectra(frame: pd.DataFrame) -> Figure:
     """Singular values of every layer, a row an operator, a column a method, a colour a block.
-    ``frame``: columns method, layer, operator, share, value.
-    """
+    ``frame``: columns method, layer, operator, share, value."""
     methods, operators, layers = (list(frame[column].unique()) for column in ("method", "operator", "layer"))
     block = lambda layer: " ".join(layer.split()[:2])
     blocks, shades = list(dict.fromkeys(map(block, layers))), (*CYCLE[:4], *CYCLE[5:])  # the fifth is near the fourth
@@ -158,8 +155,7 @@ def slopes(frame: pd.DataFrame) -> Figure:
 
 def gamma(frame: pd.DataFrame) -> Figure:
     """Accuracy, curvature and slope of nets against γ, the first kind of statistics in full lines.
-    ``frame``: columns method, statistics, gamma, accuracy, curvature, grad_norm; of a task with ten classes.
-    """
+    ``frame``: columns method, statistics, gamma, accuracy, curvature, grad_norm; of a task with ten classes."""
     figure, axes = plt.subplots(1, 3, figsize=(10, 3.5))
     panels = {"accuracy": "test accuracy (%)", "curvature": "median C of the margin\n(1/pixel unit)"}
     panels |= {"grad_norm": "median ‖∇f‖ of the margin\n(1/pixel unit)"}

@@ -57,8 +57,7 @@ def _ticks(values: pd.Series) -> list[float]:
 
 def accuracy_against_curvature(frame: pd.DataFrame) -> Figure:
     """Test accuracy against C, of the loss and of the margin: a point a method, mean ± standard deviation over seeds.
-    ``frame``: of ``studies.runs_frame``.
-    """
+    ``frame``: of ``studies.runs_frame``."""
     figure, axes = plt.subplots(1, 2, figsize=(10, 4.3), sharey=True)
     groups = [(METHOD[str(method)], part) for method, part in frame.groupby("method", sort=False)]
     for axis, column in zip(axes, ("curvature", "margin_curvature"), strict=True):
@@ -82,8 +81,7 @@ def accuracy_against_curvature(frame: pd.DataFrame) -> Figure:
 
 def lambdas(frame: pd.DataFrame, layers: pd.DataFrame) -> Figure:
     """What λ does: accuracy and C over seeds, and the trained β and γ of every layer.
-    ``frame``: of ``studies.runs_frame``, runs that differ in λ. ``layers``: of ``studies.lambda_layers``.
-    """
+    ``frame``: of ``studies.runs_frame``, runs that differ in λ. ``layers``: of ``studies.lambda_layers``."""
     figure, axes = plt.subplots(1, 4, figsize=(12, 3.4))
     lams = sorted(frame.lambda_beta.unique())
     at = dict(zip(lams, range(len(lams)), strict=True))
@@ -109,8 +107,7 @@ def lambdas(frame: pd.DataFrame, layers: pd.DataFrame) -> Figure:
 
 def lambda_search(frame: pd.DataFrame, chosen: float) -> Figure:
     """Accuracy on the held-out part, once more near its best, and C, against λ: means ± their standard errors.
-    ``frame``: of ``studies.search.search_frame``. ``chosen``: the λ to mark, of ``studies.search.chosen``.
-    """
+    ``frame``: of ``studies.search.search_frame``. ``chosen``: the λ to mark, of ``studies.search.chosen``."""
     figure, axes = plt.subplots(1, 3, figsize=(12, 3.9))
     lams, seeds = sorted(frame.lambda_.unique()), frame.seed.nunique()
     means, errors = (100 * getattr(frame.groupby("lambda_").accuracy, name)() for name in ("mean", "sem"))

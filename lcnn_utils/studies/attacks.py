@@ -35,10 +35,8 @@ def path(
     step_size: float | None = None,
     generator: torch.Generator | None = None,
 ) -> Tensor:
-    """The points that :func:`attacks.pgd` visits on its way from one sample, x first: (steps taken + 2, …).
-
-    It ends where the network is wrong, at x itself if it is wrong there. x is (1, …), y (1,); points may lie anywhere.
-    """
+    """The points that :func:`attacks.pgd` visits on its way from one sample, x first: (steps taken + 2, …). It ends
+    where the network is wrong, at x itself if it is wrong there. x is (1, …), y (1,); points may lie anywhere."""
     seen: list[Tensor] = []
     with measuring(model):
         x, y = prepare(model, x, y)
@@ -114,10 +112,8 @@ def curves_frame(
 
 def over_seeds(frame: pd.DataFrame) -> pd.DataFrame:
     """A point a method and ε: columns dataset, method, label, norm, eps, accuracy, low, high, seeds.
-
     The mean over seeds, with the Wilson interval of all their images together; where the spread over seeds is larger
-    (mean ± 2 standard errors), that.
-    """
+    (mean ± 2 standard errors), that."""
     rows = []
     for key, part in frame.groupby(["dataset", "method", "label", "norm", "eps"], sort=False):
         values = part.accuracy.to_numpy(float)
@@ -130,8 +126,7 @@ def over_seeds(frame: pd.DataFrame) -> pd.DataFrame:
 
 def table(frame: pd.DataFrame, eps_grid: Sequence[float] = (0, 0.05, 0.1, 0.15, 0.2)) -> pd.DataFrame:
     """Accuracies in % at each ε (L2), mean ± standard deviation over seeds; in brackets those of the paper's Table 2.
-    ``frame``: of :func:`curves_frame`.
-    """
+    ``frame``: of :func:`curves_frame`."""
     paper = paper_table().set_index(["label", "eps"]).accuracy
     rows = []
     for label, part in frame[frame.norm == "l2"].groupby("label", sort=False):

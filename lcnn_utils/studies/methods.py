@@ -56,8 +56,7 @@ def plus_minus(values: pd.Series) -> str:
 
 def geometry_table(frame: pd.DataFrame) -> pd.DataFrame:
     """Ours beside the paper's Table 1 (another dataset and net): mean ± standard deviation over seeds, a row a method.
-    ``frame``: of :func:`runs_frame`.
-    """
+    ``frame``: of :func:`runs_frame`."""
     paper = published("paper table 1").set_index(["method", "quantity"])
     rows = []
     for label, part in frame.groupby("label", sort=False):
@@ -173,9 +172,7 @@ def arm_nets(arms: dict[str, list[Recipe]]) -> dict[str, nn.Module]:
 
 def signal_frame(nets: dict[str, nn.Module], x: Tensor) -> pd.DataFrame:
     """How large the signal is behind each activation: columns net, layer, spread (standard deviation over samples).
-
-    The spread is averaged (root mean square) over a layer's units; layer 0 is the input.
-    """
+    The spread is averaged (root mean square) over a layer's units; layer 0 is the input."""
     rows = []
     for name, net in nets.items():
         outputs = [x, *(output for _, _, output in passing(net, x, CenteredSoftplus))]
@@ -190,9 +187,7 @@ def history(one: Recipe) -> pd.DataFrame:
 
 def two_forms(steps: Iterable[float], images: int = 32) -> pd.DataFrame:
     """GradReg's penalty of an untrained LCNN in float64, exact and as a difference.
-
-    Columns: step (of the difference), exact, difference, gradient_error (relative, over all weights).
-    """
+    Columns: step (of the difference), exact, difference, gradient_error (relative, over all weights)."""
     one = recipe("digits", "lcnn_gradreg", lambda_grad=1.0)
     net = build(one).double().train()
     x, y = (part[:images] for part in samples(one, "train"))
@@ -223,9 +218,7 @@ def stepper(recipe: Recipe, x: Tensor, y: Tensor) -> tuple[Callable[[], Tensor],
 
 def cost_frame(methods: Sequence[str] = tuple(METHODS), rounds: int = 5, seed: int = 0) -> pd.DataFrame:
     """Seconds of a training step on the CPU, 128 digits, relative to Standard's: columns label, method, round, ratio.
-
-    The methods take turns, and each round divides by that round's Standard, so that a disturbance hits all alike.
-    """
+    The methods take turns, and each round divides by that round's Standard, so that a disturbance hits all alike."""
     recipes = [recipe("digits", method, seed) for method in dict.fromkeys(("standard", *methods))]
     x, y = (part[:128] for part in samples(recipes[0], "train"))
     steps = {one.method: stepper(one, x, y) for one in recipes}
@@ -272,10 +265,8 @@ def rates(one: Recipe) -> Tensor:
 
 def lowest_gamma(gamma: float, rates: Tensor, lam: float, momentum: float) -> Tensor:
     """The lowest γ that λ|log γ| alone can pull ``gamma`` ≥ 1 down to, with learning rates (T,).
-
     Above γ = 1 its gradient for log γ is λ at every step, and a step with momentum μ counts 1/(1 − μ) times in the end:
-    so log γ falls by λ Σ lr/(1 − μ) at most. At γ = 1 the pull turns round.
-    """
+    so log γ falls by λ Σ lr/(1 − μ) at most. At γ = 1 the pull turns round."""
     return (math.log(gamma) - lam * rates.sum() / (1 - momentum)).clamp(min=0).exp()
 
 
