@@ -15,12 +15,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .. import training
 from ..data import available
 from ..experiments import SHIPPED, measure, published, run
 from ..figures.style import METHOD
 from ..nn import CenteredSoftplus, norms_once_a_step
-from ..training import METHODS, Recipe, build, learning_rate, make_optimizer, objectives, recipe, run_name, samples
-from ..training import steps_an_epoch, training_step
+from ..training import METHODS, Recipe, build, make_optimizer, objectives, recipe, run_name, samples, training_step
 from . import passing, with_beta
 
 LAMBDAS = (0.0, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1)  # λ_β = λ_γ of the shipped runs on digits
@@ -259,8 +259,8 @@ def iteration_share(rounds: int = 9) -> float:
 
 def rates(one: Recipe) -> Tensor:
     """The learning rate of every step of a recipe's training, (T,)."""
-    total = one.epochs * steps_an_epoch(one)
-    return torch.tensor([learning_rate(one, step / total) for step in range(total)], dtype=torch.float64)
+    total = one.epochs * training.steps_an_epoch(one)
+    return torch.tensor([training.learning_rate(one, step / total) for step in range(total)], dtype=torch.float64)
 
 
 def lowest_gamma(gamma: float, rates: Tensor, lam: float, momentum: float) -> Tensor:
