@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from .style import CYCLE, METHOD
+from .style import CYCLE, LADDER, METHOD, label_ticks
 
 KIND = {"beta": "β: sharpness of the activations", "gamma": "γ: slope limit of the BatchNorms"}
 ARM = tuple(zip(CYCLE, "o^vXsD", strict=True))
@@ -44,14 +44,12 @@ def layers(frame: pd.DataFrame) -> Figure:
             axis.annotate(f"{layer}", (line.epoch.iloc[-1], line.value.iloc[-1]), (4, -3),
                           textcoords="offset points", fontsize=7)  # fmt: skip
         axis.set(title=title, xlabel="epoch", ylabel=f"{title[0]} of layer 1 (input) to {last} (output)", yscale="log")
-        axis.set_yticks(_ticks(part.value), [f"{v:g}" for v in _ticks(part.value)])
-        axis.minorticks_off()
+        label_ticks(axis, _ticks(part.value), "y")
     return figure
 
 
 def _ticks(values: pd.Series) -> list[float]:
-    ladder = [m * 10.0**e for e in range(-4, 4) for m in (1, 2, 5)]
-    inside = [tick for tick in ladder if values.min() / 1.6 <= tick <= values.max() * 1.6]
+    inside = [tick for tick in LADDER if values.min() / 1.6 <= tick <= values.max() * 1.6]
     return inside[:: max(1, len(inside) // 7)]
 
 
@@ -71,9 +69,7 @@ def accuracy_against_curvature(frame: pd.DataFrame) -> Figure:
             )  # fmt: skip
         axis.set(xscale="log", xlabel=f"C of the {'margin' if 'margin' in column else 'loss'} (1/pixel unit), mean")
         low, high = axis.get_xlim()
-        ticks = [m * 10.0**e for e in range(-4, 4) for m in (1, 2, 5) if low < m * 10.0**e < high]
-        axis.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
-        axis.minorticks_off()
+        label_ticks(axis, [tick for tick in LADDER if low < tick < high])
     axes[0].set_ylabel("test accuracy (%)")
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize=8)
     return figure
@@ -131,9 +127,8 @@ def lambda_search(frame: pd.DataFrame, chosen: float) -> Figure:
         axes[1].axhspan(means[best] - errors[best], means[best] + errors[best], color="black", alpha=0.12, lw=0,
                         label="the best ± its standard error")  # fmt: skip
         axes[1].legend(fontsize=8, loc="lower left")
-    ticks = _ticks(frame.curvature)
     axes[2].set(ylabel=f"C (1/pixel unit), {over}", yscale="log")
-    axes[2].set_yticks(ticks, [f"{tick:g}" for tick in ticks])
+    label_ticks(axes[2], _ticks(frame.curvature), "y")
     for axis in axes:
         axis.minorticks_off()
     return figure
