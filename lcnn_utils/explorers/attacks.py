@@ -49,9 +49,8 @@ def path_explorer(model: nn.Module, x: Tensor, y: Tensor, resolution: int = 60) 
         with torch.no_grad(), evaluating(model):
             wrong = bool((model(walked[-1:]).argmax(1) != label).any())
         taken = max(len(walked) - 2, 0)
-        return f"From a random start, {taken} step{'s' * (taken != 1)} of {length * eps:.3g}: the network is " + (
-            "<b>wrong</b> at the end." if wrong else "<b>still right</b>, which proves nothing."
-        )
+        verdict = "<b>wrong</b> at the end." if wrong else "<b>still right</b>, which proves nothing."
+        return f"From a random start, {taken} step{'s' * (taken != 1)} of {length * eps:.3g}: the network is {verdict}"
 
     return _explore(
         picture_, update,

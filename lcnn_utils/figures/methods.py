@@ -146,9 +146,8 @@ def signal(frame: pd.DataFrame) -> Figure:
 
 def cost(frame: pd.DataFrame) -> Figure:
     """Time of a step relative to Standard: median and quartiles over rounds. Columns: method, label, ratio."""
-    parts = [
-        (str(m), part.ratio.quantile([0.25, 0.5, 0.75]).tolist()) for m, part in frame.groupby("method", sort=False)
-    ]
+    ratios = frame.groupby("method", sort=False).ratio
+    parts = [(str(method), ratio.quantile([0.25, 0.5, 0.75]).tolist()) for method, ratio in ratios]
     parts.sort(key=lambda item: -item[1][1])
     figure, axis = plt.subplots(figsize=(7, 3.6))
     for place, (method, (low, middle, high)) in enumerate(parts):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -41,10 +42,8 @@ def activation_frame(betas: Iterable[float], x: Tensor) -> pd.DataFrame:
         centered = centered_softplus(x, beta)
         slope = torch.sigmoid(beta * x)
         shared = dict(beta=beta, slope=slope, curvature=beta * slope * torch.sigmoid(-beta * x))
-        rows += [
-            dict(activation="centered", value=centered, **shared),
-            dict(activation="softplus", value=centered + np.log(2) / beta, **shared),
-        ]
+        rows.append(dict(activation="centered", value=centered, **shared))
+        rows.append(dict(activation="softplus", value=centered + np.log(2) / beta, **shared))
     return pd.concat([pd.DataFrame({"x": x} | row) for row in rows], ignore_index=True)
 
 
@@ -61,15 +60,11 @@ def composition(x: Tensor, beta: float, depth: int) -> tuple[Tensor, Tensor]:
 
 def composition_frame(betas: Iterable[float], depths: Iterable[int], x: Tensor) -> pd.DataFrame:
     """Columns x, activation, beta, depth, value; see :func:`composition`."""
-    return pd.concat(
-        [
-            pd.DataFrame({"x": x, "activation": name, "beta": beta, "depth": depth, "value": value})
-            for beta in betas
-            for depth in depths
-            for name, value in zip(("softplus", "centered"), composition(x, beta, depth), strict=True)
-        ],
-        ignore_index=True,
-    )
+    parts = []
+    for beta, depth in itertools.product(betas, depths):
+        for name, value in zip(("softplus", "centered"), composition(x, beta, depth), strict=True):
+            parts.append(pd.DataFrame({"x": x, "activation": name, "beta": beta, "depth": depth, "value": value}))
+    return pd.concat(parts, ignore_index=True)
 
 
 def normalised_curvature_frame(betas: Iterable[float], points: Sequence[float]) -> pd.DataFrame:
@@ -187,9 +182,8 @@ def geometry_table(frame: pd.DataFrame) -> pd.DataFrame:
     table = {"net": list(dict.fromkeys(frame.label))}
     for name, column in (columns | {"median C": "median"}).items():
         part = runs[column].groupby("label", sort=False)
-        table[name] = [
-            f"{m:.4g}" + (f" ± {s:.2g}" if s == s else "") for m, s in zip(part.mean(), part.std(), strict=True)
-        ]
+        numbers = zip(part.mean(), part.std(), strict=True)
+        table[name] = [f"{mean:.4g}" + (f" ± {std:.2g}" if std == std else "") for mean, std in numbers]
     return pd.DataFrame(table)
 
 
@@ -220,12 +214,8 @@ def convergence_frame(model: nn.Module, x: Tensor, y: Tensor, products: int = 30
             w = hvp(u)
             rows.append(("power iteration, |uᵀHu| (published)", k, (u * w).flatten(1).sum(1).abs()))
             u = w
-    parts = [
-        pd.DataFrame(
-            {"estimator": name, "products": k, "sample": range(len(x)), "estimate": e.cpu(), "exact": exact.cpu()}
-        )
-        for name, k, e in rows
-    ]
+    shared = {"sample": range(len(x)), "exact": exact.cpu()}
+    parts = [pd.DataFrame({"estimator": name, "products": k, "estimate": e.cpu()} | shared) for name, k, e in rows]
     frame = pd.concat(parts, ignore_index=True)
     frame["error"] = ((frame.estimate - frame.exact) / frame.exact).abs().clip(lower=1e-7)
     return frame

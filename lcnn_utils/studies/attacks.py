@@ -159,14 +159,11 @@ def masking_frame(nets: Mapping[str, nn.Module], x: Tensor, y: Tensor, eps: floa
 def masking_table(frame: pd.DataFrame) -> pd.DataFrame:
     """A row a check, a column a net: the other attack's accuracy or the share, in %, and ✓ or ✗."""
     frame = frame.assign(check=frame.check.str.removeprefix("share of "))  # pandas shows 50 characters
-    marks = {True: " ✓", False: " ✗", None: ""}
-    shown = [
-        f"{100 * v:.1f}{marks[None if pd.isna(p) else bool(p)]}" for v, p in zip(frame.value, frame.passed, strict=True)
-    ]
+    mark = lambda passed: "" if pd.isna(passed) else " ✓" if passed else " ✗"
+    shown = [f"{100 * v:.1f}{mark(passed)}" for v, passed in zip(frame.value, frame.passed, strict=True)]
     wide = frame.assign(shown=shown).pivot(index="check", columns="net", values="shown")
     wide = wide.loc[frame.check.unique(), frame.net.unique()]
     first = frame.groupby("net", sort=False).standard.first().to_dict()
-    head = pd.DataFrame(
-        [[f"{100 * first[str(net)]:.1f}" for net in wide]], ["PGD, 20 steps (what is checked)"], wide.columns
-    )
+    accuracies = [f"{100 * first[str(net)]:.1f}" for net in wide]
+    head = pd.DataFrame([accuracies], ["PGD, 20 steps (what is checked)"], wide.columns)
     return pd.concat([head, wide]).rename_axis(columns=None).reset_index(names="accuracy left, or share, in %")

@@ -115,9 +115,8 @@ class Cancelling(nn.Module):
 
 def certificate_recipe(method: str, seed: int = 0, *, penalty: float = 1e-2, epochs: int = 20) -> Recipe:
     """Digits with an MLP 64–64–64–10, shallow enough for certificates; ``penalty`` is λ_β = λ_γ (LCNN)."""
-    return Recipe(
-        "digits", method, "mlp", width=64, seed=seed, epochs=epochs, lambda_beta=penalty, lambda_gamma=penalty
-    )
+    prices = dict(lambda_beta=penalty, lambda_gamma=penalty)
+    return Recipe("digits", method, "mlp", width=64, seed=seed, epochs=epochs, **prices)
 
 
 def cancellation_frame(beta: float, x: Sequence[float]) -> pd.DataFrame:
@@ -214,9 +213,8 @@ def certified_table(frame: pd.DataFrame, eps: Iterable[float]) -> pd.DataFrame:
         if e == 0:
             table["accuracy %"] = texts["attacked"]
         else:
-            table[f"certified at {e:g} (PGD leaves)"] = [
-                f"{c} ({a})" for c, a in zip(texts["certified"], texts["attacked"], strict=True)
-            ]
+            both = zip(texts["certified"], texts["attacked"], strict=True)
+            table[f"certified at {e:g} (PGD leaves)"] = [f"{certified} ({left})" for certified, left in both]
     return table
 
 
@@ -229,13 +227,8 @@ def robust_accuracy(frame: pd.DataFrame, eps: Iterable[float]) -> pd.DataFrame:
 
 
 def slope_scaled(model: nn.Module, layer: str, beta: float, factor: float) -> nn.Module:
-    """A copy of an LCNN in which activation ``layer`` has sharpness ``beta`` and the slope before it is scaled.
-
-    The BatchNorm before the activation gets its channels' slopes times ``factor``.
-
-    Raises:
-        ValueError: ``layer`` does not follow a γ-BatchNorm in a sequence.
-    """
+    """A copy of an LCNN in which activation ``layer`` has sharpness ``beta`` and the BatchNorm before it its channels'
+    slopes times ``factor``. ValueError: ``layer`` does not follow a γ-BatchNorm in a sequence."""
     model = copy.deepcopy(model)
     parent, _, name = layer.rpartition(".")
     sequence = model.get_submodule(parent)

@@ -65,10 +65,9 @@ def geometry_table(frame: pd.DataFrame) -> pd.DataFrame:
             values = part[column] * (100 if column == "accuracy" else 1)
             row[name] = plus_minus(values)
         for name, column in COLUMNS.items():
-            known = (label, column) in paper.index
-            row[f"paper: {name}"] = (
-                f"{paper['mean'][label, column]:g} ± {paper['spread'][label, column]:g}" if known else "–"
-            )
+            cell = (label, column)
+            known = cell in paper.index
+            row[f"paper: {name}"] = f"{paper['mean'][cell]:g} ± {paper['spread'][cell]:g}" if known else "–"
         rows.append(row)
     return pd.DataFrame(rows)
 
@@ -143,11 +142,9 @@ def arms_table(frame: pd.DataFrame) -> pd.DataFrame:
     """A row an arm: mean ± standard deviation over seeds."""
     columns = {"accuracy %": "accuracy", "C of the loss": "curvature", "C of the margin": "margin_curvature"}
     columns |= {"median β": "beta", "median γ": "gamma"}
-    rows = [
-        {"": arm} | {n: plus_minus(part[c] * (100 if c == "accuracy" else 1)) for n, c in columns.items()}
-        for arm, part in frame.groupby("arm", sort=False)
-    ]
-    return pd.DataFrame(rows)
+    frame = frame.assign(accuracy=100 * frame.accuracy)
+    arms = frame.groupby("arm", sort=False)
+    return pd.DataFrame([{"": arm} | {n: plus_minus(part[c]) for n, c in columns.items()} for arm, part in arms])
 
 
 def softened_frame(seeds: Sequence[int], betas: Sequence[float]) -> pd.DataFrame:
@@ -281,6 +278,6 @@ def published_schedules() -> dict[str, Recipe]:
     weights = lambda lam: dict(lambda_beta=lam, lambda_gamma=lam)
     found = {name: recipe("cifar10", "lcnn", 0, "paper", **weights(lam)) for name, lam in authors.items()}
     found["course project, CIFAR-10"] = course_recipe()
-    return found | {
-        f"digits, λ = {lam:g}": recipe("digits", "lcnn", 0, "lab", **weights(lam)) for lam in (0.01, 0.1, 0.3)
-    }
+    for lam in (0.01, 0.1, 0.3):
+        found[f"digits, λ = {lam:g}"] = recipe("digits", "lcnn", 0, "lab", **weights(lam))
+    return found

@@ -35,12 +35,8 @@ def geometry_frame(
     device: torch.device | None = None,
 ) -> pd.DataFrame:
     """:func:`net_frame` of stored runs on their first test and first training images; Standard as ReLU too (test).
-
-    Args:
-        images: of the test split; ``train``: of the training split, default as many. chunk: of :func:`net_frame`.
-
-    Columns added: dataset, method (``relu_reading`` for the same weights read as ReLU), label, seed, split.
-    """
+    ``images``: of the test split; ``train``: of the training split, default as many. Columns added: dataset, method
+    (``relu_reading`` for the same weights read as ReLU), label, seed, split."""
     parts = []
     for one in recipes:
         model = run(one, device=device, progress=False).model

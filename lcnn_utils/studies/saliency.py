@@ -101,13 +101,9 @@ def weights_matter(nets: Mapping[str, nn.Module], x: Tensor, y: Tensor, methods:
 
 def steadier(frame: pd.DataFrame, eps: float, seed: int = 0, resamples: int = 1000) -> pd.DataFrame:
     """How much steadier each net's gradient is than Standard's: the ratio of mean relative changes at ε, random η.
-
     Means over seeds, then over the images that all nets got right at least once. Columns net, label, change, ratio,
-    low, high; intervals of 95 % by resampling images, the same ones for all nets.
-
-    Raises:
-        ValueError: there is no Standard net, or nothing was measured at ε.
-    """
+    low, high; intervals of 95 % by resampling images, the same ones for all nets. ValueError: there is no Standard net,
+    or nothing was measured at ε."""
     frame = frame[(frame.method == "gradient") & (frame.weights == "trained") & (frame.noise == "random")]
     frame = frame[(frame.eps - eps).abs() < 1e-9]
     by_image = frame.pivot_table(index="image", columns="net", values="relative_change", sort=False).dropna()
@@ -136,9 +132,8 @@ def promises_table(stable: pd.DataFrame, curves: pd.DataFrame, eps: float = 0.1)
         entry = {"net": row.label, "accuracy %": f"{100 * clean.accuracy:.1f}"}
         entry[f"survives ε = {eps:g}, %"] = f"{100 * hit.accuracy:.1f} ({100 * hit.low:.1f} – {100 * hit.high:.1f})"
         entry["change of ∇ℓ, random η"] = f"{row.change:.3g}"
-        entry["steadier than Standard, times"] = (
-            "1" if net == "standard" else f"{row.ratio:.2f} ({row.low:.2f} – {row.high:.2f})"
-        )
+        ratio = "1" if net == "standard" else f"{row.ratio:.2f} ({row.low:.2f} – {row.high:.2f})"
+        entry["steadier than Standard, times"] = ratio
         if net in worst.index:
             w = worst.loc[str(net)]
             entry["change, worst η"] = f"{w.value:.3g} ({w.low:.3g} – {w.high:.3g})"
