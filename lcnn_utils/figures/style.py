@@ -9,6 +9,7 @@ import json
 import platform
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 import matplotlib.pyplot as plt
@@ -42,7 +43,8 @@ VARIANTS = (("#0173b2", "o"), ("#de8f05", "s"), ("#7a4b00", "D"), ("#595959", "v
 CYCLE = ("#332288", "#44aa99", "#999933", "#882255", "#aa4499", "#88ccee")  # P. Tol's muted: for what is no method
 CURVATURE_MAP = "viridis"  # even in lightness, readable without colour vision
 CLASS_COLOURS = ("#56b4e9", "#ca9161")  # not those of Standard and LCNN
-BESIDE = dict(fontsize=8, title_fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))  # a legend right of the panel
+# a legend right of its panel
+BESIDE: dict[str, Any] = dict(fontsize=8, title_fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
 LADDER = tuple(m * 10.0**e for e in range(-4, 4) for m in (1, 2, 5))  # ticks of a logarithmic axis
 LATEX_NEEDS = r"lualatex or xelatex; \usepackage{booktabs, fontspec} \setmainfont{DejaVu Sans}, which has all symbols"
 

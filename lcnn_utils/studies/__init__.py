@@ -214,8 +214,10 @@ def convergence_frame(model: nn.Module, x: Tensor, y: Tensor, products: int = 30
             w = hvp(u)
             rows.append(("power iteration, |uᵀHu| (published)", k, (u * w).flatten(1).sum(1).abs()))
             u = w
-    shared = {"sample": range(len(x)), "exact": exact.cpu()}
-    parts = [pd.DataFrame({"estimator": name, "products": k, "estimate": e.cpu()} | shared) for name, k, e in rows]
+    parts = []
+    for name, k, estimate in rows:
+        columns = {"estimator": name, "products": k, "sample": range(len(x)), "estimate": estimate.cpu()}
+        parts.append(pd.DataFrame(columns | {"exact": exact.cpu()}))
     frame = pd.concat(parts, ignore_index=True)
     frame["error"] = ((frame.estimate - frame.exact) / frame.exact).abs().clip(lower=1e-7)
     return frame

@@ -115,8 +115,9 @@ class Cancelling(nn.Module):
 
 def certificate_recipe(method: str, seed: int = 0, *, penalty: float = 1e-2, epochs: int = 20) -> Recipe:
     """Digits with an MLP 64–64–64–10, shallow enough for certificates; ``penalty`` is λ_β = λ_γ (LCNN)."""
-    prices = dict(lambda_beta=penalty, lambda_gamma=penalty)
-    return Recipe("digits", method, "mlp", width=64, seed=seed, epochs=epochs, **prices)
+    return Recipe(
+        "digits", method, "mlp", width=64, seed=seed, epochs=epochs, lambda_beta=penalty, lambda_gamma=penalty
+    )
 
 
 def cancellation_frame(beta: float, x: Sequence[float]) -> pd.DataFrame:

@@ -16,8 +16,8 @@ HELD_OUT = 0.2
 
 def search_recipes(seeds: Sequence[int] = (0, 1, 2), lambdas: Sequence[float] = LAMBDAS) -> list[Recipe]:
     """LCNNs on digits that differ in λ_β = λ_γ, and hold a fifth of the training set out."""
-    runs = [(seed, dict(lambda_beta=lam, lambda_gamma=lam)) for lam in lambdas for seed in seeds]
-    return [recipe("digits", "lcnn", seed, held_out=HELD_OUT, **prices) for seed, prices in runs]
+    runs = [(lam, seed) for lam in lambdas for seed in seeds]
+    return [recipe("digits", "lcnn", seed, lambda_beta=lam, lambda_gamma=lam, held_out=HELD_OUT) for lam, seed in runs]
 
 
 def search_frame(recipes: Iterable[Recipe], progress: bool = True) -> pd.DataFrame:
