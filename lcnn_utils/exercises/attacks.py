@@ -43,7 +43,6 @@ def pgd_step(f: Callable) -> bool | None:
     """f(x, at, gradient, length, eps) → the next point: from ``at`` go ``length`` along the gradient's direction (of L2
     length 1), come back to the L2 ball of radius ε around x, then into [0, 1]. All tensors (N, C, H, W).
     Solution: the loop of ``lcnn_utils.attacks.pgd.ascend``."""
-
     image = lambda v: v.clamp(0, 1)
     within = lambda step, eps: step * (eps / _norms(step).clamp(min=1e-30)).clamp(max=1)
     ahead = lambda at, gradient, length: at + length * gradient / _norms(gradient).clamp(min=1e-30)

@@ -58,7 +58,6 @@ def certified_radius(f: Callable) -> bool | None:
     """f(margin, slope, bound) → the radius r (N,) up to which m − ‖∇m‖·r − K·r²/2 stays positive, for margins m and
     slopes ‖∇m‖, both (N,), and a number K ≥ 0 (``bound``); 0 where m ≤ 0.
     Solution: ``lcnn_utils.curvature.certified_radius``."""
-
     root = lambda m, g, k: (g**2 + 2 * k * m).clamp(min=0).sqrt()
     conjugate = lambda m, g, k: 2 * m / (g + root(m, g, k))
     truth = lambda margin, slope, bound: conjugate(margin.clamp(min=0), slope, bound)

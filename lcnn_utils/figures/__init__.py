@@ -15,11 +15,6 @@ from matplotlib.ticker import MaxNLocator
 from .style import ACTIVATION, BESIDE, CLASS_COLOURS, CURVATURE_MAP, CYCLE, MARKERS, METHOD, PALETTE
 
 
-def _shades(name: str, n: int) -> np.ndarray:
-    """``n`` colours of a matplotlib colour map, without its palest end: (n, 4)."""
-    return plt.colormaps[name](np.linspace(0, 0.85, n))
-
-
 def activations(frame: pd.DataFrame) -> Figure:
     """Value, slope and curvature of activations. ``frame``: columns x, activation, beta, value, slope, curvature."""
     figure, axes = plt.subplots(1, 3, figsize=(10, 3.2))
@@ -38,7 +33,7 @@ def figure_1c(frame: pd.DataFrame) -> Figure:
     """The paper's Figure 1(c): softplus and centered softplus for several β. Columns as in :func:`activations`."""
     figure, axes = plt.subplots(1, 2, figsize=(8.6, 3.4), sharex=True, sharey=True)
     betas = sorted(frame.beta.dropna().unique())
-    shades = _shades("viridis", len(betas))
+    shades = plt.colormaps["viridis"](np.linspace(0, 0.85, len(betas)))  # without its palest end
     relu = frame[frame.activation == "relu"]
     for axis, name in zip(axes, ("softplus", "centered"), strict=True):
         for beta, shade in zip(betas, shades, strict=True):
@@ -58,7 +53,7 @@ def composition(frame: pd.DataFrame) -> Figure:
     size = (3.3 * len(betas), 5.2)
     figure, axes = plt.subplots(2, len(betas), figsize=size, sharex=True, sharey="row", squeeze=False)
     depths = sorted(frame.depth.unique())
-    shades = _shades("plasma", len(depths))
+    shades = plt.colormaps["plasma"](np.linspace(0, 0.85, len(depths)))
     for row, name in zip(axes, ("softplus", "centered"), strict=True):
         for axis, beta in zip(row, betas, strict=True):
             for depth, shade in zip(depths, shades, strict=True):
