@@ -142,9 +142,11 @@ def arms_table(frame: pd.DataFrame) -> pd.DataFrame:
     """A row an arm: mean ± standard deviation over seeds."""
     columns = {"accuracy %": "accuracy", "C of the loss": "curvature", "C of the margin": "margin_curvature"}
     columns |= {"median β": "beta", "median γ": "gamma"}
-    frame = frame.assign(accuracy=100 * frame.accuracy)
-    arms = frame.groupby("arm", sort=False)
-    return pd.DataFrame([{"": arm} | {n: plus_minus(part[c]) for n, c in columns.items()} for arm, part in arms])
+    rows = [
+        {"": arm} | {n: plus_minus(part[c] * (100 if c == "accuracy" else 1)) for n, c in columns.items()}
+        for arm, part in frame.groupby("arm", sort=False)
+    ]
+    return pd.DataFrame(rows)
 
 
 def softened_frame(seeds: Sequence[int], betas: Sequence[float]) -> pd.DataFrame:
