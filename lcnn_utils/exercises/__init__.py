@@ -95,8 +95,7 @@ def _randn(seed: int, *shape: int) -> Tensor:
 
 def centered_softplus(f: Callable) -> bool | None:
     """f(x, beta) → (log(1 + e^{βx}) − log 2)/β, like x in shape and dtype, for a number β > 0 and however large x.
-    Solution: ``lcnn_utils.nn.centered_softplus``.
-    """
+    Solution: ``lcnn_utils.nn.centered_softplus``."""
     settings = [(b, s, d) for b in (3.0, 0.5, 0.01, 1e3) for s in ((7,), (2, 3, 4), ()) for d in ("float32", "float64")]
     inputs: list = [((3 * _randn(0, *shape)).to(getattr(torch, dtype)), beta) for beta, shape, dtype in settings]
     inputs.append((torch.tensor([-500.0, -1.0, 0.0, 1.0, 500.0]), 100.0))
@@ -116,8 +115,7 @@ def centered_softplus(f: Callable) -> bool | None:
 
 def derivatives(f: Callable) -> bool | None:
     """f(x, beta) → the pair (s₀′, s₀″) of the centered softplus, each like x (any shape), for a number β > 0.
-    Solution: ``lcnn_utils.nn.softplus._Slope``.
-    """
+    Solution: ``lcnn_utils.nn.softplus._Slope``."""
     tensors = lambda got: isinstance(got, tuple | list) and all(isinstance(one, Tensor) for one in got)
     stacked = lambda x, b: torch.stack(list(got)) if tensors(got := f(x, b)) else got
     pair, s = lambda *both: torch.stack(both), torch.sigmoid
@@ -138,8 +136,7 @@ def derivatives(f: Callable) -> bool | None:
 
 def beta_for_curvature(f: Callable) -> bool | None:
     """f(c) → the number β at which the largest second derivative of the centered softplus is c > 0.
-    That is measured, by differentiating at your β. Solution: the head of ``lcnn_utils.nn.softplus``, s₀″ ≤ β/4.
-    """
+    That is measured, by differentiating at your β. Solution: the head of ``lcnn_utils.nn.softplus``, s₀″ ≤ β/4."""
 
     def peak(c: float) -> Any:
         if (got := f(c)) is None or got is ...:
@@ -160,8 +157,7 @@ def beta_for_curvature(f: Callable) -> bool | None:
 
 def hessian_vector_product(f: Callable) -> bool | None:
     """f(scalar_function, x, v) → ∇²f(x)·v of shape (n,), for x and v of shape (n,), scalar_function from x to a number.
-    Solution: ``lcnn_utils.curvature.gradient_and_hvp``, which does it for every sample of a batch.
-    """
+    Solution: ``lcnn_utils.curvature.gradient_and_hvp``, which does it for every sample of a batch."""
     quadratic, net = lambda a: lambda x: x @ a @ x + x.sum(), lambda a: lambda x: (2 * x @ a).tanh().logsumexp(0)
     kinds = [(kind, n) for n in (3, 8, 20) for kind in (quadratic, net)]
     inputs = [(kind(_randn(n, n, n) / n**0.5), _randn(n + 1, n), _randn(n + 2, n)) for kind, n in kinds]
@@ -180,8 +176,7 @@ def hessian_vector_product(f: Callable) -> bool | None:
 
 def power_iteration(f: Callable) -> bool | None:
     """f(hvp, v, steps) → the estimate of the largest |eigenvalue| of H after that many steps; hvp(v) is Hv, v (n,).
-    H is symmetric; the eigenvalue may be negative, or ±λ may tie. Solution: ``lcnn_utils.curvature.hessian._power``.
-    """
+    H is symmetric; the eigenvalue may be negative, or ±λ may tie. Solution: ``lcnn_utils.curvature.hessian._power``."""
     spectra = ([100, -70, 20, 5], [-50, 20, 10], [40, -40, 10, 1], [3e-7, 1e-7], [1e6, 95e4, 0, 0, 7])
     product, rotation = lambda h: lambda v: h @ v, [torch.linalg.qr(_randn(n, n, n)).Q for n in range(6)]
     pairs = [(rotation[len(spectrum)], torch.tensor(spectrum).double()) for spectrum in spectra]
@@ -207,9 +202,8 @@ def power_iteration(f: Callable) -> bool | None:
 def why_curved(f: Callable) -> bool | None:
     """f(grad_norm, hessian_norm) → bool (N,): which samples owe a large curvature to a vanishing gradient; both (N,).
     A sample does if its C = H/(g + 1e-6) is in the top tenth (at least the 0.9 quantile of C) and log g lies further
-    below its median than log H lies above its own: median(log g) − log g > log H − median(log H).
-    Solution: ``truth`` in ``lcnn_utils.exercises.why_curved``, in numpy.
-    """
+    below its median than log H lies above its own: median(log g) − log g > log H − median(log H). Solution: ``truth``
+    in ``lcnn_utils.exercises.why_curved``, in numpy."""
 
     def truth(grad_norm: Tensor, hessian_norm: Tensor) -> Tensor:
         g, h = grad_norm.double().numpy(), hessian_norm.double().numpy()

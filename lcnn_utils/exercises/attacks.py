@@ -17,8 +17,7 @@ def _norms(v: Tensor) -> Tensor:
 
 def project(f: Callable) -> bool | None:
     """f(step, eps) → the nearest step of L2 length at most ε for each sample: step (N, …), eps a number.
-    Solution: ``lcnn_utils.attacks.project``.
-    """
+    Solution: ``lcnn_utils.attacks.project``."""
     shortened = lambda step, eps, length: step * (eps / length.clamp(min=1e-30)).clamp(max=1)
     truth = lambda step, eps: shortened(step, eps, _norms(step))
     mistakes = {
@@ -43,9 +42,7 @@ def project(f: Callable) -> bool | None:
 def pgd_step(f: Callable) -> bool | None:
     """f(x, at, gradient, length, eps) → the next point: from ``at`` go ``length`` along the gradient's direction (of L2
     length 1), come back to the L2 ball of radius ε around x, then into [0, 1]. All tensors (N, C, H, W).
-    Solution: the loop of ``lcnn_utils.attacks.pgd.ascend``.
-    """
-
+    Solution: the loop of ``lcnn_utils.attacks.pgd.ascend``."""
     image = lambda v: v.clamp(0, 1)
     within = lambda step, eps: step * (eps / _norms(step).clamp(min=1e-30)).clamp(max=1)
     ahead = lambda at, gradient, length: at + length * gradient / _norms(gradient).clamp(min=1e-30)
@@ -76,9 +73,8 @@ def pgd_step(f: Callable) -> bool | None:
 
 
 def margin_loss(f: Callable) -> bool | None:
-    """f(logits, y) → max_{j≠y} z_j − z_y of each sample, (N,): positive exactly where the network is wrong. logits
-    (N, K), labels y (N,). Solution: minus ``lcnn_utils.curvature.scalar_of(logits, y, "margin")``.
-    """
+    """f(logits, y) → max_{j≠y} z_j − z_y of each sample, (N,): positive exactly where the network is wrong. logits (N,
+    K), labels y (N,). Solution: minus ``lcnn_utils.curvature.scalar_of(logits, y, "margin")``."""
     truth = lambda logits, y: -scalar_of(logits, y, "margin")
     own = lambda logits, y: logits.gather(1, y[:, None]).squeeze(1)
     mistakes = {

@@ -11,9 +11,8 @@ __all__ = ["certified_radius", "composition", "layer_term"]
 
 
 def layer_term(f: Callable) -> bool | None:
-    """f(jacobian, g, bend) → one layer's part of ∇²f, Aᵀ diag(g ∘ φ″) A of shape (d, d), from A = ∂u/∂x (m, d),
-    g = ∂f/∂z (m,) and bend = φ″(u) (m,). Solution: the docstring of ``lcnn_utils.curvature.bounds``.
-    """
+    """f(jacobian, g, bend) → one layer's part of ∇²f, Aᵀ diag(g ∘ φ″) A of shape (d, d), from A = ∂u/∂x (m, d), g =
+    ∂f/∂z (m,) and bend = φ″(u) (m,). Solution: the docstring of ``lcnn_utils.curvature.bounds``."""
     sizes = ((3, 2), (2, 3), (5, 5), (1, 4), (6, 1))
     inputs = [(_randn(m, m, d), _randn(m + 1, m), _randn(d, m).abs()) for m, d in sizes]
     truth = lambda jacobian, g, bend: torch.einsum("ki,k,k,kj->ij", jacobian, g, bend, jacobian)
@@ -31,8 +30,7 @@ def layer_term(f: Callable) -> bool | None:
 
 def composition(f: Callable) -> bool | None:
     """f(lip_g, curv_g, lip_h, curv_h) → the pair of numbers (Lip, curv) of g∘h: Lip bounds the slope ‖J‖, and curv the
-    second derivative, ‖D²g[a, b]‖ ≤ curv_g‖a‖‖b‖. Solution: Lip_g·Lip_h and curv_g·Lip_h² + Lip_g·curv_h.
-    """
+    second derivative, ‖D²g[a, b]‖ ≤ curv_g‖a‖‖b‖. Solution: Lip_g·Lip_h and curv_g·Lip_h² + Lip_g·curv_h."""
 
     def pair(*numbers: float) -> Any:
         got = f(*numbers)
@@ -57,11 +55,9 @@ def composition(f: Callable) -> bool | None:
 
 
 def certified_radius(f: Callable) -> bool | None:
-    """f(margin, slope, bound) → the radius r (N,) up to which m − ‖∇m‖·r − K·r²/2 stays positive, for margins m
-    and slopes ‖∇m‖, both (N,), and a number K ≥ 0 (``bound``); 0 where m ≤ 0.
-    Solution: ``lcnn_utils.curvature.certified_radius``.
-    """
-
+    """f(margin, slope, bound) → the radius r (N,) up to which m − ‖∇m‖·r − K·r²/2 stays positive, for margins m and
+    slopes ‖∇m‖, both (N,), and a number K ≥ 0 (``bound``); 0 where m ≤ 0.
+    Solution: ``lcnn_utils.curvature.certified_radius``."""
     root = lambda m, g, k: (g**2 + 2 * k * m).clamp(min=0).sqrt()
     conjugate = lambda m, g, k: 2 * m / (g + root(m, g, k))
     truth = lambda margin, slope, bound: conjugate(margin.clamp(min=0), slope, bound)

@@ -22,10 +22,8 @@ def _conv(seed: int, c_in: int, c_out: int, kernel: int, stride: int, bias: bool
 
 
 def power_step(f: Callable) -> bool | None:
-    """f(conv, x) → one step of power iteration, AᵀAx / ‖AᵀAx‖₂, with x and the result of shape (1, C, H, W).
-    A is the linear map of the nn.Conv2d without its bias; any stride.
-    Solution: ``lcnn_utils.nn.spectral_norm._iterate``.
-    """
+    """f(conv, x) → one step of power iteration, AᵀAx / ‖AᵀAx‖₂, with x and the result of shape (1, C, H, W). A is the
+    linear map of the nn.Conv2d without its bias; any stride. Solution: ``lcnn_utils.nn.spectral_norm._iterate``."""
     unit = lambda x: x / x.norm()
     forward = lambda conv, x: F.conv2d(x, conv.weight, None, conv.stride, conv.padding)
     adjoint = lambda conv, y, x: conv2d_input(x.shape, conv.weight, y, conv.stride, conv.padding)
@@ -56,9 +54,8 @@ def power_step(f: Callable) -> bool | None:
 
 def batchnorm_slopes(f: Callable) -> bool | None:
     """f(var, gamma, eps) → slopes (C,) of a γ-BatchNorm without weights: var (C,) are the channels' variances.
-    Each channel is multiplied by 1/σ_c, σ_c² = var_c + eps, but by no more than γ.
-    Solution: ``lcnn_utils.nn.batchnorm._slope``.
-    """
+    Each channel is multiplied by 1/σ_c, σ_c² = var_c + eps, but by no more than γ. Solution:
+    ``lcnn_utils.nn.batchnorm._slope``."""
     inverse = lambda var, eps: 1 / (var + eps).sqrt()
     truth = lambda var, gamma, eps: inverse(var, eps).clamp(max=gamma)
     mistakes = {
@@ -84,9 +81,8 @@ def batchnorm_slopes(f: Callable) -> bool | None:
 
 def block_bound(f: Callable) -> bool | None:
     """f(branch, shortcut, averaged) → a number no smaller than the block's slope, and attained for some layers.
-    branch (n,), shortcut (m,): slopes of the layers, one after another (none at all: the identity). The block is
-    F(x) + S(x), or if ``averaged`` (F(x/√2) + S(x/√2))/2. Solution: ``lcnn_utils.nn.AveragedBlock``, its docstring.
-    """
+    branch (n,), shortcut (m,): slopes of the layers, one after another (none at all: the identity). The block is F(x) +
+    S(x), or if ``averaged`` (F(x/√2) + S(x/√2))/2. Solution: ``lcnn_utils.nn.AveragedBlock``, its docstring."""
     # of each path the product of its slopes; ``halved`` is what averaging does to their sum
     halved = lambda slope, averaged: slope / (2 * math.sqrt(2) if averaged else 1)
     truth = lambda branch, shortcut, averaged: halved(branch.prod() + shortcut.prod(), averaged)

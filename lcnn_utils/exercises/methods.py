@@ -19,8 +19,7 @@ __all__ = ["gradient_penalty", "layer_penalty", "lowest_gamma", "run_key"]
 
 def layer_penalty(f: Callable) -> bool | None:
     """f(log_beta, log_gamma, lambda_beta, lambda_gamma) → λ_β Σ β_l + λ_γ Σ |log γ_l|, a number. log_beta (L,) and
-    log_gamma (M,) are what is trained: β = e^{log β}. Solution: ``lcnn_utils.training.objectives.layer_penalty``.
-    """
+    log_gamma (M,) are what is trained: β = e^{log β}. Solution: ``lcnn_utils.training.objectives.layer_penalty``."""
     truth = lambda log_beta, log_gamma, lambda_beta, lambda_gamma: (
         lambda_beta * log_beta.exp().sum() + lambda_gamma * log_gamma.abs().sum()
     )
@@ -40,9 +39,8 @@ def layer_penalty(f: Callable) -> bool | None:
 
 
 def gradient_penalty(f: Callable) -> bool | None:
-    """f(losses, x) → mean ‖∂ℓₙ/∂xₙ‖², a number that can be differentiated again: losses (N,) were computed from x
-    (N, …), each from its own sample. Solution: ``lcnn_utils.training.objectives.squared_gradient``.
-    """
+    """f(losses, x) → mean ‖∂ℓₙ/∂xₙ‖², a number that can be differentiated again: losses (N,) were computed from x (N,
+    …), each from its own sample. Solution: ``lcnn_utils.training.objectives.squared_gradient``."""
 
     def gradient(losses: Tensor, x: Tensor) -> Tensor:
         return torch.autograd.grad(losses.sum(), x, create_graph=True, retain_graph=True)[0]
@@ -83,10 +81,9 @@ def gradient_penalty(f: Callable) -> bool | None:
 
 
 def lowest_gamma(f: Callable) -> bool | None:
-    """f(gamma, rates, lam, momentum) → the lowest γ that the penalty λ|log γ| alone can pull ``gamma`` down to, 1
-    at the lowest, by gradient descent on log γ with the rates (T,), long enough for momentum to count in full.
-    Solution: ``lcnn_utils.studies.methods.lowest_gamma``.
-    """
+    """f(gamma, rates, lam, momentum) → the lowest γ that the penalty λ|log γ| alone can pull ``gamma`` down to, 1 at
+    the lowest, by gradient descent on log γ with the rates (T,), long enough for momentum to count in full.
+    Solution: ``lcnn_utils.studies.methods.lowest_gamma``."""
     log = lambda gamma: torch.tensor(gamma).double().log()
     lowest = lambda log_gamma: log_gamma.clamp(min=0).exp()  # not below γ = 1
     reach = lambda rates, lam, momentum: lam * rates.sum() / (1 - momentum)
@@ -111,8 +108,7 @@ OTHER_NAMES |= {"schedule": "steps", "derivative": "difference"}
 
 def run_key(f: Callable) -> bool | None:
     """f(recipe) → a text of at most 100 letters, digits, - . and _ (a file's name): the same for equal recipes in every
-    process on every machine, different for different recipes. Solution: ``lcnn_utils.training.run_name``.
-    """
+    process on every machine, different for different recipes. Solution: ``lcnn_utils.training.run_name``."""
     try:
         key = f(BASE)
         found = "" if key is None or key is ... else _key_problem(f)

@@ -11,8 +11,7 @@ __all__ = ["inside", "mean_curvature"]
 
 def mean_curvature(f: Callable) -> bool | None:
     """f(grad_norm, hessian_norm, eps) → the paper's mean C of some images, a number: both norms (N,), ε a number.
-    Solution: the mean of ``lcnn_utils.curvature.geometry(...).curvature``.
-    """
+    Solution: the mean of ``lcnn_utils.curvature.geometry(...).curvature``."""
     truth = lambda g, h, eps: (h / (g + eps)).mean()
     mistakes = {
         "the mean of the quotients, not the quotient of the means": lambda g, h, eps: h.mean() / (g.mean() + eps),
@@ -28,8 +27,7 @@ def mean_curvature(f: Callable) -> bool | None:
 
 def inside(f: Callable) -> bool | None:
     """f(ours, our_spread, theirs, their_spread) → for each cell whether the difference is at most the joint spread, the
-    root of the sum of both squares: four tensors (N,) → bool (N,). Solution: ``lcnn_utils.experiments.comparison``.
-    """
+    root of the sum of both squares: four tensors (N,) → bool (N,). Solution: ``lcnn_utils.experiments.comparison``."""
     truth = lambda a, sa, b, sb: (a - b).abs() <= torch.hypot(sa, sb)
     mistakes = {
         "a difference has a size: take its absolute value": lambda a, sa, b, sb: a - b <= torch.hypot(sa, sb),

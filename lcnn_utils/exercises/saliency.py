@@ -21,8 +21,7 @@ def _net(seed: int, classes: int) -> nn.Module:
 
 def saliency(f: Callable) -> bool | None:
     """f(model, x, y) → the signed gradient of each sample's own logit z_y by its pixels, like x and detached: images x
-    (N, C, H, W), labels y (N,). Solution: ``lcnn_utils.saliency.explain(model, x, y, "gradient")``.
-    """
+    (N, C, H, W), labels y (N,). Solution: ``lcnn_utils.saliency.explain(model, x, y, "gradient")``."""
 
     def gradient(model: nn.Module, x: Tensor, y: Tensor, scalar: str = "logit") -> Tensor:
         at = x.detach().clone().requires_grad_()
@@ -49,8 +48,7 @@ def saliency(f: Callable) -> bool | None:
 
 def relative_change(f: Callable) -> bool | None:
     """f(before, after) → ‖after − before‖₂ / ‖before‖₂ of each sample's map, (N,): maps (N, C, H, W).
-    Solution: ``lcnn_utils.saliency.compare``.
-    """
+    Solution: ``lcnn_utils.saliency.compare``."""
     size = lambda m: m.flatten(1).norm(dim=1)
     truth = lambda before, after: size(after - before) / size(before)
     mistakes = {
@@ -68,8 +66,7 @@ def relative_change(f: Callable) -> bool | None:
 
 def random_meets(f: Callable) -> bool | None:
     """f(hessian) → the root mean square of ‖Hu‖ over random directions u of length 1, ‖H‖_F/√d, a number: hessian is
-    symmetric, (d, d). Solution: ``lcnn_utils.studies.saliency.random_meets``.
-    """
+    symmetric, (d, d). Solution: ``lcnn_utils.studies.saliency.random_meets``."""
     truth = lambda hessian: hessian.norm() / len(hessian) ** 0.5
     mistakes = {
         "the worst direction: a random one meets all eigenvalues alike": lambda h: torch.linalg.matrix_norm(h, 2),

@@ -80,9 +80,8 @@ def log_slider(
 ) -> widgets.FloatLogSlider:
     """A slider of the numbers between ``ends`` on a logarithmic scale; ``step`` is in powers of ten."""
     low, high = np.log10(ends)
-    return widgets.FloatLogSlider(
-        value, base=10, min=low, max=high, step=step, description=description, readout_format=f".{digits}g"
-    )
+    look = dict(description=description, readout_format=f".{digits}g")
+    return widgets.FloatLogSlider(value, base=10, min=low, max=high, step=step, **look)
 
 
 def measured_slider(values: np.ndarray, value: float, description: str) -> widgets.FloatLogSlider:
@@ -164,11 +163,7 @@ def beta_explorer() -> widgets.VBox:
 
 def moons_explorer(models: dict[str, nn.Module], x: Tensor, y: Tensor, resolution: int = 80) -> widgets.VBox:
     """Decision regions, curvature of the margin and accuracy of trained nets when every β is set by hand.
-
-    Args:
-        models: by method name; they are not changed.
-        x, y: test points (n, 2) and labels (n,).
-        resolution: points a side of the grid on which the net is evaluated.
+    ``models``: by method name. ``x, y``: test points (n, 2) and labels (n,). ``resolution``: points a side of the grid.
     """
     named = {METHOD[method][0]: model for method, model in models.items()}
     grid = studies.moons_grid(resolution)
@@ -220,23 +215,20 @@ def moons_explorer(models: dict[str, nn.Module], x: Tensor, y: Tensor, resolutio
 
 def convergence_explorer(frame: pd.DataFrame) -> widgets.VBox:
     """How estimates of ‖∇²f‖ of one sample approach the exact value, product by product.
-    ``frame``: of :func:`studies.convergence_frame`.
-    """
+    ``frame``: of :func:`studies.convergence_frame`."""
     figure = Figure(figsize=(7, 3.4), dpi=90, layout="constrained")
     axis = figure.subplots()
     estimators = list(frame.estimator.unique())
     colours, styles = CYCLE[:3], ("o-", "X-", "s--")
-    lines = [
-        axis.plot([], [], s, color=c, label=n, ms=5)[0] for n, s, c in zip(estimators, styles, colours, strict=True)
-    ]
+    looks = zip(estimators, styles, colours, strict=True)
+    lines = [axis.plot([], [], style, color=colour, label=name, ms=5)[0] for name, style, colour in looks]
     axis.axhline(1, color="0.4", linewidth=1, linestyle=":", label="exact (dense Hessian)")
     last = int(frame.products.max())
     axis.set(xlim=(0, last + 1), ylim=(0, 1.25), xlabel="Hessian-vector products", ylabel="estimate / exact ‖∇²f‖₂")
     axis.legend(fontsize=8, loc="lower right")
     picture = Picture(figure, lines)
-    table = frame.assign(ratio=frame.estimate / frame.exact).pivot(
-        index=["sample", "products"], columns="estimator", values="ratio"
-    )
+    ratios = frame.assign(ratio=frame.estimate / frame.exact)
+    table = ratios.pivot(index=["sample", "products"], columns="estimator", values="ratio")
 
     def update(sample: int, products: int) -> str:
         part = table.loc[sample].loc[:products]
@@ -246,6 +238,5 @@ def convergence_explorer(frame: pd.DataFrame) -> widgets.VBox:
         return f"After {products} product{'s' * (products > 1)} — {errors}"
 
     sample = widgets.IntSlider(0, min=0, max=int(frame["sample"].max()), description="test image number")
-    return _explore(
-        picture, update, sample=sample, products=widgets.IntSlider(3, min=1, max=last, description="k: products")
-    )
+    products = widgets.IntSlider(3, min=1, max=last, description="k: products")
+    return _explore(picture, update, sample=sample, products=products)

@@ -20,8 +20,7 @@ from . import Picture, _explore, blank, log_slider, show
 
 def path_explorer(model: nn.Module, x: Tensor, y: Tensor, resolution: int = 60) -> widgets.VBox:
     """PGD's way from one point of the two moons, under the radius, the number and the length of its steps.
-    ``model``: a net of two moons. ``x, y``: points (n, 2) and labels (n,) that it gets right.
-    """
+    ``model``: a net of two moons. ``x, y``: points (n, 2) and labels (n,) that it gets right."""
     grid = moons_grid(resolution)
     margin, _ = moons_fields(model, grid)
     x1, x2 = (v.numpy() for v in grid.view(resolution, resolution, 2).permute(2, 0, 1))
@@ -50,9 +49,8 @@ def path_explorer(model: nn.Module, x: Tensor, y: Tensor, resolution: int = 60) 
         with torch.no_grad(), evaluating(model):
             wrong = bool((model(walked[-1:]).argmax(1) != label).any())
         taken = max(len(walked) - 2, 0)
-        return f"From a random start, {taken} step{'s' * (taken != 1)} of {length * eps:.3g}: the network is " + (
-            "<b>wrong</b> at the end." if wrong else "<b>still right</b>, which proves nothing."
-        )
+        verdict = "<b>wrong</b> at the end." if wrong else "<b>still right</b>, which proves nothing."
+        return f"From a random start, {taken} step{'s' * (taken != 1)} of {length * eps:.3g}: the network is {verdict}"
 
     return _explore(
         picture_, update,
@@ -66,8 +64,7 @@ def path_explorer(model: nn.Module, x: Tensor, y: Tensor, resolution: int = 60) 
 
 def attack_explorer(scene: Scene, steps: int = 10) -> widgets.VBox:
     """One image under attack: what is added, what each network then sees, and how sure it is.
-    ``scene``: networks and images; images that all networks get right are the best choice.
-    """
+    ``scene``: networks and images; images that all networks get right are the best choice."""
     labels = {METHOD[method][0]: net for method, net in scene.nets.items()}
     figure = Figure(figsize=(9.6, 3.2), dpi=90, layout="constrained")
     left, middle, right, bars = figure.subplots(1, 4, width_ratios=(1, 1, 1, 1.6))

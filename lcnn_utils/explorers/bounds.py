@@ -18,8 +18,7 @@ SLOPES = (0.2, 5.0)  # ends of the slope's slider
 def layer_explorer(model: nn.Module, x: Tensor, y: Tensor) -> widgets.VBox:
     """Set one layer's β and the slope before it: the layers' shares of bound (B), and the bound beside the truth.
     ``model``: an LCNN made of a sequence of layers (``mlp``); it is not changed. ``x, y``: points (n, d) with few
-    inputs d, and labels (n,), on which (A), the truth and accuracy are measured.
-    """
+    inputs d, and labels (n,), on which (A), the truth and accuracy are measured."""
     trained = layer_terms(model, input_shape=x.shape[1:])
     trained = trained[trained.beta.notna()].set_index("layer")
     before = studies.layer_numbers(model, x, y)

@@ -42,8 +42,7 @@ def live_curves(method: str, epochs: int) -> Callable[[pd.DataFrame], None]:
 def lambda_explorer(frame: pd.DataFrame, layers: pd.DataFrame) -> widgets.VBox:
     """Trained LCNNs by their λ: accuracy and C over seeds, and β and γ of every layer, beside those of λ = 0. λ snaps
     to what was trained. ``frame``: of :func:`studies.methods.runs_frame`, runs that differ in λ_β = λ_γ. ``layers``: of
-    :func:`studies.methods.lambda_layers`.
-    """
+    :func:`studies.methods.lambda_layers`."""
     lams = sorted(frame.lambda_beta.unique())
     figure = Figure(figsize=(10.5, 3.3), dpi=90, layout="constrained")
     beta, gamma, plane = figure.subplots(1, 3)

@@ -20,8 +20,7 @@ from . import Picture, _explore, blank, log_slider, show
 def noise_explorer(scene: Scene, methods: Sequence[str] = ("gradient", "smoothgrad", "integrated_gradients")):
     """An image and its maps of the label's logit by two networks, before and after noise of a chosen length.
     ``scene``: its first two networks are compared, on images that both get right. ``methods``: of
-    :func:`saliency.explain`, to choose from; random noise keeps its direction when its length changes.
-    """
+    :func:`saliency.explain`, to choose from; random noise keeps its direction when its length changes."""
     nets = dict(list(scene.nets.items())[:2])
     figure = Figure(figsize=(9.6, 4.3), dpi=90, layout="constrained")
     axes = figure.subplots(2, 1 + len(nets))

@@ -12,23 +12,17 @@ from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 from matplotlib.ticker import MaxNLocator
 
-from .style import ACTIVATION, CLASS_COLOURS, CURVATURE_MAP, CYCLE, MARKERS, METHOD, PALETTE
-
-
-def _shades(name: str, n: int) -> np.ndarray:
-    """``n`` colours of a matplotlib colour map, without its palest end: (n, 4)."""
-    return plt.colormaps[name](np.linspace(0, 0.85, n))
+from .style import ACTIVATION, BESIDE, CLASS_COLOURS, CURVATURE_MAP, CYCLE, MARKERS, METHOD, PALETTE
 
 
 def activations(frame: pd.DataFrame) -> Figure:
     """Value, slope and curvature of activations. ``frame``: columns x, activation, beta, value, slope, curvature."""
     figure, axes = plt.subplots(1, 3, figsize=(10, 3.2))
     for (activation, beta), part in frame.groupby(["activation", "beta"], dropna=False, sort=False):
-        label, colour, style = ACTIVATION[str(activation)]
+        name, colour, style = ACTIVATION[str(activation)]
+        label = name if beta != beta else f"{name}, β = {beta:g}"
         for axis, column in zip(axes, ("value", "slope", "curvature"), strict=True):
-            axis.plot(
-                part.x, part[column], style, color=colour, label=label if beta != beta else f"{label}, β = {beta:g}"
-            )
+            axis.plot(part.x, part[column], style, color=colour, label=label)
     for axis, name in zip(axes, ("value φ(x)", "slope φ′(x)", "curvature φ″(x)"), strict=True):
         axis.set(xlabel="input x", ylabel=name)
     axes[0].legend(fontsize=8)
@@ -39,7 +33,7 @@ def figure_1c(frame: pd.DataFrame) -> Figure:
     """The paper's Figure 1(c): softplus and centered softplus for several β. Columns as in :func:`activations`."""
     figure, axes = plt.subplots(1, 2, figsize=(8.6, 3.4), sharex=True, sharey=True)
     betas = sorted(frame.beta.dropna().unique())
-    shades = _shades("viridis", len(betas))
+    shades = plt.colormaps["viridis"](np.linspace(0, 0.85, len(betas)))  # without its palest end
     relu = frame[frame.activation == "relu"]
     for axis, name in zip(axes, ("softplus", "centered"), strict=True):
         for beta, shade in zip(betas, shades, strict=True):
@@ -56,11 +50,10 @@ def figure_1c(frame: pd.DataFrame) -> Figure:
 def composition(frame: pd.DataFrame) -> Figure:
     """n-fold compositions of an activation. Columns: x, activation, beta, depth, value."""
     betas = sorted(frame.beta.unique())
-    figure, axes = plt.subplots(
-        2, len(betas), figsize=(3.3 * len(betas), 5.2), sharex=True, sharey="row", squeeze=False
-    )
+    size = (3.3 * len(betas), 5.2)
+    figure, axes = plt.subplots(2, len(betas), figsize=size, sharex=True, sharey="row", squeeze=False)
     depths = sorted(frame.depth.unique())
-    shades = _shades("plasma", len(depths))
+    shades = plt.colormaps["plasma"](np.linspace(0, 0.85, len(depths)))
     for row, name in zip(axes, ("softplus", "centered"), strict=True):
         for axis, beta in zip(row, betas, strict=True):
             for depth, shade in zip(depths, shades, strict=True):
@@ -90,27 +83,21 @@ def normalised_curvature(frame: pd.DataFrame) -> Figure:
 
 def moons(frame: pd.DataFrame, points: pd.DataFrame) -> Figure:
     """The paper's Figure 1(a, b): decision regions above, curvature of the margin below, a column a method.
-    ``frame``: columns x1, x2 (a full grid), method, margin, curvature, accuracy. ``points``: columns x1, x2, label.
-    """
+    ``frame``: columns x1, x2 (a full grid), method, margin, curvature, accuracy. ``points``: columns x1, x2, label."""
     methods = list(frame.method.unique())
-    figure, axes = plt.subplots(
-        2, len(methods), figsize=(3.9 * len(methods) + 0.7, 6.4), sharex=True, sharey=True, squeeze=False
-    )
-    for column, method in zip(axes.T, methods, strict=True):
+    size = (3.9 * len(methods) + 0.7, 6.4)
+    figure, axes = plt.subplots(2, len(methods), figsize=size, sharex=True, sharey=True, squeeze=False)
+    for (top, bottom), method in zip(axes.T, methods, strict=True):
         part = frame[frame.method == method]
         margin = part.pivot(index="x2", columns="x1", values="margin")
-        column[0].contourf(
-            margin.columns, margin.index, margin, levels=[-1e9, 0, 1e9], colors=CLASS_COLOURS, alpha=0.25
-        )
+        top.contourf(margin.columns, margin.index, margin, levels=[-1e9, 0, 1e9], colors=CLASS_COLOURS, alpha=0.25)
         for label, colour, marker in zip((0, 1), CLASS_COLOURS, ("o", "^"), strict=True):
             cloud = points[points.label == label]
-            column[0].scatter(
-                cloud.x1, cloud.x2, s=9, color=colour, marker=marker, label=f"class {label}", linewidths=0
-            )
-        column[0].set_title(f"{METHOD[method][0]}: test accuracy {part.accuracy.iloc[0]:.1%}")
-        image = _curvature_map(column[1], part)
-        column[1].set(xlabel="x₁")
-        column[0].grid(False)
+            top.scatter(cloud.x1, cloud.x2, s=9, color=colour, marker=marker, label=f"class {label}", linewidths=0)
+        top.set_title(f"{METHOD[method][0]}: test accuracy {part.accuracy.iloc[0]:.1%}")
+        image = _curvature_map(bottom, part)
+        bottom.set(xlabel="x₁")
+        top.grid(False)
     for axis in axes[:, 0]:
         axis.set_ylabel("x₂")
     axes[0, 0].legend(fontsize=8, loc="lower left")
@@ -121,9 +108,8 @@ def moons(frame: pd.DataFrame, points: pd.DataFrame) -> Figure:
 def beta_maps(frame: pd.DataFrame) -> Figure:
     """Curvature of a net at several β, its boundary in white. Columns: x1, x2, beta, margin, curvature, accuracy."""
     betas = sorted(frame.beta.unique(), reverse=True)
-    figure, axes = plt.subplots(
-        1, len(betas), figsize=(3.3 * len(betas) + 0.7, 3.1), sharex=True, sharey=True, squeeze=False
-    )
+    size = (3.3 * len(betas) + 0.7, 3.1)
+    figure, axes = plt.subplots(1, len(betas), figsize=size, sharex=True, sharey=True, squeeze=False)
     for axis, beta in zip(axes[0], betas, strict=True):
         part = frame[frame.beta == beta]
         image = _curvature_map(axis, part)
@@ -151,17 +137,11 @@ def curvature_distribution(frame: pd.DataFrame) -> Figure:
     labels = list(frame.label.unique())
     for label in labels:
         for _, part in frame[frame.label == label].groupby("seed"):
-            values = np.sort(part.curvature)
-            axes[0].plot(
-                values, np.arange(1, len(values) + 1) / len(values), color=PALETTE[label], alpha=0.8, linewidth=1.3
-            )
-    axes[0].set(
-        xscale="log", xlabel="normalised curvature C of the loss (1/pixel unit)", ylabel="share of test images below"
-    )
-    runs = frame.groupby(["label", "seed"], sort=False).agg(
-        curvature=("curvature", "mean"), accuracy=("accuracy", "first")
-    )
-    runs = runs.reset_index()
+            values, share = np.sort(part.curvature), np.arange(1, len(part) + 1) / len(part)
+            axes[0].plot(values, share, color=PALETTE[label], alpha=0.8, linewidth=1.3)
+    axes[0].set(xscale="log", xlabel="normalised curvature C of the loss (1/pixel unit)")
+    axes[0].set_ylabel("share of test images below")
+    runs = frame.groupby(["label", "seed"], sort=False)[["curvature", "accuracy"]].mean().reset_index()
     for label in labels:
         part = runs[runs.label == label]
         axes[1].errorbar(
@@ -169,12 +149,8 @@ def curvature_distribution(frame: pd.DataFrame) -> Figure:
             xerr=part.curvature.std(), yerr=100 * part.accuracy.std(),
             marker=MARKERS[label], color=PALETTE[label], capsize=3, label=label, linestyle="none",
         )  # fmt: skip
-    axes[1].set(
-        xscale="log",
-        xlim=(min(1, runs.curvature.min() / 2), max(100, runs.curvature.max() * 2)),
-        xlabel="mean C of the test images",
-        ylabel="test accuracy (%)",
-    )
+    axes[1].set(xscale="log", xlabel="mean C of the test images", ylabel="test accuracy (%)")
+    axes[1].set_xlim(min(1, runs.curvature.min() / 2), max(100, runs.curvature.max() * 2))
     axes[1].set_title(f"mean ± standard deviation over {runs.seed.nunique()} seeds", fontsize=9)
     axes[1].legend(fontsize=8)
     return figure
@@ -186,9 +162,8 @@ def taylor(frame: pd.DataFrame) -> Figure:
     for (order, part), marker in zip(frame.groupby("order"), "os", strict=True):
         axis.loglog(part.length, part.error, marker + "-", label=f"order {order}")
         guide = part.error.iloc[0] * (part.length / part.length.iloc[0]) ** (order + 1)  # type: ignore[operator]
-        axis.loglog(
-            part.length, guide, color="0.6", linewidth=1, linestyle=":", label="∝ ‖δ‖²" if order == 1 else "∝ ‖δ‖³"
-        )  # type: ignore[operator]
+        label = "∝ ‖δ‖²" if order == 1 else "∝ ‖δ‖³"
+        axis.loglog(part.length, guide, color="0.6", linewidth=1, linestyle=":", label=label)
     axis.set(xlabel="length of the step ‖δ‖ (units of x)", ylabel="|f(x + δ) − Taylor polynomial|")
     axis.legend(fontsize=8)
     return figure
@@ -198,9 +173,8 @@ def gradient_and_hessian(frame: pd.DataFrame) -> Figure:
     """‖∇²f‖ against ‖∇f‖ of every image, on lines of equal C. Columns: label (of METHOD), grad_norm, hessian_norm."""
     figure, axis = plt.subplots(figsize=(5.6, 4.0))
     for label, part in frame.groupby("label", sort=False):
-        axis.loglog(
-            part.grad_norm, part.hessian_norm, MARKERS[str(label)], color=PALETTE[str(label)], ms=3, label=label
-        )
+        colour, marker = PALETTE[str(label)], MARKERS[str(label)]
+        axis.loglog(part.grad_norm, part.hessian_norm, marker, color=colour, ms=3, label=label)
     ends = np.array([frame.grad_norm.min(), frame.grad_norm.max()])
     for c in (1, 10, 100):
         axis.loglog(ends, c * ends, color="0.6", linewidth=1, linestyle=":")
@@ -224,11 +198,5 @@ def convergence(frame: pd.DataFrame) -> Figure:
     axis.axhline(0.01, color="0.5", linewidth=1, linestyle="--")
     axis.xaxis.set_major_locator(MaxNLocator(integer=True))
     axis.set(yscale="log", ylim=(1e-6, 1.5), xlabel="Hessian-vector products", ylabel="relative error of ‖∇²f‖₂")
-    axis.legend(
-        fontsize=8,
-        title="median and middle 80 % of samples",
-        title_fontsize=8,
-        loc="center left",
-        bbox_to_anchor=(1, 0.5),
-    )
+    axis.legend(title="median and middle 80 % of samples", **BESIDE)
     return figure

@@ -19,10 +19,8 @@ MARGIN_MAP = "RdBu_r"
 
 
 def paths(panels: Sequence[dict]) -> Figure:
-    """PGD's way on two moons, a panel each.
-    ``panels``: dicts of title, x1, x2 (coordinates of a grid), loss (its values there, rows x2), path (points, 2), eps,
-    norm.
-    """
+    """PGD's way on two moons, a panel each. ``panels``: dicts of title, x1, x2 (coordinates of a grid), loss (its
+    values there, rows x2), path (points, 2), eps, norm."""
     figure, axes = plt.subplots(1, len(panels), figsize=(3.6 * len(panels), 3.7), squeeze=False)
     for axis, panel in zip(axes[0], panels, strict=True):
         landscape(axis, panel["x1"], panel["x2"], panel["loss"])
@@ -79,10 +77,8 @@ def logit_scale(frame: pd.DataFrame) -> Figure:
 
 
 def curves(panels: Mapping[str, pd.DataFrame], paper: pd.DataFrame | None = None) -> Figure:
-    """Accuracy against ε, a line a method, a panel each.
-    ``panels``: title → frame of ``studies.attacks.over_seeds`` (one norm). ``paper``: columns label, eps, accuracy,
-    spread (in %): a last panel with the published values.
-    """
+    """Accuracy against ε, a line a method, a panel each. ``panels``: title → frame of ``studies.attacks.over_seeds``
+    (one norm). ``paper``: columns label, eps, accuracy, spread (in %): a last panel with the published values."""
     count = len(panels) + (paper is not None)
     figure, axes = plt.subplots(1, count, figsize=(1.5 + 3.6 * count, 4.3), squeeze=False, sharey=True)
     for axis, (title, frame) in zip(axes[0], panels.items(), strict=False):
@@ -108,8 +104,7 @@ def curves(panels: Mapping[str, pd.DataFrame], paper: pd.DataFrame | None = None
 
 def examples(rows: Sequence[dict], classes: Sequence[str]) -> Figure:
     """Images, what an attack adds, and the sum, a row each.
-    ``rows``: dicts of title, image, found (H, W) or (H, W, 3), before, after (class), confidence (of ``after``).
-    """
+    ``rows``: dicts of title, image, found (H, W) or (H, W, 3), before, after (class), confidence (of ``after``)."""
     figure, axes = plt.subplots(len(rows), 3, figsize=(6.2, 2.4 * len(rows)), squeeze=False)
     for line, row in zip(axes, rows, strict=True):
         added = row["found"] - row["image"]

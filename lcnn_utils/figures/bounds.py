@@ -10,7 +10,7 @@ import pandas as pd
 from matplotlib.collections import EllipseCollection
 from matplotlib.figure import Figure
 
-from .style import CLASS_COLOURS, CYCLE
+from .style import BESIDE, CLASS_COLOURS, CYCLE
 
 BOUND = {  # column of studies.bounds.audit: (label, colour, line style)
     "local": ("(A) local", CYCLE[0], "-"),
@@ -33,9 +33,8 @@ def audit(frame: pd.DataFrame) -> Figure:
     ratio = frame.curvature / frame.published
     for wrong, colour, marker, label in ((False, CYCLE[0], ".", "holds"), (True, CYCLE[3], "X", "fails")):
         part = (ratio > 1) == wrong
-        right.loglog(
-            frame.kappa[part], ratio[part], marker, color=colour, ms=7 if wrong else 3, label=f"{label} ({part.sum()})"
-        )
+        size, label = (7 if wrong else 3), f"{label} ({part.sum()})"
+        right.loglog(frame.kappa[part], ratio[part], marker, color=colour, ms=size, label=label)
     for line in (right.axhline, right.axvline):
         line(1, color="0.4", linewidth=1, linestyle=":")
     right.set(ylim=(1e-4, max(10, 2 * ratio.max())), xlim=(0.5 * frame.kappa.quantile(0.01), 2 * frame.kappa.max()))
@@ -83,9 +82,7 @@ def _number(value: float) -> str:
 def waterfall(frame: pd.DataFrame) -> Figure:
     """How the layers build up the bound. Columns: net and those of bounds.layer_terms (B)."""
     nets = list(frame.net.unique())
-    figure, axes = plt.subplots(
-        2, len(nets), figsize=(4.9 * len(nets), 5.2), sharex="col", squeeze=False, height_ratios=(1, 1)
-    )
+    figure, axes = plt.subplots(2, len(nets), figsize=(4.9 * len(nets), 5.2), sharex="col", squeeze=False)
     for (top, bottom), net in zip(axes.T, nets, strict=True):
         part = frame[(frame.net == net) & frame.beta.notna()]
         share = part.contribution / part.contribution.sum()
@@ -118,16 +115,13 @@ def loss_parts(frame: pd.DataFrame) -> Figure:
         axis.errorbar(at, stats[0.5], spread, linestyle="none", marker=marker, color=colour, label=label, capsize=3)
     axis.set_xticks(range(len(nets)), [net.replace(", ", ",\n") for net in nets], fontsize=9)
     axis.set(yscale="log", ylabel="norm (loss per pixel unit²)")
-    axis.legend(
-        fontsize=8, title="median, middle 80 % of images", title_fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5)
-    )
+    axis.legend(title="median, middle 80 % of images", **BESIDE)
     return figure
 
 
 def robust_accuracy(frame: pd.DataFrame, colours: dict[str, tuple[str, str]]) -> Figure:
     """Certified accuracy (below) and accuracy under PGD (above), the truth between them.
-    ``frame``: columns net, seed, eps, certified, attacked (shares). ``colours``: (colour, marker) of each net.
-    """
+    ``frame``: columns net, seed, eps, certified, attacked (shares). ``colours``: (colour, marker) of each net."""
     figure, axis = plt.subplots(figsize=(7.4, 4.0))
     for net, (colour, marker) in colours.items():
         part = frame[frame.net == net]
@@ -142,7 +136,7 @@ def robust_accuracy(frame: pd.DataFrame, colours: dict[str, tuple[str, str]]) ->
     axis.set(xlabel="length of the step ε (L2, pixel units)", ylabel="correct test images (%)", ylim=(-2, 102))
     seeds = frame.seed.nunique() if "seed" in frame else 1
     axis.set_title(f"mean ± standard deviation over {seeds} seeds" if seeds > 1 else "1 seed", fontsize=9)
-    axis.legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
+    axis.legend(**BESIDE)
     return figure
 
 
@@ -157,24 +151,14 @@ def radii(frame: pd.DataFrame, colours: dict[str, tuple[str, str]]) -> Figure:
     axis.fill_between(ends, ends, ends[1], color="0.85", linewidth=0)
     axis.plot(ends, ends, color="0.3", linewidth=1)
     axis.annotate("an attack inside\na certified ball", (ends[0] * 1.2, ends[1] / 1.3), fontsize=8, va="top")
-    axis.set(
-        xlim=ends,
-        ylim=ends,
-        xlabel="PGD's smallest successful step (L2, pixel units)",
-        ylabel="certified radius (L2, pixel units)",
-    )
+    axis.set(xlim=ends, xlabel="PGD's smallest successful step (L2, pixel units)")
+    axis.set(ylim=ends, ylabel="certified radius (L2, pixel units)")
     axis.legend(fontsize=8, loc="lower right")
     return figure
 
 
 def moons_balls(frame: pd.DataFrame, fields: pd.DataFrame, titles: Sequence[str]) -> Figure:
-    """Certified balls on two moons and the steps PGD found.
-
-    Args:
-        frame: columns net, x1, x2, label, certified, found1, found2 (the adversarial point; NaN if none).
-        fields: columns net, x1, x2 (a grid), margin.
-        titles: one a net.
-    """
+    """Certified balls on two moons and the steps PGD found, a panel a net; both frames of ``studies.moons_balls``."""
     nets = list(frame.net.unique())
     figure, axes = plt.subplots(1, len(nets), figsize=(5 * len(nets), 4.2), sharex=True, sharey=True, squeeze=False)
     for axis, net, title in zip(axes[0], nets, titles, strict=True):
@@ -201,15 +185,12 @@ def moons_balls(frame: pd.DataFrame, fields: pd.DataFrame, titles: Sequence[str]
 
 def layer_knobs(frame: pd.DataFrame) -> Figure:
     """Bound, truth and accuracy when one layer's β or slope is changed, the rest as trained.
-
     Columns: knob, layer, value, bound, local, truth, accuracy, trained (the knob's trained value). A row a layer, then
-    one for accuracy; a column a knob.
-    """
+    one for accuracy; a column a knob."""
     layers, knobs = list(frame.layer.unique()), list(frame.knob.unique())
-    rows = len(layers) + 1
-    figure, axes = plt.subplots(
-        rows, len(knobs), figsize=(4.6 * len(knobs), 2.4 * rows), sharex="col", sharey="row", squeeze=False
-    )
+    rows, columns = len(layers) + 1, len(knobs)
+    size = (4.6 * columns, 2.4 * rows)
+    figure, axes = plt.subplots(rows, columns, figsize=size, sharex="col", sharey="row", squeeze=False)
     lines = {"bound": ("(B), at every x", CYCLE[1], "^--"), "local": ("(A), its largest", CYCLE[0], "s-."),
              "truth": ("largest ‖∇²m‖ of the points", "k", "o-")}  # fmt: skip
     for number, (row, layer) in enumerate(zip(axes, layers, strict=False), 1):

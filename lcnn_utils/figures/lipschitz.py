@@ -7,7 +7,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from .style import CYCLE, METHOD
+from .style import BESIDE, CYCLE, METHOD, label_ticks
 
 ESTIMATE = {  # of a norm: (label, line style and marker, colour)
     "scaled": ("reshaped kernel × √windows", "^:", CYCLE[4]),
@@ -38,8 +38,7 @@ def matrices(kernel: Tensor, of_stride: dict[int, Tensor]) -> Figure:
 
 def norms(frame: pd.DataFrame) -> Figure:
     """The norm against the image size, and estimates relative to it.
-    ``frame``: columns stride, size, kernel, estimate (of ESTIMATE), true, ratio.
-    """
+    ``frame``: columns stride, size, kernel, estimate (of ESTIMATE), true, ratio."""
     strides, sizes = sorted(frame.stride.unique()), sorted(frame["size"].unique())
     figure, axes = plt.subplots(1, 1 + len(strides), figsize=(3.9 * (1 + len(strides)), 3.9))
     for stride, style, colour, shift in zip(strides, ("o-", "s--"), CYCLE, (0.96, 1.04), strict=False):
@@ -58,11 +57,9 @@ def norms(frame: pd.DataFrame) -> Figure:
     axes[1].set_ylabel("estimate / true norm")
     for axis in axes:
         axis.set(xscale="log", xlabel="side of the image (pixels)")
-        axis.set_xticks(sizes, [str(size) for size in sizes])
-        axis.minorticks_off()
-    axes[0].legend(
-        fontsize=8, loc="lower left", title=f"mean, and range of {frame.kernel.nunique()} kernels", title_fontsize=8
-    )
+        label_ticks(axis, sizes)
+    title = f"mean, and range of {frame.kernel.nunique()} kernels"
+    axes[0].legend(fontsize=8, loc="lower left", title=title, title_fontsize=8)
     figure.legend(*axes[1].get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize=8)
     return figure
 
@@ -70,9 +67,7 @@ def norms(frame: pd.DataFrame) -> Figure:
 def power(frame: pd.DataFrame) -> Figure:
     """How far power iteration is below the norm. Columns: kernel, iterations, ratio."""
     figure, axis = plt.subplots(figsize=(6.2, 3.6))
-    error = frame.assign(error=(1 - frame.ratio).clip(lower=1e-6)).pivot(
-        index="iterations", columns="kernel", values="error"
-    )
+    error = (1 - frame.pivot(index="iterations", columns="kernel", values="ratio")).clip(lower=1e-6)
     axis.plot(error, color="0.8", linewidth=0.5)
     axis.plot(error.median(axis=1), "o-", color=CYCLE[0], label=f"median of {error.shape[1]} random kernels")
     axis.plot(error.max(axis=1), "X--", color=CYCLE[3], label="worst of them")
@@ -85,8 +80,7 @@ def power(frame: pd.DataFrame) -> Figure:
 
 def training_norms(frame: pd.DataFrame, fresh: float) -> Figure:
     """Error of the running σ while training.
-    ``frame``: columns step, layer, error. ``fresh``: the classifier's error after one step from a random start.
-    """
+    ``frame``: columns step, layer, error. ``fresh``: the classifier's error after one step from a random start."""
     figure, axis = plt.subplots(figsize=(6.6, 3.6))
     error = frame.pivot(index="step", columns="layer", values="error")
     axis.plot(error, color="0.8", linewidth=0.5)
@@ -100,22 +94,19 @@ def training_norms(frame: pd.DataFrame, fresh: float) -> Figure:
 
 def spectra(frame: pd.DataFrame) -> Figure:
     """Singular values of every layer, a row an operator, a column a method, a colour a block.
-    ``frame``: columns method, layer, operator, share, value.
-    """
+    ``frame``: columns method, layer, operator, share, value."""
     methods, operators, layers = (list(frame[column].unique()) for column in ("method", "operator", "layer"))
     block = lambda layer: " ".join(layer.split()[:2])
     blocks, shades = list(dict.fromkeys(map(block, layers))), (*CYCLE[:4], *CYCLE[5:])  # the fifth is near the fourth
-    figure, axes = plt.subplots(
-        len(operators), len(methods), figsize=(8.8, 4.8), sharex=True, sharey=True, squeeze=False
-    )
+    rows, columns = len(operators), len(methods)
+    figure, axes = plt.subplots(rows, columns, figsize=(8.8, 4.8), sharex=True, sharey=True, squeeze=False)
     for row, operator in zip(axes, operators, strict=True):
         for axis, method in zip(row, methods, strict=True):
             for layer in layers:
                 part = frame[(frame.method == method) & (frame.operator == operator) & (frame.layer == layer)]
                 style = ":" if "shortcut" in layer else "--" if layer.endswith("2") else "-"
-                axis.plot(
-                    part.share, part.value, style, color=shades[blocks.index(block(layer)) % len(shades)], label=layer
-                )
+                colour = shades[blocks.index(block(layer)) % len(shades)]
+                axis.plot(part.share, part.value, style, color=colour, label=layer)
             axis.axhline(1, color="black", linewidth=0.8)
             axis.set(yscale="log", ylim=(0.02, 25), title=f"{METHOD[method][0]}: {operator}")
         row[0].set_ylabel("singular value")
@@ -134,7 +125,7 @@ def clips(frame: pd.DataFrame, gamma: float) -> Figure:
     axis.axhline(gamma, color="black", linewidth=1, linestyle="--", label=f"γ = {gamma:g}")
     axis.set(yscale="log", xlabel="channel c", ylabel="slope (output / input)")
     axis.set_xticks(sorted(frame.channel.unique()))
-    axis.legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
+    axis.legend(**BESIDE)
     return figure
 
 
@@ -152,14 +143,13 @@ def slopes(frame: pd.DataFrame) -> Figure:
     axis.set(yscale="log", ylabel="1/σ of a channel")
     axis.set_yticks([1, 2, 5, 10, 20], ["1", "2", "5", "10", "20"])
     axis.set_xticks(range(len(layers)), layers, rotation=35, ha="right", fontsize=8)
-    axis.legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
+    axis.legend(**BESIDE)
     return figure
 
 
 def gamma(frame: pd.DataFrame) -> Figure:
     """Accuracy, curvature and slope of nets against γ, the first kind of statistics in full lines.
-    ``frame``: columns method, statistics, gamma, accuracy, curvature, grad_norm; of a task with ten classes.
-    """
+    ``frame``: columns method, statistics, gamma, accuracy, curvature, grad_norm; of a task with ten classes."""
     figure, axes = plt.subplots(1, 3, figsize=(10, 3.5))
     panels = {"accuracy": "test accuracy (%)", "curvature": "median C of the margin\n(1/pixel unit)"}
     panels |= {"grad_norm": "median ‖∇f‖ of the margin\n(1/pixel unit)"}
@@ -173,9 +163,8 @@ def gamma(frame: pd.DataFrame) -> Figure:
             axis.plot(points.index, values, marker + ("-" if solid else "--"), **style)
     for axis, title in zip(axes, panels.values(), strict=True):
         axis.set(xscale="log", xlabel="γ: largest slope of each BatchNorm", ylabel=title)
-        axis.set_xticks([1, 2, 5, 10, 20], ["1", "2", "5", "10", "20"])
+        label_ticks(axis, [1, 2, 5, 10, 20])
         axis.set_xlim(points.index.min() / 1.15, points.index.max() * 1.15)
-        axis.minorticks_off()
     axes[0].axhline(10, color="black", linewidth=1, linestyle=":")
     axes[0].annotate("chance: 10 %", (points.index.max(), 11), ha="right", va="bottom", fontsize=8)
     for axis in axes[1:]:

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from .style import CYCLE, METHOD
+from .style import CYCLE, LADDER, METHOD, label_ticks
 
 KIND = {"beta": "β: sharpness of the activations", "gamma": "γ: slope limit of the BatchNorms"}
 ARM = tuple(zip(CYCLE, "o^vXsD", strict=True))
@@ -44,21 +44,18 @@ def layers(frame: pd.DataFrame) -> Figure:
             axis.annotate(f"{layer}", (line.epoch.iloc[-1], line.value.iloc[-1]), (4, -3),
                           textcoords="offset points", fontsize=7)  # fmt: skip
         axis.set(title=title, xlabel="epoch", ylabel=f"{title[0]} of layer 1 (input) to {last} (output)", yscale="log")
-        axis.set_yticks(_ticks(part.value), [f"{v:g}" for v in _ticks(part.value)])
-        axis.minorticks_off()
+        label_ticks(axis, _ticks(part.value), "y")
     return figure
 
 
 def _ticks(values: pd.Series) -> list[float]:
-    ladder = [m * 10.0**e for e in range(-4, 4) for m in (1, 2, 5)]
-    inside = [tick for tick in ladder if values.min() / 1.6 <= tick <= values.max() * 1.6]
+    inside = [tick for tick in LADDER if values.min() / 1.6 <= tick <= values.max() * 1.6]
     return inside[:: max(1, len(inside) // 7)]
 
 
 def accuracy_against_curvature(frame: pd.DataFrame) -> Figure:
     """Test accuracy against C, of the loss and of the margin: a point a method, mean ± standard deviation over seeds.
-    ``frame``: of ``studies.runs_frame``.
-    """
+    ``frame``: of ``studies.runs_frame``."""
     figure, axes = plt.subplots(1, 2, figsize=(10, 4.3), sharey=True)
     groups = [(METHOD[str(method)], part) for method, part in frame.groupby("method", sort=False)]
     for axis, column in zip(axes, ("curvature", "margin_curvature"), strict=True):
@@ -72,9 +69,7 @@ def accuracy_against_curvature(frame: pd.DataFrame) -> Figure:
             )  # fmt: skip
         axis.set(xscale="log", xlabel=f"C of the {'margin' if 'margin' in column else 'loss'} (1/pixel unit), mean")
         low, high = axis.get_xlim()
-        ticks = [m * 10.0**e for e in range(-4, 4) for m in (1, 2, 5) if low < m * 10.0**e < high]
-        axis.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
-        axis.minorticks_off()
+        label_ticks(axis, [tick for tick in LADDER if low < tick < high])
     axes[0].set_ylabel("test accuracy (%)")
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize=8)
     return figure
@@ -82,8 +77,7 @@ def accuracy_against_curvature(frame: pd.DataFrame) -> Figure:
 
 def lambdas(frame: pd.DataFrame, layers: pd.DataFrame) -> Figure:
     """What λ does: accuracy and C over seeds, and the trained β and γ of every layer.
-    ``frame``: of ``studies.runs_frame``, runs that differ in λ. ``layers``: of ``studies.lambda_layers``.
-    """
+    ``frame``: of ``studies.runs_frame``, runs that differ in λ. ``layers``: of ``studies.lambda_layers``."""
     figure, axes = plt.subplots(1, 4, figsize=(12, 3.4))
     lams = sorted(frame.lambda_beta.unique())
     at = dict(zip(lams, range(len(lams)), strict=True))
@@ -109,8 +103,7 @@ def lambdas(frame: pd.DataFrame, layers: pd.DataFrame) -> Figure:
 
 def lambda_search(frame: pd.DataFrame, chosen: float) -> Figure:
     """Accuracy on the held-out part, once more near its best, and C, against λ: means ± their standard errors.
-    ``frame``: of ``studies.search.search_frame``. ``chosen``: the λ to mark, of ``studies.search.chosen``.
-    """
+    ``frame``: of ``studies.search.search_frame``. ``chosen``: the λ to mark, of ``studies.search.chosen``."""
     figure, axes = plt.subplots(1, 3, figsize=(12, 3.9))
     lams, seeds = sorted(frame.lambda_.unique()), frame.seed.nunique()
     means, errors = (100 * getattr(frame.groupby("lambda_").accuracy, name)() for name in ("mean", "sem"))
@@ -134,9 +127,8 @@ def lambda_search(frame: pd.DataFrame, chosen: float) -> Figure:
         axes[1].axhspan(means[best] - errors[best], means[best] + errors[best], color="black", alpha=0.12, lw=0,
                         label="the best ± its standard error")  # fmt: skip
         axes[1].legend(fontsize=8, loc="lower left")
-    ticks = _ticks(frame.curvature)
     axes[2].set(ylabel=f"C (1/pixel unit), {over}", yscale="log")
-    axes[2].set_yticks(ticks, [f"{tick:g}" for tick in ticks])
+    label_ticks(axes[2], _ticks(frame.curvature), "y")
     for axis in axes:
         axis.minorticks_off()
     return figure
@@ -154,9 +146,8 @@ def signal(frame: pd.DataFrame) -> Figure:
 
 def cost(frame: pd.DataFrame) -> Figure:
     """Time of a step relative to Standard: median and quartiles over rounds. Columns: method, label, ratio."""
-    parts = [
-        (str(m), part.ratio.quantile([0.25, 0.5, 0.75]).tolist()) for m, part in frame.groupby("method", sort=False)
-    ]
+    ratios = frame.groupby("method", sort=False).ratio
+    parts = [(str(method), ratio.quantile([0.25, 0.5, 0.75]).tolist()) for method, ratio in ratios]
     parts.sort(key=lambda item: -item[1][1])
     figure, axis = plt.subplots(figsize=(7, 3.6))
     for place, (method, (low, middle, high)) in enumerate(parts):

@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from .style import CYCLE, MARKERS, PALETTE
+from .style import CYCLE, MARKERS, PALETTE, label_ticks
 
 HOLDS = "#dcdcdc"
 START = {"beta": 5.0, "gamma": 10.0}  # of the trained β and γ (training.Recipe)
@@ -20,13 +20,8 @@ START = {"beta": 5.0, "gamma": 10.0}  # of the trained β and γ (training.Recip
 
 def claims(tables: Mapping[str, pd.DataFrame]) -> Figure:
     """A row a claim: the published number and ours with intervals; grey where the claim holds.
-
     Left, claims on ratios (log axis); right, claims on differences in points. What was not measured has no mark.
-
-    Args:
-        tables: title → of ``claims``, all with the same claims in the same order, and the columns low_bound and
-            high_bound of each claim's rule.
-    """
+    ``tables``: title → of ``claims``, all with the same claims in the same order."""
     first = next(iter(tables.values()))
     panels = [("times", True), ("points", False)]
     rows = {unit: first.index[first.value.str.contains("points") == (unit == "points")] for unit, _ in panels}
@@ -43,9 +38,8 @@ def claims(tables: Mapping[str, pd.DataFrame]) -> Figure:
             part = table.loc[index]
             errors = np.array([part.ours - part.low, part.high - part.ours]).clip(0)
             places, colour = np.arange(len(index)) - 0.2 + 0.25 * number, CYCLE[(0, 3, 1, 2)[number]]
-            axis.plot(
-                part.theirs, places, "D", mfc="white", mec=colour, ms=8, mew=1.5, label=None if number else "published"
-            )
+            published = None if number else "published"
+            axis.plot(part.theirs, places, "D", mfc="white", mec=colour, ms=8, mew=1.5, label=published)
             axis.errorbar(part.ours, places, xerr=errors, fmt="osv^"[number], color=colour, ms=6,
                           capsize=3, label=title)  # fmt: skip
         axis.set_yticks(range(len(index)), [f"{row.claim}\n({row.rule})" for row in lines])
@@ -71,16 +65,13 @@ def _span(axis: Axes, parts: list[pd.DataFrame], log: bool) -> tuple[float, floa
         axis.axvline(0, color="0.4", lw=0.8)
     axis.set_xlim(*ends)
     if log:
-        ticks = [t for t in (0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50) if ends[0] < t < ends[1]]
-        axis.set_xticks(ticks, [f"{t:g}" for t in ticks])
-        axis.minorticks_off()
+        label_ticks(axis, [t for t in (0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50) if ends[0] < t < ends[1]])
     return ends
 
 
 def cost(panels: Mapping[str, pd.DataFrame]) -> Figure:
     """Seconds of an epoch over Standard's: a point a run, on a log axis, the median seconds written beside.
-    ``panels``: title → of ``studies.paper.cost_frame``.
-    """
+    ``panels``: title → of ``studies.paper.cost_frame``."""
     names = list(dict.fromkeys(label for frame in panels.values() for label in frame.label))
     figure, axes = plt.subplots(1, len(panels), figsize=(1.5 + 4.2 * len(panels), 3.6), squeeze=False, sharey=True)
     for axis, (title, frame) in zip(axes[0], panels.items(), strict=True):
@@ -91,10 +82,8 @@ def cost(panels: Mapping[str, pd.DataFrame]) -> Figure:
                           va="center", fontsize=8)  # fmt: skip
         axis.set(title=title, xscale="log", xlabel="time of an epoch / Standard's")
         low, high = frame.ratio.min() / 1.2, frame.ratio.max() * 1.7
-        ticks = [t for t in (0.25, 0.5, 1, 2, 4, 8, 16) if low < t < high]
         axis.set_xlim(low, high)
-        axis.set_xticks(ticks, [f"{t:g}" for t in ticks])
-        axis.minorticks_off()
+        label_ticks(axis, [t for t in (0.25, 0.5, 1, 2, 4, 8, 16) if low < t < high])
     axes[0, 0].set_yticks(range(len(names)), names)
     axes[0, 0].invert_yaxis()
     return figure
@@ -102,8 +91,7 @@ def cost(panels: Mapping[str, pd.DataFrame]) -> Figure:
 
 def layers(panels: Mapping[str, pd.DataFrame]) -> Figure:
     """β and γ of each layer after training, from input to output: mean over seeds, bars ± their standard deviation.
-    ``panels``: title → of ``studies.paper.trained_layers``.
-    """
+    ``panels``: title → of ``studies.paper.trained_layers``."""
     kinds = {"beta": "β: sharpness", "gamma": "γ: slope limit of BatchNorm"}
     figure, axes = plt.subplots(len(panels), 2, figsize=(9.5, 0.6 + 2.7 * len(panels)), squeeze=False)
     for line, (title, frame) in zip(axes, panels.items(), strict=True):
@@ -130,8 +118,7 @@ def layers(panels: Mapping[str, pd.DataFrame]) -> Figure:
 
 def train_test(panels: Mapping[str, pd.DataFrame]) -> Figure:
     """Mean curvature of each run on training and on test images: a point a run.
-    ``panels``: title → of ``studies.paper.train_test``.
-    """
+    ``panels``: title → of ``studies.paper.train_test``."""
     figure, axes = plt.subplots(1, len(panels), figsize=(0.4 + 4.3 * len(panels), 4.4), squeeze=False)
     for axis, (title, frame) in zip(axes[0], panels.items(), strict=True):
         values = frame[["train", "test"]].to_numpy()
@@ -140,9 +127,8 @@ def train_test(panels: Mapping[str, pd.DataFrame]) -> Figure:
         for label, part in frame.groupby("label", sort=False):
             axis.loglog(part.train, part.test, MARKERS[str(label)], color=PALETTE[str(label)], ms=8, label=label)
         ticks = [t for t in (1, 2, 5, 10, 20, 50, 100, 200, 500) if ends[0] < t < ends[1]]
-        for one, set_ticks in ((axis.xaxis, axis.set_xticks), (axis.yaxis, axis.set_yticks)):
-            set_ticks(ticks, [f"{t:g}" for t in ticks])
-            one.set_minor_locator(plt.NullLocator())
+        for which in "xy":
+            label_ticks(axis, ticks, which)
         axis.set(title=title, xlim=ends, ylim=ends, xlabel="mean C, training images", ylabel="mean C, test images")
     handles = dict(zip(*reversed(axes[0, 0].get_legend_handles_labels()), strict=True))
     figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=4, fontsize=8)

@@ -11,7 +11,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from .attacks import picture
-from .style import CYCLE, MARKERS, METHOD, PALETTE
+from .style import CYCLE, MARKERS, METHOD, PALETTE, label_ticks
 
 KIND = {"random": "random η", "worst": "worst η found"}
 TITLE = {
@@ -27,13 +27,9 @@ TITLE = {
 
 def maps(images: Sequence[np.ndarray], columns: Mapping[str, Sequence[np.ndarray]], titles: Sequence[str]) -> Figure:
     """Images in the first column, signed maps of each in the others, red for the label and blue against it.
-
     Each map has its own scale, ± its largest size, so that only its pattern is compared.
-
-    Args:
-        images: (H, W) or (H, W, 3) in [0, 1], a row each, called ``titles``.
-        columns: title → a map for each image, (H, W) or (H, W, 3), whose channels are summed.
-    """
+    ``images``: (H, W) or (H, W, 3) in [0, 1], a row each, called ``titles``. ``columns``: title → a map for each image,
+    (H, W) or (H, W, 3), whose channels are summed."""
     figure, axes = plt.subplots(len(images), 1 + len(columns), figsize=(1.75 * (1 + len(columns)), 1.9 * len(images)))
     axes = np.asarray(axes).reshape(len(images), -1)
     for number, (line, image, title) in enumerate(zip(axes, images, titles, strict=True)):
@@ -47,8 +43,7 @@ def maps(images: Sequence[np.ndarray], columns: Mapping[str, Sequence[np.ndarray
 def gradient_robustness(panels: Mapping[str, pd.DataFrame], paper: Mapping[str, pd.DataFrame] | None = None) -> Figure:
     """The paper's figure: relative change of the gradient against ‖η‖, with the dashed lines ‖η‖·E[C].
     ``panels``: title → points of one kind of noise, of ``studies.saliency.lines``. ``paper``: title → columns label,
-    eps, value: the published curves, digitised.
-    """
+    eps, value: the published curves, digitised."""
     paper = paper or {}
     count = len(panels) + len(paper)
     rows = 1 if count < 5 else 2
@@ -85,8 +80,7 @@ def gradient_robustness(panels: Mapping[str, pd.DataFrame], paper: Mapping[str, 
 
 def by_map(frame: pd.DataFrame, measures: Sequence[str], noise: Sequence[str] = ("random", "worst")) -> Figure:
     """Measures of several nets by method of explanation: medians over images with 95 % intervals.
-    ``frame``: of ``studies.saliency.by_map``, of trained weights.
-    """
+    ``frame``: of ``studies.saliency.by_map``, of trained weights."""
     panels = [(m, k) for m in measures for k in noise if len(frame[(frame.measure == m) & (frame.noise == k)])]
     figure, axes = plt.subplots(1, len(panels), figsize=(2.2 + 2.6 * len(panels), 3.6), squeeze=False, sharey=True)
     names = list(dict.fromkeys(frame["map"]))
@@ -110,8 +104,7 @@ def by_map(frame: pd.DataFrame, measures: Sequence[str], noise: Sequence[str] = 
 
 def stable_or_right(frame: pd.DataFrame) -> Figure:
     """Steadiness against faithfulness: a point a map and net; hollow: the same net with shuffled weights.
-    ``frame``: of ``studies.saliency.by_map`` with relative_change and infidelity under random noise.
-    """
+    ``frame``: of ``studies.saliency.by_map`` with relative_change and infidelity under random noise."""
     wide = frame[frame.noise == "random"].pivot(
         index=["net", "map", "weights"], columns="measure", values="value"
     ).reset_index()  # fmt: skip
@@ -128,8 +121,7 @@ def stable_or_right(frame: pd.DataFrame) -> Figure:
     low, high = axes[0, 0].get_xlim()
     ticks = [t for t in (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1, 3) if low < t < high]
     for axis in axes[0]:
-        axis.set_xticks(ticks, [f"{t:g}" for t in ticks])
-        axis.minorticks_off()
+        label_ticks(axis, ticks)
     axes[0, 0].set_ylabel("infidelity (below: tells what\nthe network will do)")
     handles, labels = axes[0, 0].get_legend_handles_labels()
     handles.append(plt.Line2D([], [], marker="o", mfc="white", mec="0.4", mew=1.5, ls="none"))

@@ -7,11 +7,14 @@ from __future__ import annotations
 
 import json
 import platform
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 import matplotlib.pyplot as plt
 import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from .. import __version__
@@ -40,7 +43,17 @@ VARIANTS = (("#0173b2", "o"), ("#de8f05", "s"), ("#7a4b00", "D"), ("#595959", "v
 CYCLE = ("#332288", "#44aa99", "#999933", "#882255", "#aa4499", "#88ccee")  # P. Tol's muted: for what is no method
 CURVATURE_MAP = "viridis"  # even in lightness, readable without colour vision
 CLASS_COLOURS = ("#56b4e9", "#ca9161")  # not those of Standard and LCNN
+# a legend right of its panel
+BESIDE: dict[str, Any] = dict(fontsize=8, title_fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
+LADDER = tuple(m * 10.0**e for e in range(-4, 4) for m in (1, 2, 5))  # ticks of a logarithmic axis
 LATEX_NEEDS = r"lualatex or xelatex; \usepackage{booktabs, fontspec} \setmainfont{DejaVu Sans}, which has all symbols"
+
+
+def label_ticks(axes: Axes, ticks: Sequence[float], which: str = "x") -> None:
+    """Just these ticks on the x or y axis, written as plain numbers, and no minor ticks on either."""
+    set_ticks = axes.set_xticks if which == "x" else axes.set_yticks
+    set_ticks(ticks, [f"{tick:g}" for tick in ticks])
+    axes.minorticks_off()
 
 
 def save(figure: Figure, name: str, provenance: dict[str, object], folder: Path | None = None) -> list[Path]:

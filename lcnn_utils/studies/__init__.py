@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -28,9 +29,7 @@ def moons_recipe(method: str, seed: int = 0, **changes: Any) -> Recipe:
 
 def digits_recipe(method: str, seed: int = 0, **changes: Any) -> Recipe:
     """Digits with a ResNet-10 of width 8, of the authors' blocks: scale ``lab`` with the authors' λ = 1e-3.
-
-    At so short a schedule that price hardly moves β and γ; notebook 05 takes ``lab``'s own, 1e-2.
-    """
+    At so short a schedule that price hardly moves β and γ; notebook 05 takes ``lab``'s own, 1e-2."""
     return recipe_of("digits", method, seed, **{"lambda_beta": 1e-3, "lambda_gamma": 1e-3} | changes)
 
 
@@ -43,19 +42,15 @@ def activation_frame(betas: Iterable[float], x: Tensor) -> pd.DataFrame:
         centered = centered_softplus(x, beta)
         slope = torch.sigmoid(beta * x)
         shared = dict(beta=beta, slope=slope, curvature=beta * slope * torch.sigmoid(-beta * x))
-        rows += [
-            dict(activation="centered", value=centered, **shared),
-            dict(activation="softplus", value=centered + np.log(2) / beta, **shared),
-        ]
+        rows.append(dict(activation="centered", value=centered, **shared))
+        rows.append(dict(activation="softplus", value=centered + np.log(2) / beta, **shared))
     return pd.concat([pd.DataFrame({"x": x} | row) for row in rows], ignore_index=True)
 
 
 def composition(x: Tensor, beta: float, depth: int) -> tuple[Tensor, Tensor]:
     """Softplus and centered softplus composed ``depth`` times.
-
     In closed form log(n + e^{βx})/β and log(1 + (e^{βx} − 1)/2ⁿ)/β: at 0 the first has run off to log(n + 1)/β, the
-    second is 0; near 0 the second has halved the signal n times.
-    """
+    second is 0; near 0 the second has halved the signal n times."""
     plain = centered = x.double()
     for _ in range(depth):
         plain = centered_softplus(plain, beta) + np.log(2) / beta
@@ -65,15 +60,11 @@ def composition(x: Tensor, beta: float, depth: int) -> tuple[Tensor, Tensor]:
 
 def composition_frame(betas: Iterable[float], depths: Iterable[int], x: Tensor) -> pd.DataFrame:
     """Columns x, activation, beta, depth, value; see :func:`composition`."""
-    return pd.concat(
-        [
-            pd.DataFrame({"x": x, "activation": name, "beta": beta, "depth": depth, "value": value})
-            for beta in betas
-            for depth in depths
-            for name, value in zip(("softplus", "centered"), composition(x, beta, depth), strict=True)
-        ],
-        ignore_index=True,
-    )
+    parts = []
+    for beta, depth in itertools.product(betas, depths):
+        for name, value in zip(("softplus", "centered"), composition(x, beta, depth), strict=True):
+            parts.append(pd.DataFrame({"x": x, "activation": name, "beta": beta, "depth": depth, "value": value}))
+    return pd.concat(parts, ignore_index=True)
 
 
 def normalised_curvature_frame(betas: Iterable[float], points: Sequence[float]) -> pd.DataFrame:
@@ -131,9 +122,7 @@ def passing(model: nn.Module, x: Tensor, kind: type[Layer]) -> list[tuple[Layer,
 
 def turning(model: nn.Module, start: Tensor, end: Tensor, steps: int = 20_000) -> tuple[float, float]:
     """How far the gradient of the margin turns on the way from ``start`` to ``end``, and what the Hessian accounts for.
-
-    The first is Σ‖∇f(x_{i+1}) − ∇f(x_i)‖ over the steps, the second the trapezoidal sum of ∫‖∇²f(x(t)) ẋ‖dt.
-    """
+    The first is Σ‖∇f(x_{i+1}) − ∇f(x_i)‖ over the steps, the second the trapezoidal sum of ∫‖∇²f(x(t)) ẋ‖dt."""
     path = torch.lerp(start, end, torch.linspace(0, 1, steps + 1)[:, None]).double()
     double, ones = copy.deepcopy(model).double(), torch.ones(steps + 1, dtype=torch.long)
     with evaluating(double):
@@ -151,8 +140,7 @@ def moons_study(models: dict[str, nn.Module], resolution: int = 150) -> tuple[pd
 
 def net_frame(net: nn.Module, x: Tensor, y: Tensor, chunk: int = 100) -> pd.DataFrame:
     """A row an image: grad_norm, hessian_norm, curvature (of the true label's loss), margin_curvature, correct.
-    ``x, y``: images (N, C, H, W) in [0, 1], labels (N,). ``chunk``: images measured at a time.
-    """
+    ``x, y``: images (N, C, H, W) in [0, 1], labels (N,). ``chunk``: images measured at a time."""
     parts = []
     for xs, ys in zip(x.split(chunk), y.split(chunk), strict=True):
         g, margin = (geometry(net, xs, ys, scalar=scalar) for scalar in ("loss", "margin"))
@@ -169,9 +157,7 @@ def digits_study(
     seeds: Iterable[int], *, epochs: int = 8, device: str | None = None, images: int = 360, progress: bool = True
 ) -> pd.DataFrame:
     """Geometry of the first ``images`` test images (of 360), over seeds: Standard, its weights read as ReLU, and LCNN.
-
-    Columns: those of :func:`net_frame`, and label, method, seed, accuracy.
-    """
+    Columns: those of :func:`net_frame`, and label, method, seed, accuracy."""
     parts = []
     for seed in seeds:
         for method in ("standard", "lcnn"):
@@ -196,17 +182,14 @@ def geometry_table(frame: pd.DataFrame) -> pd.DataFrame:
     table = {"net": list(dict.fromkeys(frame.label))}
     for name, column in (columns | {"median C": "median"}).items():
         part = runs[column].groupby("label", sort=False)
-        table[name] = [
-            f"{m:.4g}" + (f" ± {s:.2g}" if s == s else "") for m, s in zip(part.mean(), part.std(), strict=True)
-        ]
+        numbers = zip(part.mean(), part.std(), strict=True)
+        table[name] = [f"{mean:.4g}" + (f" ± {std:.2g}" if std == std else "") for mean, std in numbers]
     return pd.DataFrame(table)
 
 
 def vanishing_gradient(grad_norm: Tensor, hessian_norm: Tensor) -> Tensor:
     """Which samples owe a top-tenth C = H/(g + 1e-6) to a small gradient, bool (N,); both norms are (N,).
-
-    C is at least its 0.9 quantile, and log g lies further below its median than log H lies above its own.
-    """
+    C is at least its 0.9 quantile, and log g lies further below its median than log H lies above its own."""
     c = hessian_norm / (grad_norm + 1e-6)
     g, h = grad_norm.log(), hessian_norm.log()
     return (c >= c.quantile(0.9)) & (g.quantile(0.5) - g > h - h.quantile(0.5))
@@ -214,10 +197,8 @@ def vanishing_gradient(grad_norm: Tensor, hessian_norm: Tensor) -> Tensor:
 
 def convergence_frame(model: nn.Module, x: Tensor, y: Tensor, products: int = 30, scalar: str = "loss") -> pd.DataFrame:
     """Error of three estimators of ‖∇²f‖ after 1, 2, … products, for each sample against the exact Hessian.
-
     Columns: estimator, products, sample, estimate, exact, error. The third is the authors' |uᵀHu|, which can pass
-    through 0 where two eigenvalues of opposite sign are nearly tied.
-    """
+    through 0 where two eigenvalues of opposite sign are nearly tied."""
     exact = geometry(model, x, y, scalar=scalar, method="exact").hessian_norm
     names = {"power": "power iteration, ‖Hu‖", "lanczos": "Lanczos"}
     rows = []
@@ -233,12 +214,10 @@ def convergence_frame(model: nn.Module, x: Tensor, y: Tensor, products: int = 30
             w = hvp(u)
             rows.append(("power iteration, |uᵀHu| (published)", k, (u * w).flatten(1).sum(1).abs()))
             u = w
-    parts = [
-        pd.DataFrame(
-            {"estimator": name, "products": k, "sample": range(len(x)), "estimate": e.cpu(), "exact": exact.cpu()}
-        )
-        for name, k, e in rows
-    ]
+    parts = []
+    for name, k, estimate in rows:
+        columns = {"estimator": name, "products": k, "sample": range(len(x)), "estimate": estimate.cpu()}
+        parts.append(pd.DataFrame(columns | {"exact": exact.cpu()}))
     frame = pd.concat(parts, ignore_index=True)
     frame["error"] = ((frame.estimate - frame.exact) / frame.exact).abs().clip(lower=1e-7)
     return frame

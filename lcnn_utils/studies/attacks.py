@@ -35,10 +35,8 @@ def path(
     step_size: float | None = None,
     generator: torch.Generator | None = None,
 ) -> Tensor:
-    """The points that :func:`attacks.pgd` visits on its way from one sample, x first: (steps taken + 2, …).
-
-    It ends where the network is wrong, at x itself if it is wrong there. x is (1, …), y (1,); points may lie anywhere.
-    """
+    """The points that :func:`attacks.pgd` visits on its way from one sample, x first: (steps taken + 2, …). It ends
+    where the network is wrong, at x itself if it is wrong there. x is (1, …), y (1,); points may lie anywhere."""
     seen: list[Tensor] = []
     with measuring(model):
         x, y = prepare(model, x, y)
@@ -114,10 +112,8 @@ def curves_frame(
 
 def over_seeds(frame: pd.DataFrame) -> pd.DataFrame:
     """A point a method and ε: columns dataset, method, label, norm, eps, accuracy, low, high, seeds.
-
     The mean over seeds, with the Wilson interval of all their images together; where the spread over seeds is larger
-    (mean ± 2 standard errors), that.
-    """
+    (mean ± 2 standard errors), that."""
     rows = []
     for key, part in frame.groupby(["dataset", "method", "label", "norm", "eps"], sort=False):
         values = part.accuracy.to_numpy(float)
@@ -130,8 +126,7 @@ def over_seeds(frame: pd.DataFrame) -> pd.DataFrame:
 
 def table(frame: pd.DataFrame, eps_grid: Sequence[float] = (0, 0.05, 0.1, 0.15, 0.2)) -> pd.DataFrame:
     """Accuracies in % at each ε (L2), mean ± standard deviation over seeds; in brackets those of the paper's Table 2.
-    ``frame``: of :func:`curves_frame`.
-    """
+    ``frame``: of :func:`curves_frame`."""
     paper = paper_table().set_index(["label", "eps"]).accuracy
     rows = []
     for label, part in frame[frame.norm == "l2"].groupby("label", sort=False):
@@ -164,14 +159,11 @@ def masking_frame(nets: Mapping[str, nn.Module], x: Tensor, y: Tensor, eps: floa
 def masking_table(frame: pd.DataFrame) -> pd.DataFrame:
     """A row a check, a column a net: the other attack's accuracy or the share, in %, and ✓ or ✗."""
     frame = frame.assign(check=frame.check.str.removeprefix("share of "))  # pandas shows 50 characters
-    marks = {True: " ✓", False: " ✗", None: ""}
-    shown = [
-        f"{100 * v:.1f}{marks[None if pd.isna(p) else bool(p)]}" for v, p in zip(frame.value, frame.passed, strict=True)
-    ]
+    mark = lambda passed: "" if pd.isna(passed) else " ✓" if passed else " ✗"
+    shown = [f"{100 * v:.1f}{mark(passed)}" for v, passed in zip(frame.value, frame.passed, strict=True)]
     wide = frame.assign(shown=shown).pivot(index="check", columns="net", values="shown")
     wide = wide.loc[frame.check.unique(), frame.net.unique()]
     first = frame.groupby("net", sort=False).standard.first().to_dict()
-    head = pd.DataFrame(
-        [[f"{100 * first[str(net)]:.1f}" for net in wide]], ["PGD, 20 steps (what is checked)"], wide.columns
-    )
+    accuracies = [f"{100 * first[str(net)]:.1f}" for net in wide]
+    head = pd.DataFrame([accuracies], ["PGD, 20 steps (what is checked)"], wide.columns)
     return pd.concat([head, wide]).rename_axis(columns=None).reset_index(names="accuracy left, or share, in %")

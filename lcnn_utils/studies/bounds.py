@@ -72,10 +72,8 @@ def random_cnn(seed: int) -> tuple[nn.Module, tuple[int, int, int]]:
 
 def audit(model: nn.Module, x: Tensor, y: Tensor, scalar: str = "margin") -> pd.DataFrame:
     """Every bound beside the exact value, a row a sample of x (N, …) with label y (N,).
-
     Columns: gradient, hessian and curvature (exact); local (A), data_free (B), normalised (C); kappa (the largest over
-    layers); published, published_widths (bounds of the curvature).
-    """
+    layers); published, published_widths (bounds of the curvature)."""
     g = geometry(model, x, y, scalar=scalar, method="exact", eps=0.0)
     c = normalised_bound(model, x, y, scalar=scalar)
     values = dict(gradient=g.grad_norm, hessian=g.hessian_norm, curvature=g.curvature, normalised=c.bound)
@@ -90,9 +88,7 @@ def audit(model: nn.Module, x: Tensor, y: Tensor, scalar: str = "margin") -> pd.
 
 def audit_frame(nets: Iterable[int], points: int = 2) -> pd.DataFrame:
     """:func:`audit` of random MLPs (one a seed in ``nets``), margins and single logits in turn; column net added.
-
-    Points whose gradient is below 1e-100, so that the square of its norm is about to underflow, are left out.
-    """
+    Points whose gradient is below 1e-100, so that the square of its norm is about to underflow, are left out."""
     parts = []
     for seed in nets:
         model, generator = random_mlp(seed), torch.Generator().manual_seed(seed + 1)
@@ -133,10 +129,7 @@ def cancellation_frame(beta: float, x: Sequence[float]) -> pd.DataFrame:
 
 def depth_frame(depths: Sequence[int], seeds: Sequence[int], *, width: int = 16, points: int = 20) -> pd.DataFrame:
     """Random MLPs of growing depth: columns depth, seed, quantity, value (the largest over points of ‖∇²f‖ and of (A),
-    and (B)).
-
-    Weights are scaled so that the signal neither grows nor dies: variance 4/width, as the slope at 0 is ½.
-    """
+    and (B)). Weights are scaled so that the signal neither grows nor dies: variance 4/width, as the slope at 0 is ½."""
     rows = []
     for depth in depths:
         for seed in seeds:
@@ -155,10 +148,8 @@ def depth_frame(depths: Sequence[int], seeds: Sequence[int], *, width: int = 16,
 
 def loss_parts(model: nn.Module, x: Tensor, y: Tensor) -> pd.DataFrame:
     """The two sources of the cross-entropy's Hessian, ∇²ℓ = Jᵀ(diag p − ppᵀ)J + Σ_k (p − e_y)_k ∇²z_k.
-
     Columns: sample; total ‖∇²ℓ‖, softmax (norm of the first part, the softmax's own curvature), activations (norm of
-    the second, which β can remove), gradient ‖∇ℓ‖. J = ∂logits/∂x; x (N, …) with few inputs, labels y (N,).
-    """
+    the second, which β can remove), gradient ‖∇ℓ‖. J = ∂logits/∂x; x (N, …) with few inputs, labels y (N,)."""
     d, n = x[0].numel(), len(x)
     with evaluating(model):
         gradient, hvp = gradient_and_hvp(model, x, y, "loss")
@@ -178,9 +169,7 @@ def certificates(
     models_by_name: dict[str, nn.Module], x: Tensor, y: Tensor, *, steps: int = 50, restarts: int = 2, box=(0.0, 1.0)
 ) -> pd.DataFrame:
     """Certified radius and PGD's smallest successful step of each sample: columns net, sample, certified, attacked.
-
-    Both are 0 where the net is wrong; ``attacked`` is infinite where no attack succeeded. Unit: that of x.
-    """
+    Both are 0 where the net is wrong; ``attacked`` is infinite where no attack succeeded. Unit: that of x."""
     parts = []
     for name, model in models_by_name.items():
         attacked, _ = minimal_radius(model, x, y, steps=steps, restarts=restarts, box=box)
@@ -201,9 +190,7 @@ def certificate_study(
     seeds: Iterable[int], *, penalties: Sequence[float] = (0.01, 0.1), epochs: int = 20, images: int = 360, **attack
 ) -> pd.DataFrame:
     """:func:`certificates` of the first ``images`` test digits, column seed added.
-
-    Nets: Standard, LCNNs of several λ, and :func:`linear_net`, which is the same for every seed.
-    """
+    Nets: Standard, LCNNs of several λ, and :func:`linear_net`, which is the same for every seed."""
     parts = []
     for seed in seeds:
         recipes = {"Standard": certificate_recipe("standard", seed, epochs=epochs)}
@@ -218,9 +205,7 @@ def certificate_study(
 
 def certified_table(frame: pd.DataFrame, eps: Iterable[float]) -> pd.DataFrame:
     """A row a net: accuracy, then certified accuracy at each ε with PGD's upper bound of it, mean ± std over seeds.
-
-    Takes the frame of :func:`certificate_study`; texts in per cent.
-    """
+    Takes the frame of :func:`certificate_study`; texts in per cent."""
     table = pd.DataFrame({"net": list(dict.fromkeys(frame.net))})
     for e in (0.0, *eps):
         shares = robust_accuracy(frame, [e]).groupby("net", sort=False)[["certified", "attacked"]].agg(["mean", "std"])
@@ -229,9 +214,8 @@ def certified_table(frame: pd.DataFrame, eps: Iterable[float]) -> pd.DataFrame:
         if e == 0:
             table["accuracy %"] = texts["attacked"]
         else:
-            table[f"certified at {e:g} (PGD leaves)"] = [
-                f"{c} ({a})" for c, a in zip(texts["certified"], texts["attacked"], strict=True)
-            ]
+            both = zip(texts["certified"], texts["attacked"], strict=True)
+            table[f"certified at {e:g} (PGD leaves)"] = [f"{certified} ({left})" for certified, left in both]
     return table
 
 
@@ -244,13 +228,8 @@ def robust_accuracy(frame: pd.DataFrame, eps: Iterable[float]) -> pd.DataFrame:
 
 
 def slope_scaled(model: nn.Module, layer: str, beta: float, factor: float) -> nn.Module:
-    """A copy of an LCNN in which activation ``layer`` has sharpness ``beta`` and the slope before it is scaled.
-
-    The BatchNorm before the activation gets its channels' slopes times ``factor``.
-
-    Raises:
-        ValueError: ``layer`` does not follow a γ-BatchNorm in a sequence.
-    """
+    """A copy of an LCNN in which activation ``layer`` has sharpness ``beta`` and the BatchNorm before it its channels'
+    slopes times ``factor``. ValueError: ``layer`` does not follow a γ-BatchNorm in a sequence."""
     model = copy.deepcopy(model)
     parent, _, name = layer.rpartition(".")
     sequence = model.get_submodule(parent)
@@ -278,9 +257,7 @@ def layer_numbers(model: nn.Module, x: Tensor, y: Tensor) -> dict[str, float]:
 
 def knobs_frame(model: nn.Module, x: Tensor, y: Tensor, betas: Sequence[float], factors: Sequence[float]):
     """An LCNN with one layer's β, or the slope before it, changed.
-
-    Columns: knob, layer, value, trained (the knob's value as trained), and those of :func:`layer_numbers`.
-    """
+    Columns: knob, layer, value, trained (the knob's value as trained), and those of :func:`layer_numbers`."""
     rows = []
     for layer, module in model.named_modules():
         if not isinstance(module, CenteredSoftplus):
@@ -296,10 +273,8 @@ def knobs_frame(model: nn.Module, x: Tensor, y: Tensor, betas: Sequence[float], 
 
 def moons_balls(nets: dict[str, nn.Module], x: Tensor, y: Tensor, resolution: int = 80) -> tuple[pd.DataFrame, ...]:
     """Certified balls and PGD's nearest successes on two moons, and the decision regions, as figures.bounds takes them.
-
     x (N, 2) and labels y (N,). First frame: net, sample, x1, x2, label, certified, attacked, found1, found2; second:
-    net, x1, x2, margin on a grid.
-    """
+    net, x1, x2, margin on a grid."""
     points, fields = [], []
     for name, model in nets.items():
         grid = moons_grid(resolution).to(x)

@@ -51,11 +51,9 @@ def norms_frame(
     sizes: Sequence[int], strides: Sequence[int] = (1, 2), kernels: int = 10, channels: int = 2
 ) -> pd.DataFrame:
     """Estimates of the norm of random 3×3 convolutions beside the true one (``sparse_norm``).
-
     Columns: stride, size (side of the image), kernel, estimate, norm, true, ratio. ``scaled`` is the reshaped kernel's
     norm times √(number of windows that see a pixel), ⌈3/stride⌉ along each side: a bound (Y. Tsuzuku et al., NeurIPS
-    2018, arXiv:1802.04034).
-    """
+    2018, arXiv:1802.04034)."""
     rows = []
     for stride, size, seed in itertools.product(strides, sizes, range(kernels)):
         conv, shape = random_conv(channels, channels, seed, stride=stride), (channels, size, size)
@@ -97,9 +95,7 @@ def layer_name(name: str) -> str:
 
 def norm_errors(model: nn.Module) -> pd.DataFrame:
     """True norm of each spectrally normalised layer of a ``nn.resnet`` as it is now: columns layer, norm, error.
-
-    The norm is σ_true/σ, at least 1; ``error`` is 1 − σ/σ_true, how much too small σ is (at least 1e-7).
-    """
+    The norm is σ_true/σ, at least 1; ``error`` is 1 − σ/σ_true, how much too small σ is (at least 1e-7)."""
     rows = []
     with evaluating(model), torch.no_grad():  # in eval mode, where looking at a weight does not move its v
         for name, layer in model.named_modules():
@@ -113,9 +109,7 @@ def norm_errors(model: nn.Module) -> pd.DataFrame:
 
 def training_norms(recipe: Recipe, every: int = 4) -> tuple[nn.Module, pd.DataFrame]:
     """Train as ``fit`` does, on the CPU, and look at the running σ that every so manieth step divided by.
-
-    Returns the model in eval mode, its norms not refreshed, and columns step, layer, norm, error.
-    """
+    Returns the model in eval mode, its norms not refreshed, and columns step, layer, norm, error."""
     model, images = build(recipe).train(), data.load(recipe.dataset, "train")
     optimizer, _ = make_optimizer(recipe, model)
     generator, frames = Generator().manual_seed(recipe.seed), []
@@ -161,9 +155,7 @@ def conv_layers(model: nn.Module, x: Tensor) -> dict[str, tuple[nn.Conv2d, nn.Mo
 
 def spectra_frame(models: dict[str, nn.Module], x: Tensor) -> pd.DataFrame:
     """Singular values of each convolution, alone and followed by its BatchNorm, for images like x (N, C, H, W).
-
-    Columns: method, layer, operator, share (of the singular values that are at least as large), value.
-    """
+    Columns: method, layer, operator, share (of the singular values that are at least as large), value."""
     parts = []
     for method, model in models.items():
         for layer, (conv, norm, shape) in conv_layers(model, x).items():
@@ -193,10 +185,8 @@ def slopes_frame(models: dict[str, nn.Module], x: Tensor) -> pd.DataFrame:
 @torch.no_grad()
 def with_gamma(model: nn.Module, gamma: float, images: Tensor | None = None, variances: bool = True) -> nn.Module:
     """A copy of ``model`` in eval mode whose γ-BatchNorms have the slope limit ``gamma``.
-
     With ``images`` (N, C, H, W) their statistics, or without ``variances`` only their means, are taken anew from these,
-    from the first layer to the last; otherwise they stay as they were.
-    """
+    from the first layer to the last; otherwise they stay as they were."""
     model, hooks = copy.deepcopy(model).eval(), []
 
     def measure(layer: nn.Module, args: tuple[Tensor]) -> None:
@@ -218,8 +208,7 @@ def with_gamma(model: nn.Module, gamma: float, images: Tensor | None = None, var
 
 def input_spread(model: nn.Module, x: Tensor) -> Tensor:
     """β times the spread of each centered softplus's inputs for images x, in order of use: their standard deviation
-    over images and pixels, averaged over channels. Far below 1, they span a piece on which the softplus is straight.
-    """
+    over images and pixels, averaged over channels. Far below 1, they span a piece on which the softplus is straight."""
     layers = passing(model, x, CenteredSoftplus)
     return torch.stack([layer.beta.detach() * seen.std((0, 2, 3)).mean() for layer, seen, _ in layers])
 
@@ -228,10 +217,8 @@ def gamma_frame(
     models: dict[str, nn.Module], gammas: Iterable[float], test: tuple[Tensor, Tensor], train: Tensor, images: int = 60
 ) -> pd.DataFrame:
     """What a common γ does to trained nets with γ-BatchNorms, with their statistics and with those of ``train`` images.
-
     Columns: method, statistics (of STATISTICS), gamma, layer, slope (of that BatchNorm); accuracy on ``test`` (x, y);
-    curvature, grad_norm: medians of the margin's C and ‖∇f‖ over its first ``images``.
-    """
+    curvature, grad_norm: medians of the margin's C and ‖∇f‖ over its first ``images``."""
     (x, y), parts = test, []
     for (method, model), gamma, statistics in itertools.product(models.items(), gammas, STATISTICS):
         net = with_gamma(model, gamma, None if statistics == STATISTICS[0] else train)
@@ -273,10 +260,8 @@ def residual_frame(
     depth: int, seeds: Sequence[int], *, channels: int = 4, size: int = 6, beta: float = 5.0
 ) -> pd.DataFrame:
     """Stacks of residual blocks, conv – φ – conv of norm 1 beside an identity: how slope and signal change.
-
     Columns: block (of MERGES), seed, blocks, slope (‖Jacobian‖₂ of the stack at a random x), signal ‖z‖/‖x‖, bound (on
-    the slope; nan with BatchNorm).
-    """
+    the slope; nan with BatchNorm)."""
     rows, shape = [], (channels, size, size)
     for merge, seed in itertools.product(MERGES, seeds):
         z = torch.randn(32, *shape, generator=Generator().manual_seed(seed), dtype=torch.float64)

@@ -1,4 +1,4 @@
-"""What notebook 05 measures: methods side by side, layers over training, the price of λ, and of a step."""
+"""What notebook 05 measures: methods side by side, layers over training, what λ can do, and the price of a step."""
 
 from __future__ import annotations
 
@@ -15,17 +15,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .. import training
 from ..data import available
 from ..experiments import SHIPPED, measure, published, run
 from ..figures.style import METHOD
 from ..nn import CenteredSoftplus, norms_once_a_step
 from ..training import METHODS, Recipe, build, make_optimizer, objectives, recipe, run_name, samples, training_step
 from . import passing, with_beta
-from .schedules import course_recipe as course_recipe
-from .schedules import lowest_gamma as lowest_gamma
-from .schedules import published_schedules as published_schedules
-from .schedules import rates as rates
-from .schedules import steps_an_epoch as steps_an_epoch
 
 LAMBDAS = (0.0, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1)  # λ_β = λ_γ of the shipped runs on digits
 COLUMNS = {"‖∇f‖": "grad_norm", "‖∇²f‖": "hessian_norm", "C": "curvature", "accuracy %": "accuracy"}
@@ -60,8 +56,7 @@ def plus_minus(values: pd.Series) -> str:
 
 def geometry_table(frame: pd.DataFrame) -> pd.DataFrame:
     """Ours beside the paper's Table 1 (another dataset and net): mean ± standard deviation over seeds, a row a method.
-    ``frame``: of :func:`runs_frame`.
-    """
+    ``frame``: of :func:`runs_frame`."""
     paper = published("paper table 1").set_index(["method", "quantity"])
     rows = []
     for label, part in frame.groupby("label", sort=False):
@@ -70,10 +65,9 @@ def geometry_table(frame: pd.DataFrame) -> pd.DataFrame:
             values = part[column] * (100 if column == "accuracy" else 1)
             row[name] = plus_minus(values)
         for name, column in COLUMNS.items():
-            known = (label, column) in paper.index
-            row[f"paper: {name}"] = (
-                f"{paper['mean'][label, column]:g} ± {paper['spread'][label, column]:g}" if known else "–"
-            )
+            cell = (label, column)
+            known = cell in paper.index
+            row[f"paper: {name}"] = f"{paper['mean'][cell]:g} ± {paper['spread'][cell]:g}" if known else "–"
         rows.append(row)
     return pd.DataFrame(rows)
 
@@ -177,9 +171,7 @@ def arm_nets(arms: dict[str, list[Recipe]]) -> dict[str, nn.Module]:
 
 def signal_frame(nets: dict[str, nn.Module], x: Tensor) -> pd.DataFrame:
     """How large the signal is behind each activation: columns net, layer, spread (standard deviation over samples).
-
-    The spread is averaged (root mean square) over a layer's units; layer 0 is the input.
-    """
+    The spread is averaged (root mean square) over a layer's units; layer 0 is the input."""
     rows = []
     for name, net in nets.items():
         outputs = [x, *(output for _, _, output in passing(net, x, CenteredSoftplus))]
@@ -194,9 +186,7 @@ def history(one: Recipe) -> pd.DataFrame:
 
 def two_forms(steps: Iterable[float], images: int = 32) -> pd.DataFrame:
     """GradReg's penalty of an untrained LCNN in float64, exact and as a difference.
-
-    Columns: step (of the difference), exact, difference, gradient_error (relative, over all weights).
-    """
+    Columns: step (of the difference), exact, difference, gradient_error (relative, over all weights)."""
     one = recipe("digits", "lcnn_gradreg", lambda_grad=1.0)
     net = build(one).double().train()
     x, y = (part[:images] for part in samples(one, "train"))
@@ -227,9 +217,7 @@ def stepper(recipe: Recipe, x: Tensor, y: Tensor) -> tuple[Callable[[], Tensor],
 
 def cost_frame(methods: Sequence[str] = tuple(METHODS), rounds: int = 5, seed: int = 0) -> pd.DataFrame:
     """Seconds of a training step on the CPU, 128 digits, relative to Standard's: columns label, method, round, ratio.
-
-    The methods take turns, and each round divides by that round's Standard, so that a disturbance hits all alike.
-    """
+    The methods take turns, and each round divides by that round's Standard, so that a disturbance hits all alike."""
     recipes = [recipe("digits", method, seed) for method in dict.fromkeys(("standard", *methods))]
     x, y = (part[:128] for part in samples(recipes[0], "train"))
     steps = {one.method: stepper(one, x, y) for one in recipes}
@@ -266,3 +254,32 @@ def iteration_share(rounds: int = 9) -> float:
             step(x, y)
             shares += [spent[0] / (time.perf_counter() - start)] if turn else []
     return median(shares)
+
+
+def rates(one: Recipe) -> Tensor:
+    """The learning rate of every step of a recipe's training, (T,)."""
+    total = one.epochs * training.steps_an_epoch(one)
+    return torch.tensor([training.learning_rate(one, step / total) for step in range(total)], dtype=torch.float64)
+
+
+def lowest_gamma(gamma: float, rates: Tensor, lam: float, momentum: float) -> Tensor:
+    """The lowest γ that λ|log γ| alone can pull ``gamma`` ≥ 1 down to, with learning rates (T,).
+    Above γ = 1 its gradient for log γ is λ at every step, and a step with momentum μ counts 1/(1 − μ) times in the end:
+    so log γ falls by λ Σ lr/(1 − μ) at most. At γ = 1 the pull turns round."""
+    return (math.log(gamma) - lam * rates.sum() / (1 - momentum)).clamp(min=0).exp()
+
+
+def course_recipe() -> Recipe:
+    """What the course project trained: code-23's defaults (both λ = 1e-2) for 50 epochs."""
+    return recipe("cifar10", "lcnn", scale="paper", epochs=50, lambda_beta=1e-2, lambda_gamma=1e-2)
+
+
+def published_schedules() -> dict[str, Recipe]:
+    """LCNN trainings to compare: the authors' of two years, the course project's, and three of ours on digits."""
+    authors = {"authors, October 2022": 1e-3, "authors, March 2023": 1e-2}
+    weights = lambda lam: dict(lambda_beta=lam, lambda_gamma=lam)
+    found = {name: recipe("cifar10", "lcnn", 0, "paper", **weights(lam)) for name, lam in authors.items()}
+    found["course project, CIFAR-10"] = course_recipe()
+    for lam in (0.01, 0.1, 0.3):
+        found[f"digits, λ = {lam:g}"] = recipe("digits", "lcnn", 0, "lab", **weights(lam))
+    return found

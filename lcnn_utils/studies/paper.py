@@ -35,12 +35,8 @@ def geometry_frame(
     device: torch.device | None = None,
 ) -> pd.DataFrame:
     """:func:`net_frame` of stored runs on their first test and first training images; Standard as ReLU too (test).
-
-    Args:
-        images: of the test split; ``train``: of the training split, default as many. chunk: of :func:`net_frame`.
-
-    Columns added: dataset, method (``relu_reading`` for the same weights read as ReLU), label, seed, split.
-    """
+    ``images``: of the test split; ``train``: of the training split, default as many. Columns added: dataset, method
+    (``relu_reading`` for the same weights read as ReLU), label, seed, split."""
     parts = []
     for one in recipes:
         model = run(one, device=device, progress=False).model
@@ -103,8 +99,7 @@ def cells_table(frame: pd.DataFrame) -> pd.DataFrame:
 
 def side_by_side(frame: pd.DataFrame, table: str) -> pd.DataFrame:
     """One of the paper's tables as it is printed, each cell ``ours [theirs]``: a row a net.
-    ``frame``: of :func:`cells`. ``table``: one of :data:`TABLES`' values.
-    """
+    ``frame``: of :func:`cells`. ``table``: one of :data:`TABLES`' values."""
     rows: dict[str, dict[str, str]] = {}
     for r in list[Any](frame[frame.table == table].itertuples()):
         column = SYMBOL[r.quantity] if np.isnan(r.epsilon) else "clean" if r.epsilon == 0 else f"ε = {r.epsilon:g}"
@@ -132,8 +127,7 @@ def trained_layers(recipes: Iterable[Recipe]) -> pd.DataFrame:
 
 def train_test(frame: pd.DataFrame, column: str = "curvature") -> pd.DataFrame:
     """Mean over images of each run, training images beside test images: columns label, method, seed, train, test.
-    ``frame``: of :func:`geometry_frame`. ``column``: of it.
-    """
+    ``frame``: of :func:`geometry_frame`. ``column``: of it."""
     means = frame.pivot_table(index=["label", "method", "seed"], columns="split", values=column, sort=False)
     return means.dropna().reset_index().rename_axis(columns=None)
 
@@ -155,8 +149,7 @@ def readings(frame: pd.DataFrame) -> pd.DataFrame:
 
 def saliency_gallery(here: Scene, methods: dict[str, str], images: int = 4) -> tuple[list, dict[str, list], list[str]]:
     """Images all nets get right, and their maps, as ``figures.saliency.maps`` takes them.
-    ``here``: nets and test images. ``methods``: of :func:`saliency.explain` → what the column's title calls it.
-    """
+    ``here``: nets and test images. ``methods``: of :func:`saliency.explain` → what the column's title calls it."""
     with torch.no_grad():
         right = torch.stack([net(here.x).argmax(1) == here.y for net in here.nets.values()]).all(0)
     chosen = right.nonzero().flatten()[:images]

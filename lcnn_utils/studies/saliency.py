@@ -18,9 +18,7 @@ from ..training import Recipe, samples
 
 def stability_frame(recipes: Iterable[Recipe], *, images: int = 100, device: torch.device | None = None, **options):
     """:func:`saliency.stability` of stored runs on their first test images, with each image's C of the same scalar.
-
-    Columns added: dataset, net (the method of training), label, seed, curvature.
-    """
+    Columns added: dataset, net (the method of training), label, seed, curvature."""
     parts = []
     for one in recipes:
         model = run(one, device=device, progress=False).model
@@ -46,9 +44,7 @@ def nets_frame(nets: Mapping[str, nn.Module], x: Tensor, y: Tensor, **options) -
 
 def lines(frame: pd.DataFrame, measure: str = "relative_change") -> pd.DataFrame:
     """A point a net, kind of noise and ε: :func:`saliency.summary`, with ``theory``, ε times the mean C.
-
-    Means over seeds first, so that n counts images. Takes gradient maps of trained weights.
-    """
+    Means over seeds first, so that n counts images. Takes gradient maps of trained weights."""
     frame = frame[(frame.method == "gradient") & (frame.weights == "trained")]
     seeds = ["net", "label", "method", "weights", "noise", "eps", "image"]
     frame = frame.groupby(seeds, sort=False)[[measure, "curvature"]].mean().reset_index()
@@ -93,9 +89,7 @@ def by_map(frame: pd.DataFrame, measures: Sequence[str], eps: float) -> pd.DataF
 
 def weights_matter(nets: Mapping[str, nn.Module], x: Tensor, y: Tensor, methods: Sequence[str]) -> pd.DataFrame:
     """How alike the maps of a net and of its copy with shuffled weights are (they should not be): a row an image.
-
-    Columns net, label, method, map, and the measures of :func:`saliency.compare`.
-    """
+    Columns net, label, method, map, and the measures of :func:`saliency.compare`."""
     parts = []
     for name, net in nets.items():
         for method in methods:
@@ -107,13 +101,9 @@ def weights_matter(nets: Mapping[str, nn.Module], x: Tensor, y: Tensor, methods:
 
 def steadier(frame: pd.DataFrame, eps: float, seed: int = 0, resamples: int = 1000) -> pd.DataFrame:
     """How much steadier each net's gradient is than Standard's: the ratio of mean relative changes at ε, random η.
-
     Means over seeds, then over the images that all nets got right at least once. Columns net, label, change, ratio,
-    low, high; intervals of 95 % by resampling images, the same ones for all nets.
-
-    Raises:
-        ValueError: there is no Standard net, or nothing was measured at ε.
-    """
+    low, high; intervals of 95 % by resampling images, the same ones for all nets. ValueError: there is no Standard net,
+    or nothing was measured at ε."""
     frame = frame[(frame.method == "gradient") & (frame.weights == "trained") & (frame.noise == "random")]
     frame = frame[(frame.eps - eps).abs() < 1e-9]
     by_image = frame.pivot_table(index="image", columns="net", values="relative_change", sort=False).dropna()
@@ -131,8 +121,7 @@ def steadier(frame: pd.DataFrame, eps: float, seed: int = 0, resamples: int = 10
 
 def promises_table(stable: pd.DataFrame, curves: pd.DataFrame, eps: float = 0.1) -> pd.DataFrame:
     """For each method what survives PGD at ε (L2), and how much steadier its gradients are than Standard's.
-    ``stable``: of :func:`stability_frame`. ``curves``: of ``studies.attacks.over_seeds``.
-    """
+    ``stable``: of :func:`stability_frame`. ``curves``: of ``studies.attacks.over_seeds``."""
     steady = steadier(stable, eps).set_index("net")
     at = {(m, e): part.iloc[0] for (m, e), part in curves[curves.norm == "l2"].groupby(["method", "eps"])}
     worst = lines(stable)
@@ -143,9 +132,8 @@ def promises_table(stable: pd.DataFrame, curves: pd.DataFrame, eps: float = 0.1)
         entry = {"net": row.label, "accuracy %": f"{100 * clean.accuracy:.1f}"}
         entry[f"survives ε = {eps:g}, %"] = f"{100 * hit.accuracy:.1f} ({100 * hit.low:.1f} – {100 * hit.high:.1f})"
         entry["change of ∇ℓ, random η"] = f"{row.change:.3g}"
-        entry["steadier than Standard, times"] = (
-            "1" if net == "standard" else f"{row.ratio:.2f} ({row.low:.2f} – {row.high:.2f})"
-        )
+        ratio = "1" if net == "standard" else f"{row.ratio:.2f} ({row.low:.2f} – {row.high:.2f})"
+        entry["steadier than Standard, times"] = ratio
         if net in worst.index:
             w = worst.loc[str(net)]
             entry["change, worst η"] = f"{w.value:.3g} ({w.low:.3g} – {w.high:.3g})"

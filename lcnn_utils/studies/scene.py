@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from .. import data
 from ..experiments import SHIPPED, run
 from ..figures.style import METHOD
-from ..training import INPUTS, Recipe, recipe, run_name, samples
+from ..training import Recipe, recipe, run_name, samples
 
 PAPER_NETS = ("standard", "gradreg", "lcnn", "lcnn_gradreg")  # of the paper's gradient-robustness figure
 
@@ -45,13 +45,7 @@ def scene(
     device: torch.device, methods: Sequence[str] = PAPER_NETS, seed: int = 0, dataset: str | None = None
 ) -> Scene:
     """CIFAR-10 where it is on the disk and its networks are shipped, else digits: nothing is trained or downloaded.
-
-    Args:
-        dataset: ``digits`` or ``cifar10`` asks for just that.
-
-    Raises:
-        ValueError: another dataset. RuntimeError, FileNotFoundError: as ``experiments.run`` and ``data.load``.
-    """
+    ``dataset``: ``digits`` or ``cifar10`` asks for just that (another: ValueError)."""
     scale = {"digits": "lab", "cifar10": "tiny"}
     if dataset is None:
         here = data.available()["cifar10"] != "missing"
@@ -62,5 +56,4 @@ def scene(
     nets = {one.method: run(one, device=device, progress=False).model for one in recipes}
     x, y = samples(recipes[0], "test", device)
     names = data.load(dataset, "test").classes
-    assert len(names) == INPUTS[dataset][1]
     return Scene(dataset, scale[dataset], {m: net for m, net in nets.items() if net is not None}, x, y, names)

@@ -16,22 +16,14 @@ HELD_OUT = 0.2
 
 def search_recipes(seeds: Sequence[int] = (0, 1, 2), lambdas: Sequence[float] = LAMBDAS) -> list[Recipe]:
     """LCNNs on digits that differ in λ_β = λ_γ, and hold a fifth of the training set out."""
-    return [
-        recipe("digits", "lcnn", seed, lambda_beta=lam, lambda_gamma=lam, held_out=HELD_OUT)
-        for lam in lambdas
-        for seed in seeds
-    ]
+    runs = [(lam, seed) for lam in lambdas for seed in seeds]
+    return [recipe("digits", "lcnn", seed, lambda_beta=lam, lambda_gamma=lam, held_out=HELD_OUT) for lam, seed in runs]
 
 
 def search_frame(recipes: Iterable[Recipe], progress: bool = True) -> pd.DataFrame:
-    """What came of them on the held-out part: a row a run.
-
+    """What came of them on the held-out part: a row a run. ValueError: one holds nothing out, or has two different λ.
     Columns: lambda_ (λ_β = λ_γ), seed, accuracy in [0, 1], curvature (mean C of the loss, 1/pixel unit),
-    margin_curvature, images (held out), seconds.
-
-    Raises:
-        ValueError: a recipe holds nothing out, or has two different λ; and as ``experiments.run``.
-    """
+    margin_curvature, images (held out), seconds."""
     rows = []
     for one in recipes:
         if not one.held_out:
@@ -49,14 +41,8 @@ def chosen(frame: pd.DataFrame) -> float:
 
     The rule of one standard error (L. Breiman et al., "Classification and Regression Trees", 1984, §3.4.3): among what
     the data cannot tell apart, take the simplest, here the least curved. The standard error is that of the best λ over
-    its seeds; of equally good λ the largest is the best. With one seed it counts as 0: the largest λ of those with the
-    best accuracy. The seeds share one held-out part, whose own chance the standard error does not hold.
-
-    Args:
-        frame: of :func:`search_frame`.
-
-    Raises:
-        ValueError: the frame is empty, or an accuracy is not a number.
+    its seeds, 0 with one seed; it does not hold the chance of the held-out part, which the seeds share.
+    ``frame``: of :func:`search_frame`. ValueError: it is empty, or an accuracy is not a number.
     """
     if not len(frame) or frame.accuracy.isna().any():
         raise ValueError("there is nothing to choose from: the frame is empty, or an accuracy is missing")

@@ -13,7 +13,7 @@ import torch
 
 from lcnn_utils.exercises import methods as check
 from lcnn_utils.nn import CenteredSoftplus, LipschitzBatchNorm2d
-from lcnn_utils.studies.schedules import lowest_gamma
+from lcnn_utils.studies.methods import lowest_gamma
 from lcnn_utils.training import Recipe, run_name
 from lcnn_utils.training.objectives import layer_penalty, squared_gradient
 

@@ -18,8 +18,18 @@ from lcnn_utils.experiments import runs as experiments
 from lcnn_utils.figures.style import METHOD
 from lcnn_utils.nn import CenteredSoftplus, LipschitzBatchNorm2d, SpectralNorm
 from lcnn_utils.studies import methods as studies
-from lcnn_utils.studies import schedules
-from lcnn_utils.training import METHODS, OBJECTIVES, build, fit, learning_rate, recipe, run_name, samples
+from lcnn_utils.training import (
+    METHODS,
+    OBJECTIVES,
+    TRAINING,
+    build,
+    fit,
+    learning_rate,
+    recipe,
+    run_name,
+    samples,
+    steps_an_epoch,
+)
 
 
 def layer_values(model):
@@ -228,17 +238,17 @@ def test_rates_are_those_of_the_training(one, store, monkeypatch):
     rates = studies.rates(one)
     assert rates.dtype == torch.float64
     assert rates.tolist() == pytest.approx(list(used.values()))
-    assert len(rates) == one.epochs * studies.steps_an_epoch(one)
+    assert len(rates) == one.epochs * steps_an_epoch(one)
 
 
 def test_rates_by_hand():
     one = recipe("digits", "lcnn", epochs=4, batch_size=200, lr=0.2)  # 7 steps an epoch, 28 in all
-    assert studies.steps_an_epoch(one) == 7
+    assert steps_an_epoch(one) == 7
     rates = studies.rates(one)
     assert rates[0] == pytest.approx(0.2 * 0.04)
     assert rates[7] == pytest.approx(0.2 * (0.04 + 0.96 * 0.25 / 0.3))
     assert rates[14] == pytest.approx(0.2 * 0.5 * (1 + math.cos(math.pi * 0.2 / 0.7)))
-    assert studies.steps_an_epoch(recipe("digits", "lcnn", batch_size=5000)) == 1
+    assert steps_an_epoch(recipe("digits", "lcnn", batch_size=5000)) == 1
     course = studies.course_recipe()
     assert (course.dataset, course.model, course.width, course.epochs) == ("cifar10", "resnet18", 64, 50)
     assert (course.lambda_beta, course.lambda_gamma) == (1e-2, 1e-2)
@@ -249,7 +259,7 @@ def test_rates_by_hand():
 
 
 def test_the_number_of_training_images():
-    assert len(samples(recipe("digits", "lcnn"), "train")[1]) == schedules.TRAINING["digits"]
+    assert len(samples(recipe("digits", "lcnn"), "train")[1]) == TRAINING["digits"]
 
 
 def simulated(gamma: float, rates: torch.Tensor, lam: float, momentum: float) -> torch.Tensor:
