@@ -69,8 +69,6 @@ class Train:
     lcnn train all --seeds 0 1 2       (the seven methods and two more, three times each)
 
     lcnn train lcnn --set lambda_beta=0 lambda_gamma=0
-
-    lcnn train all --dataset cifar10 --seeds 0 1 --ship    (on a GPU: makes data/checkpoints)
     """
 
     methods: Positional[Names]  # what to train
@@ -79,10 +77,9 @@ class Train:
     seeds: tuple[int, ...] = (0,)  # one run each
     set: Names = ()  # FIELD=VALUE: fields of the recipe to change
     device: str | None = None  # cpu, cuda, …; a GPU if there is one
-    ship: bool = False  # write checkpoints (float16) and numbers into data/checkpoints too
 
     def recipes(self) -> list[Recipe]:
-        return _recipes((self.dataset,), self.methods, self.seeds, self.scale, self.set)
+        return _recipes(self, (self.dataset,))
 
     def run(self) -> int:
         from .. import experiments
@@ -91,7 +88,7 @@ class Train:
             raise ValueError("say what to train, as in: lcnn train lcnn")
         print(f"{'method':<14} {'seed':>4}  accuracy  C of the loss  C of the margin   seconds")
         for recipe in self.recipes():
-            result = (experiments.ship if self.ship else experiments.run)(recipe, device=self.device)
+            result = experiments.run(recipe, device=self.device)
             accuracy, loss, margin = (result.metrics[name] for name in METRICS[:3])
             row = f"{recipe.method:<14} {recipe.seed:>4}  {accuracy:>8.2%}  {loss:>13.4g}  {margin:>15.4g}"
             print(f"{row}  {result.provenance['seconds']:>8.1f}", flush=True)
@@ -128,14 +125,13 @@ class Sweep:
     device: str | None = None  # cpu, cuda, …; a GPU if there is one
 
     def recipes(self) -> list[Recipe]:
-        return _recipes(self.datasets, self.methods, self.seeds, self.scale, self.set, self.grid)
+        return _recipes(self, self.datasets, self.grid)
 
     def run(self) -> int:
         from .. import experiments
         from ..training import run_name
 
-        recipes = self.recipes()
-        if not recipes:
+        if not (recipes := self.recipes()):
             raise ValueError("there is nothing to sweep: give every option a value, or leave it out")
         if self.plan:
             table = experiments.plan(recipes, self.device)
@@ -149,9 +145,8 @@ class Sweep:
         with Client(self.scheduler) if self.scheduler else nullcontext() as client:
             outcomes = experiments.sweep(recipes, client, workers=self.workers, device=self.device)
         for outcome in outcomes:
-            if outcome.run is None:
-                said = f"failed: {outcome.error}\n{outcome.traceback}"
-            else:
+            said = f"failed: {outcome.error}\n{outcome.traceback}"
+            if outcome.run is not None:
                 said = "accuracy {accuracy:.2%}, C of the loss {curvature:.4g}".format(**outcome.run.metrics)
             print(f"{run_name(outcome.recipe)}  {said}")
         failed = sum(outcome.error is not None for outcome in outcomes)
@@ -212,34 +207,31 @@ class Doctor:
 
 @dataclass(frozen=True)
 class Data:
-    """List the datasets and where each is; with names, fetch those that are missing."""
+    """List the datasets and where each is (LCNN_DATA, else data/); with names, fetch those that are missing."""
 
     names: Positional[Names] = ()  # datasets to load, and to download where needed
-    root: Path | None = None  # folder of the datasets; else LCNN_DATA, else data/
 
     def run(self) -> int:
         from .. import data
 
         if not self.names:
-            print("\n".join(f"{name:<10} {place}" for name, place in data.available(self.root).items()))
+            print("\n".join(f"{name:<10} {place}" for name, place in data.available().items()))
         for name in self.names:
             for split in ("train", "test"):
-                images = data.load(name, split, root=self.root)
+                images = data.load(name, split)
                 print(f"{name:<10} {split:<5} {len(images):>7,} images {tuple(images.x.shape[1:])}")
         return 0
 
 
-def _recipes(
-    datasets: Names, methods: Names, seeds: tuple[int, ...], scale: str | None, changes: Names, grid: Names = ()
-) -> list[Recipe]:
+def _recipes(asked: Train | Sweep, datasets: Names, grid: Names = ()) -> list[Recipe]:
     """The recipes that the options of a command ask for."""
     from ..experiments import ordered
     from ..training import METHODS
 
     pairs = [point.partition("=") for point in grid]
     values = {name: [parsed((f"{name}={value}",))[name] for value in text.split(",")] for name, _, text in pairs}
-    methods = tuple(METHODS) if methods == ("all",) else methods
-    return ordered(datasets, methods, seeds, scale, values, **parsed(changes))
+    methods = tuple(METHODS) if asked.methods == ("all",) else asked.methods
+    return ordered(datasets, methods, asked.seeds, asked.scale, values, **parsed(asked.set))
 
 
 def parsed(changes: Names) -> dict[str, Any]:

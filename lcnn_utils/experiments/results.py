@@ -22,6 +22,14 @@ from ..training import METHODS
 RESULTS = PROJECT / "data" / "results"
 SCALES = ("paper", "wide", "small", "tiny")  # of CIFAR's networks, the best first; digits have none in the name
 GEOMETRY = ("grad_norm", "hessian_norm", "curvature", "margin_curvature")
+NEEDED = {  # kind of table: columns
+    "runs": ("label", "method", "seed", "accuracy"),
+    "geometry": ("label", "seed", "image", "split", *GEOMETRY),
+    "curves": ("label", "seed", "norm", "eps", "n", "correct", "accuracy"),
+    "stability": ("label", "seed", "image", "method", "weights", "noise", "eps", "relative_change"),
+    "masking": ("check", "value", "method"),
+    "lambda_search": ("lambda_", "seed", "accuracy", "curvature"),
+}
 AS_WRITTEN: dict[str, Any] = {"dtype": str, "keep_default_na": False}  # a count must not become a float
 OF_ONE_RUN = ("weights", "seconds", "at", "added_to")  # facts that how_measured tells of single runs only
 
@@ -144,7 +152,13 @@ def _read(path: Path, **options: Any) -> tuple[pd.DataFrame, dict[str, dict[str,
     """Rows, and run → what produced them; "" → what produced a table without runs."""
     try:
         facts = json.loads(_record(path).read_text(encoding="utf-8"))
-        return pd.read_csv(path, **options), {run: facts["common"] | own for run, own in facts["runs"].items()}
+        frame = pd.read_csv(path, **options)
+        needed = next((columns for kind, columns in NEEDED.items() if _record(path).stem.endswith(f"_{kind}")), ())
+        if lacking := [column for column in needed if column not in frame]:
+            raise ValueError(f"it lacks the columns {', '.join(lacking)}")
+        if "accuracy" in frame and not pd.to_numeric(frame.accuracy).between(0, 1).all():
+            raise ValueError("an accuracy is not in [0, 1]")
+        return frame, {run: facts["common"] | own for run, own in facts["runs"].items()}
     except (OSError, EOFError, zlib.error, ValueError, LookupError, TypeError) as error:
         name = f"{path} (or {_record(path).name})"
         raise RuntimeError(f"{name} is damaged ({error}): restore it with git, or measure again without it") from None
