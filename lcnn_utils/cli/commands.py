@@ -62,8 +62,6 @@ class Train:
 
     Methods: standard, lcnn, gradreg, lcnn_gradreg, cure, softplus_wd, adversarial, minimal, relu, or `all` of them.
 
-    For instance,
-
     lcnn train lcnn                    (the digits, in seconds)
 
     lcnn train all --seeds 0 1 2       (the seven methods and two more, three times each)
@@ -101,8 +99,6 @@ class Sweep:
 
     On this machine, a process for each GPU or CPU core, or on the Dask cluster of --scheduler (docs/cluster.md).
     Stopped by Ctrl-C or a crash, the same command goes on from the last whole epoch of every run.
-
-    For instance,
 
     lcnn sweep --methods standard lcnn --seeds 0 1 2
 
@@ -235,8 +231,8 @@ def _recipes(asked: Train | Sweep, datasets: Names, grid: Names = ()) -> list[Re
 
 
 def parsed(changes: Names) -> dict[str, Any]:
-    """``("lr=0.2", "augment=true")`` → ``{"lr": 0.2, "augment": True}``, each value of its field's type (ValueError: no
-    such field, or another type). Dataset, method and seed have options of their own."""
+    """``("lr=0.2", "augment=true")`` → ``{"lr": 0.2, "augment": True}``. ValueError: no such field, or another type.
+    Dataset, method and seed have options of their own."""
     from ..lab import check_choice
     from ..training import Recipe
 

@@ -1,8 +1,5 @@
 """Tables of measurements: a tidy CSV file for each dataset, scale and kind, and a JSON file that says what produced it.
-
-They lie in ``data/results`` (shipped) and in the folder ``results`` of the store (``LCNN_STORE``), where new rows go.
-Of a run that is in both, the rows of the store are read.
-"""
+Shipped ones are in ``data/results``; new rows go into ``results`` of the store, and are read before shipped ones."""
 
 from __future__ import annotations
 
@@ -35,10 +32,8 @@ OF_ONE_RUN = ("weights", "seconds", "at", "added_to")  # facts that how_measured
 
 
 def best(name: str) -> str:
-    """``DATASET_KIND`` → the table's name at the dataset's best scale: ``cifar10_curves`` → ``cifar10_tiny_curves``.
-
-    The scale is that of the best ``_runs`` table with a Standard network in it: scales are never mixed.
-    """
+    """``DATASET_KIND`` → the table's name at the dataset's best scale: ``cifar10_curves`` → ``cifar10_tiny_curves``,
+    which is that of the best ``_runs`` table with a Standard network in it: scales are never mixed."""
     dataset, _, kind = name.partition("_")
     for scale in SCALES if kind and not _files(name) else ():
         runs = f"{dataset}_{scale}_runs"
@@ -59,16 +54,13 @@ def measured(name: str) -> pd.DataFrame:
         name: ``DATASET_KIND`` takes the best scale there is, ``DATASET_SCALE_KIND`` just that. Kinds: ``runs`` (a row
             per network), ``geometry`` (per image), ``curves`` (per ε), ``stability``, ``masking``, ``lambda_search``.
 
-    Raises:
-        FileNotFoundError: there is no such table; the message lists those there are.
-        RuntimeError: it is damaged.
+    FileNotFoundError: there is no such table (those there are get listed). RuntimeError: it is damaged.
     """
-    frames: list[pd.DataFrame] = []
-    for path in _existing(name):
-        newer, _ = _read(path, dtype={"sha256": str})  # digits of a hash are no number
-        frames = [frame[~frame.run.isin(newer.run)] for frame in frames if "run" in newer]
-        frames.append(newer)
-    return frames[0] if len(frames) == 1 else _by_run(pd.concat(frames))
+    frames = [_read(path, dtype={"sha256": str})[0] for path in _existing(name)]  # digits of a hash are no number
+    older, newer = frames[0], frames[-1]
+    if len(frames) == 1 or "run" not in newer:
+        return newer
+    return _by_run(pd.concat([older[~older.run.isin(newer.run)], newer]))
 
 
 def how_measured(name: str) -> dict[str, Any]:
@@ -87,18 +79,12 @@ def how_measured(name: str) -> dict[str, Any]:
 
 
 def append(frame: pd.DataFrame, name: str, provenance: Mapping[str, Any]) -> Path:
-    """Add runs to a table of the store: the table's file. Several processes may do so at the same time.
-
-    The rows of a run take the place of all that the table had of it.
+    """Add runs to a table of the store, in place of all that it had of them: the table's file. Several processes may do
+    so at the same time. RuntimeError: the table is damaged. OSError: it cannot be written, and stays as it was.
 
     Args:
-        frame: with a column ``run`` (their names); without it, it is the whole table, and replaces an older one. Five
-            digits of floats are kept.
+        frame: with a column ``run``, else it replaces the whole table. Five digits of floats are kept.
         name: ``DATASET_SCALE_KIND``, in full. provenance: what produced these rows, for JSON.
-
-    Raises:
-        RuntimeError: the table in the store is damaged.
-        OSError: the store cannot be written; the table stays as it was.
     """
     new = pd.read_csv(io.StringIO(frame.to_csv(index=False, float_format="%.5g")), **AS_WRITTEN)
     facts = {run: dict(provenance) for run in (new.run.unique() if "run" in new else [""])}
@@ -134,17 +120,15 @@ def _record(path: Path) -> Path:
 
 def _files(name: str) -> list[Path]:
     """The files of a table, the project's before the store's."""
-    return [path for folder in _folders() if (path := _path(folder, name)).exists()]
-
-
-def _folders() -> dict[Path, None]:
-    return dict.fromkeys((RESULTS, store_root() / "results"))
+    folders = dict.fromkeys((RESULTS, store_root() / "results"))
+    return [path for folder in folders if (path := _path(folder, name)).exists()]
 
 
 def _existing(name: str) -> list[Path]:
     if files := _files(best(name)):
         return files
-    there = sorted({path.stem for folder in _folders() for path in folder.glob("[!.]*.json")})
+    records = [*RESULTS.glob("[!.]*.json"), *(store_root() / "results").glob("[!.]*.json")]
+    there = sorted({path.stem for path in records})
     raise FileNotFoundError(f"no results called {name!r} in data/results (there are: {', '.join(there) or 'none'})")
 
 

@@ -45,8 +45,8 @@ Step = Callable[[Tensor, Tensor], Tensor]  # a batch (x, y) → the terms to log
 
 
 def held_out(n: int, share: float) -> tuple[Tensor, Tensor]:
-    """Of n samples, the indices of those to train on and of those held out, both in ascending order: the same for all
-    methods and seeds; a larger share holds out the same and more. ValueError: one of the two parts would be empty."""
+    """Ascending indices of those of n samples to train on, and of those held out: the same for all methods and seeds; a
+    larger share holds out the same and more. ValueError: one of the two parts would be empty."""
     count = round(share * n)
     if share and not 0 < count < n:
         raise ValueError(f"held_out={share:g} holds out {count} of {n} samples: leave at least one on each side")
@@ -55,7 +55,7 @@ def held_out(n: int, share: float) -> tuple[Tensor, Tensor]:
 
 
 def _part(recipe: Recipe, split: str) -> tuple[str, Tensor | slice]:
-    """The dataset's own split that a recipe's split is or is part of, and which of its samples."""
+    """The dataset's own split that a recipe's split is part of, and which of its samples."""
     check_choice(split, ("train", "held_out", "test"), "split")
     if split == "held_out" and not recipe.held_out:
         raise ValueError("this recipe holds nothing out: give it held_out=0.2, say, or ask for 'test'")
@@ -165,9 +165,9 @@ def training_step(
     names: list[str],
     compiled: bool = False,
 ) -> Step:
-    """A step as a function of a batch: power iterations (``advance``, of ``nn.norms_once_a_step``), loss, gradients,
-    optimiser → the terms' values. ``now`` is what the objective is told (``progress``, ``generator``); ``names`` is
-    filled with the names of the terms. If the compiler fails, the step warns once and goes on without."""
+    """A step as a function of a batch: ``advance`` (of ``nn.norms_once_a_step``), loss, gradients, optimiser → the terms'
+    values. ``now`` is what the objective is told (``progress``, ``generator``); ``names`` is filled with the terms'
+    names. If the compiler fails, the step warns once and goes on without."""
     device = next(model.parameters()).device
     networks: list[Any] = [torch.compile(model, dynamic=False), model] if compiled else [model]
 
