@@ -76,16 +76,13 @@ class Train:
     set: Names = ()  # FIELD=VALUE: fields of the recipe to change
     device: str | None = None  # cpu, cuda, …; a GPU if there is one
 
-    def recipes(self) -> list[Recipe]:
-        return _recipes(self, (self.dataset,))
-
     def run(self) -> int:
         from .. import experiments
 
         if not self.methods:
             raise ValueError("say what to train, as in: lcnn train lcnn")
         print(f"{'method':<14} {'seed':>4}  accuracy  C of the loss  C of the margin   seconds")
-        for recipe in self.recipes():
+        for recipe in asked_for(self):
             result = experiments.run(recipe, device=self.device)
             accuracy, loss, margin = (result.metrics[name] for name in METRICS[:3])
             row = f"{recipe.method:<14} {recipe.seed:>4}  {accuracy:>8.2%}  {loss:>13.4g}  {margin:>15.4g}"
@@ -120,14 +117,11 @@ class Sweep:
     plan: bool = False  # train nothing: print what is missing, and how long it should take
     device: str | None = None  # cpu, cuda, …; a GPU if there is one
 
-    def recipes(self) -> list[Recipe]:
-        return _recipes(self, self.datasets, self.grid)
-
     def run(self) -> int:
         from .. import experiments
         from ..training import run_name
 
-        if not (recipes := self.recipes()):
+        if not (recipes := asked_for(self)):
             raise ValueError("there is nothing to sweep: give every option a value, or leave it out")
         if self.plan:
             table = experiments.plan(recipes, self.device)
@@ -219,15 +213,16 @@ class Data:
         return 0
 
 
-def _recipes(asked: Train | Sweep, datasets: Names, grid: Names = ()) -> list[Recipe]:
+def asked_for(command: Train | Sweep) -> list[Recipe]:
     """The recipes that the options of a command ask for."""
     from ..experiments import ordered
     from ..training import METHODS
 
+    datasets, grid = ((command.dataset,), ()) if isinstance(command, Train) else (command.datasets, command.grid)
     pairs = [point.partition("=") for point in grid]
     values = {name: [parsed((f"{name}={value}",))[name] for value in text.split(",")] for name, _, text in pairs}
-    methods = tuple(METHODS) if asked.methods == ("all",) else asked.methods
-    return ordered(datasets, methods, asked.seeds, asked.scale, values, **parsed(asked.set))
+    methods = tuple(METHODS) if command.methods == ("all",) else command.methods
+    return ordered(datasets, methods, command.seeds, command.scale, values, **parsed(command.set))
 
 
 def parsed(changes: Names) -> dict[str, Any]:

@@ -63,8 +63,8 @@ def activations() -> Made:
 
 def moons() -> Made:
     models = {method: fit(studies.moons_recipe(method), progress=False)[0] for method in ("standard", "lcnn")}
-    about = {"dataset": "two moons", "seeds": [0], "source": TRAINED}
-    yield "figure_1ab", figures.moons(*studies.moons_study(models)), about
+    figure = figures.moons(*studies.moons_study(models))
+    yield "figure_1ab", figure, {"dataset": "two moons", "seeds": [0], "source": TRAINED}
 
 
 def digits() -> Made:

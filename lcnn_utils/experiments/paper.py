@@ -144,25 +144,27 @@ def _ours(claim: Claim, dataset: str) -> Interval:
     if not has(name):
         return MISSING
     table = measured(name)
+    if what == "robustness":
+        table = table[(table.norm == "l2") & np.isclose(table.eps, 0.1)]
+    elif what == "gradient change":
+        table = _random_noise(table[np.isclose(table.eps, 0.01)])
+    elif what not in kinds:
+        table = table[table.split == "test"]
+    if not {of, over} <= set(table.label):
+        return MISSING
     if what == "cost":
         return _cost(table, of, over)
     if what == "accuracy":
         return _gain(table.rename(columns={"accuracy": "share", "images": "n"}), of, over)
     if what == "robustness":
-        left = table[(table.norm == "l2") & np.isclose(table.eps, 0.1)]
-        return _gain(left.assign(share=left.correct / left.n), of, over)
-    if what == "gradient change":
-        changes = _random_noise(table)
-        return _ratio(changes[np.isclose(changes.eps, 0.01)], "relative_change", of, over)
-    return _ratio(table[table.split == "test"], what, of, over)
+        return _gain(table.assign(share=table.correct / table.n), of, over)
+    return _ratio(table, "relative_change" if what == "gradient change" else what, of, over)
 
 
 def _ratio(frame: pd.DataFrame, column: str, of: str, over: str) -> Interval:
     """Mean over images and seeds of one method over that of another, with a percentile bootstrap: images that all these
     runs have are drawn with replacement, the same ones for all, and seeds for each method on its own. With one seed the
     interval knows of images only; with a few it still says too little of seeds."""
-    if not {of, over} <= set(frame.label):
-        return MISSING
     wide = frame.pivot_table(index="image", columns=["label", "seed"], values=column, sort=False)[[of, over]].dropna()
     n = len(wide)
     if n < 2:
@@ -187,8 +189,6 @@ def _gain(frame: pd.DataFrame, of: str, over: str) -> Interval:
     from scipy.stats import ttest_ind  # here: it takes half a second to import
 
     a, b = (frame[frame.label == label] for label in (of, over))
-    if not len(a) or not len(b):
-        return MISSING
     (p, p_low, p_high), (q, q_low, q_high) = (
         (part.share.mean(), *wilson(round(part.share.mean() * part.n.iloc[0]), int(part.n.iloc[0]))) for part in (a, b)
     )
@@ -202,8 +202,6 @@ def _gain(frame: pd.DataFrame, of: str, over: str) -> Interval:
 def _cost(runs: pd.DataFrame, of: str, over: str) -> Interval:
     """Seconds of training over another method's, means over seeds; the interval is the range over seeds, if any."""
     seconds = runs.groupby("label").seconds.agg(["mean", "min", "max", "size"])
-    if not {of, over} <= set(seconds.index):
-        return MISSING
     (mean, least, most, runs_of), (by, by_least, by_most, runs_over) = seconds.loc[[of, over]].to_numpy().tolist()
     if runs_of + runs_over == 2:
         return mean / by, np.nan, np.nan

@@ -94,20 +94,15 @@ def append(frame: pd.DataFrame, name: str, provenance: Mapping[str, Any]) -> Pat
         if "run" in new and path.exists():
             old, known = _read(path, **AS_WRITTEN)
             new, facts = pd.concat([old[~old.run.isin(new.run)], new]).fillna(""), known | facts
-        _write(path, _by_run(new) if "run" in new else new, facts)
+        first, *others = facts.values()
+        common = {key: first[key] for key in first if all(key in own and own[key] == first[key] for own in others)}
+        runs = {run: {key: own[key] for key in own if key not in common} for run, own in facts.items()}
+        record = json.dumps({"common": common, "runs": runs}, indent=1, ensure_ascii=False, allow_nan=False)
+        packing = {"method": "gzip", "mtime": 0} if path.suffix == ".gz" else None
+        with atomic_path(path) as temporary:
+            (_by_run(new) if "run" in new else new).to_csv(temporary, index=False, compression=packing)
+            write_text(_record(path), record + "\n", "set LCNN_STORE to a folder of yours")
     return path
-
-
-def _write(path: Path, cells: pd.DataFrame, facts: dict[str, dict[str, Any]]) -> None:
-    """Write a table and the JSON about it, in which what all runs have in common stands once."""
-    first, *others = facts.values()
-    common = {key: first[key] for key in first if all(key in own and own[key] == first[key] for own in others)}
-    runs = {run: {key: own[key] for key in own if key not in common} for run, own in facts.items()}
-    record = json.dumps({"common": common, "runs": runs}, indent=1, ensure_ascii=False, allow_nan=False)
-    packing = {"method": "gzip", "mtime": 0} if path.suffix == ".gz" else None
-    with atomic_path(path) as temporary:
-        cells.to_csv(temporary, index=False, compression=packing)
-        write_text(_record(path), record + "\n", "set LCNN_STORE to a folder of yours")
 
 
 def _path(folder: Path, name: str) -> Path:

@@ -41,7 +41,7 @@ class Run:
     metrics: dict[str, float]
     recipe: Recipe
     history: pd.DataFrame  # one row an epoch, as ``training.fit`` returns it
-    provenance: dict[str, Any]  # versions, device, threads, date, and the ``seconds`` that training took
+    provenance: dict[str, Any]  # the last sitting's versions and threads, all devices, seconds, seed, date
 
 
 def measure(model: nn.Module, recipe: Recipe) -> dict[str, float]:
@@ -83,7 +83,9 @@ def run(
         if folder != SHIPPED and epochs_done(state_path(recipe)) == recipe.epochs:
             return dataclasses.replace(result, model=fit(recipe, device=device, progress=progress)[0])
     model, history = fit(recipe, device=device, progress=progress, watch=watch)
-    metrics, about = measure(model, recipe), _provenance(recipe, history)
+    metrics, sittings = measure(model, recipe), history.attrs["made_on"]
+    about = sittings[-1] | {"device": " and ".join(dict.fromkeys(sitting["device"] for sitting in sittings))}
+    about |= {"seconds": history.attrs["seconds"], "seed": recipe.seed, "date": datetime.date.today().isoformat()}
     _write_record(store_root() / "runs", recipe, metrics, history, about)
     return Run(model if weights else None, metrics, recipe, history, about)
 
@@ -121,7 +123,7 @@ def load_weights(path: Path, recipe: Recipe) -> nn.Module:
 def results(folders: tuple[Path, ...] | None = None) -> pd.DataFrame:
     """Every run that is shipped or in the store, a row each: the recipe's fields, metrics, seconds, device, date. A
     damaged record is left out, with a warning."""
-    rows, seen = [], set()
+    rows: dict[str, dict[str, Any]] = {}
     for folder in folders or places():
         for path in sorted(folder.glob("[!.]*.json")):  # a hidden one is being written
             try:
@@ -129,11 +131,9 @@ def results(folders: tuple[Path, ...] | None = None) -> pd.DataFrame:
             except Damaged as error:
                 warnings.warn(f"left out: {error}", RuntimeWarning, stacklevel=2)
                 continue
-            if path.stem not in seen:
-                about = {name: run.provenance[name] for name in ("seconds", "device", "date")}
-                rows.append(dataclasses.asdict(run.recipe) | run.metrics | about)
-            seen.add(path.stem)
-    return pd.DataFrame(rows)
+            about = {name: run.provenance[name] for name in ("seconds", "device", "date")}
+            rows.setdefault(path.stem, dataclasses.asdict(run.recipe) | run.metrics | about)
+    return pd.DataFrame(list(rows.values()))
 
 
 def read_record(path: Path, recipe: Recipe | None = None) -> Run:
@@ -159,14 +159,6 @@ def read_record(path: Path, recipe: Recipe | None = None) -> Run:
 
 def _sha256(record: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
-
-
-def _provenance(recipe: Recipe, history: pd.DataFrame) -> dict[str, Any]:
-    """Where the run was trained (the last of several sittings, all their devices), seconds, seed and date."""
-    sittings = history.attrs["made_on"]
-    devices = " and ".join(dict.fromkeys(sitting["device"] for sitting in sittings))
-    facts = {"device": devices, "seconds": history.attrs["seconds"], "seed": recipe.seed}
-    return sittings[-1] | facts | {"date": datetime.date.today().isoformat()}
 
 
 def _write_record(folder: Path, recipe: Recipe, metrics: dict, history: pd.DataFrame, about: dict) -> None:

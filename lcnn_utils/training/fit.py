@@ -165,9 +165,9 @@ def training_step(
     names: list[str],
     compiled: bool = False,
 ) -> Step:
-    """A step as a function of a batch: ``advance`` (of ``nn.norms_once_a_step``), loss, gradients, optimiser → the terms'
-    values. ``now`` is what the objective is told (``progress``, ``generator``); ``names`` is filled with the terms'
-    names. If the compiler fails, the step warns once and goes on without."""
+    """A step as a function of a batch: ``advance`` (of ``nn.norms_once_a_step``), loss, gradients, optimiser → the
+    terms' values. ``now`` is what the objective is told (``progress``, ``generator``); ``names`` is filled with the
+    terms' names. If the compiler fails, the step warns once and goes on without."""
     device = next(model.parameters()).device
     networks: list[Any] = [torch.compile(model, dynamic=False), model] if compiled else [model]
 

@@ -29,20 +29,13 @@ METHODS = {  # name: (activation, whether its layers are Lipschitz: spectral nor
     "minimal": ("trained", False),
     "relu": ("relu", False),  # everybody's network: ReLU, ordinary residual blocks, BatchNorm with scale and shift
 }
-ONLY = {  # field: the methods that it makes a difference to; every other field makes one to all
-    "beta": ("lcnn", "lcnn_gradreg", "minimal"),
-    "gamma": ("lcnn", "lcnn_gradreg"),
-    "lambda_beta": ("lcnn", "lcnn_gradreg", "minimal"),
-    "lambda_gamma": ("lcnn", "lcnn_gradreg"),
-    "lambda_grad": ("gradreg", "lcnn_gradreg", "minimal"),
-    "lambda_cure": ("cure",),
-    "h": ("cure",),
-    "softplus": ("softplus_wd",),
-    "eps": ("adversarial",),
-    "attack_steps": ("adversarial",),
-    "derivative": ("gradreg", "lcnn_gradreg", "minimal", "cure"),
-    "published": ("cure", "adversarial"),
-}
+PENALISED = ("gradreg", "lcnn_gradreg", "minimal")  # by their gradient
+ONLY: dict[str, tuple[str, ...]]  # field: the methods that it makes a difference to; every other field makes one to all
+ONLY = dict.fromkeys(("beta", "lambda_beta"), ("lcnn", "lcnn_gradreg", "minimal"))
+ONLY |= dict.fromkeys(("gamma", "lambda_gamma"), ("lcnn", "lcnn_gradreg"))
+ONLY |= {"lambda_grad": PENALISED, "derivative": (*PENALISED, "cure"), "lambda_cure": ("cure",), "h": ("cure",)}
+ONLY |= {"softplus": ("softplus_wd",), "eps": ("adversarial",), "attack_steps": ("adversarial",)}
+ONLY |= {"published": ("cure", "adversarial")}
 CHOICES = {"dataset": DATASETS, "method": tuple(METHODS), "model": MODELS}
 CHOICES |= {"schedule": ("onecycle", "steps"), "derivative": ("exact", "difference")}
 AT_LEAST_ONE = ("width", "epochs", "batch_size", "attack_steps")

@@ -49,7 +49,7 @@ def test_the_examples_of_the_help_are_commands(command):
     lines = [line.strip() for line in command.__doc__.splitlines() if line.strip().startswith("lcnn ")]
     assert len(lines) >= 3
     for line in lines:
-        assert cli.parse(line.split("    ")[0].split()[1:]).recipes()
+        assert cli.asked_for(cli.parse(line.split("    ")[0].split()[1:]))
 
 
 @pytest.mark.parametrize("args", [["labb"], ["data", "--root", "x"], ["train", "lcnn", "--seeds", "x"], []])
