@@ -1,7 +1,5 @@
-"""The command ``lcnn`` (also ``python -m lcnn_utils``): the lab, its runs, figures and datasets, and a doctor.
-
-torch is imported by the commands that compute, not here: ``lcnn --help`` and ``lcnn lab`` start at once.
-"""
+"""The command ``lcnn`` (also ``python -m lcnn_utils``). What computes imports torch, this file does not: ``lcnn lab``
+starts at once."""
 
 from __future__ import annotations
 

@@ -1,8 +1,5 @@
-"""The steps that make the figures and tables of ``figures/``, on a CPU, offline; ``make_figures`` runs them.
-
-A step is a function that yields ``(name, figure or table, about)``: it measures by ``studies``, draws by ``figures``,
-and says in ``about`` what goes into NAME.json: dataset, n (images), seeds, and source of the numbers.
-"""
+"""The steps that make the figures and tables of ``figures/``: functions that measure by ``studies``, draw by
+``figures``, and yield ``(name, figure or table, about)``; NAME.json gets ``about``: dataset, n, seeds, source."""
 
 from __future__ import annotations
 

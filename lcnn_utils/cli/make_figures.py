@@ -1,7 +1,5 @@
-"""``lcnn figures``: run the steps of ``figure_steps``, save what they make, and write the page that shows it.
-
-``captions.toml`` lists what each step makes, in the order of the page, with title, alt text and reading.
-"""
+"""``lcnn figures``: run the steps of ``figure_steps``, save what they make, and write the page that shows it, in the
+order of ``captions.toml`` and with its texts."""
 
 from __future__ import annotations
 

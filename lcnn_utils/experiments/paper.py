@@ -31,7 +31,7 @@ def published(source: str = "") -> pd.DataFrame:
 def ours(dataset: str) -> pd.DataFrame:
     """What we measured on a dataset: columns method, quantity, epsilon, mean, spread (as in :func:`published`), seeds.
 
-    Means over images, then over seeds; spread is the standard deviation over seeds (NaN: one seed). Geometry and
+    Means over images, then over seeds; spread is the standard deviation over seeds (NaN: one seed). Geometry,
     ``accuracy`` (%, whole test split), ``pgd_l2_accuracy`` and ``pgd_linf_accuracy`` (%, at ``epsilon``), and
     ``relative_gradient_change`` (random noise of length ``epsilon``). What was not measured is not there.
     """
@@ -88,8 +88,7 @@ RESAMPLES = 2000
 
 @dataclass(frozen=True)
 class Claim:
-    """Something the paper says (``text``): ``what`` (of :data:`MEASURES`), compared of one method over another, lies
-    between ``low`` and ``high``."""
+    """The paper's ``text``: ``what`` (of :data:`MEASURES`) of one method over another lies in ``low`` to ``high``."""
 
     text: str
     what: str

@@ -116,8 +116,8 @@ def sweep(
 ) -> list[Outcome]:
     """Train and measure what is missing of many recipes, side by side.
 
-    A recipe whose worker is lost goes on in another from its last epoch in the store (after ``allowed-failures`` of
-    Dask, 3, it is given up). A sweep that was stopped goes on when it is called again.
+    A recipe whose worker is lost goes on in another from its last epoch in the store (Dask's ``allowed-failures``, 3
+    times at most). A sweep that was stopped goes on when it is called again.
 
     Args:
         recipes: in the order in which they are to be begun, and of the outcomes. One that fails ends no other.

@@ -265,9 +265,9 @@ def fit(
 ) -> tuple[nn.Module, pd.DataFrame]:
     """Train the recipe: (model in eval mode with its norms refreshed, history with one row an epoch).
 
-    After each epoch the whole state is written (``state_path``), so a run that was stopped goes on from its last
-    epoch, on the CPU bit for bit, and one that is finished is read back. Two processes that want the same run take
-    turns. ``resume=False`` trains again over an older state; ``watch`` is called with the history after each epoch.
+    After each epoch the whole state is written, so a run that was stopped goes on from there, on the CPU bit for bit,
+    and one that is finished is read back; processes that want the same run take turns.
+    ``resume=False`` trains again over an older state; ``watch`` is called with the history after each epoch.
 
     The history's columns: epoch; the objective's terms, means over the epoch's steps; ``curvature``, mean C_f of 16
     training images after 4 Hessian-vector products; ``sigma_error``; β and γ of each layer. ``history.attrs``: the
