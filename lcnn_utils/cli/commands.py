@@ -1,7 +1,5 @@
-"""The command ``lcnn`` (also ``python -m lcnn_utils``): the lab, its runs, figures and datasets, and a doctor.
-
-torch is imported by the commands that compute, not here: ``lcnn --help`` and ``lcnn lab`` start at once.
-"""
+"""The command ``lcnn`` (also ``python -m lcnn_utils``). What computes imports torch, this file does not: ``lcnn lab``
+starts at once."""
 
 from __future__ import annotations
 
@@ -62,15 +60,11 @@ class Train:
 
     Methods: standard, lcnn, gradreg, lcnn_gradreg, cure, softplus_wd, adversarial, minimal, relu, or `all` of them.
 
-    For instance,
-
     lcnn train lcnn                    (the digits, in seconds)
 
     lcnn train all --seeds 0 1 2       (the seven methods and two more, three times each)
 
     lcnn train lcnn --set lambda_beta=0 lambda_gamma=0
-
-    lcnn train all --dataset cifar10 --seeds 0 1 --ship    (on a GPU: makes data/checkpoints)
     """
 
     methods: Positional[Names]  # what to train
@@ -79,10 +73,6 @@ class Train:
     seeds: tuple[int, ...] = (0,)  # one run each
     set: Names = ()  # FIELD=VALUE: fields of the recipe to change
     device: str | None = None  # cpu, cuda, …; a GPU if there is one
-    ship: bool = False  # write checkpoints (float16) and numbers into data/checkpoints too
-
-    def recipes(self) -> list[Recipe]:
-        return _recipes((self.dataset,), self.methods, self.seeds, self.scale, self.set)
 
     def run(self) -> int:
         from .. import experiments
@@ -90,8 +80,8 @@ class Train:
         if not self.methods:
             raise ValueError("say what to train, as in: lcnn train lcnn")
         print(f"{'method':<14} {'seed':>4}  accuracy  C of the loss  C of the margin   seconds")
-        for recipe in self.recipes():
-            result = (experiments.ship if self.ship else experiments.run)(recipe, device=self.device)
+        for recipe in asked_for(self):
+            result = experiments.run(recipe, device=self.device)
             accuracy, loss, margin = (result.metrics[name] for name in METRICS[:3])
             row = f"{recipe.method:<14} {recipe.seed:>4}  {accuracy:>8.2%}  {loss:>13.4g}  {margin:>15.4g}"
             print(f"{row}  {result.provenance['seconds']:>8.1f}", flush=True)
@@ -104,8 +94,6 @@ class Sweep:
 
     On this machine, a process for each GPU or CPU core, or on the Dask cluster of --scheduler (docs/cluster.md).
     Stopped by Ctrl-C or a crash, the same command goes on from the last whole epoch of every run.
-
-    For instance,
 
     lcnn sweep --methods standard lcnn --seeds 0 1 2
 
@@ -127,15 +115,11 @@ class Sweep:
     plan: bool = False  # train nothing: print what is missing, and how long it should take
     device: str | None = None  # cpu, cuda, …; a GPU if there is one
 
-    def recipes(self) -> list[Recipe]:
-        return _recipes(self.datasets, self.methods, self.seeds, self.scale, self.set, self.grid)
-
     def run(self) -> int:
         from .. import experiments
         from ..training import run_name
 
-        recipes = self.recipes()
-        if not recipes:
+        if not (recipes := asked_for(self)):
             raise ValueError("there is nothing to sweep: give every option a value, or leave it out")
         if self.plan:
             table = experiments.plan(recipes, self.device)
@@ -149,9 +133,8 @@ class Sweep:
         with Client(self.scheduler) if self.scheduler else nullcontext() as client:
             outcomes = experiments.sweep(recipes, client, workers=self.workers, device=self.device)
         for outcome in outcomes:
-            if outcome.run is None:
-                said = f"failed: {outcome.error}\n{outcome.traceback}"
-            else:
+            said = f"failed: {outcome.error}\n{outcome.traceback}"
+            if outcome.run is not None:
                 said = "accuracy {accuracy:.2%}, C of the loss {curvature:.4g}".format(**outcome.run.metrics)
             print(f"{run_name(outcome.recipe)}  {said}")
         failed = sum(outcome.error is not None for outcome in outcomes)
@@ -212,39 +195,37 @@ class Doctor:
 
 @dataclass(frozen=True)
 class Data:
-    """List the datasets and where each is; with names, fetch those that are missing."""
+    """List the datasets and where each is (LCNN_DATA, else data/); with names, fetch those that are missing."""
 
     names: Positional[Names] = ()  # datasets to load, and to download where needed
-    root: Path | None = None  # folder of the datasets; else LCNN_DATA, else data/
 
     def run(self) -> int:
         from .. import data
 
         if not self.names:
-            print("\n".join(f"{name:<10} {place}" for name, place in data.available(self.root).items()))
+            print("\n".join(f"{name:<10} {place}" for name, place in data.available().items()))
         for name in self.names:
             for split in ("train", "test"):
-                images = data.load(name, split, root=self.root)
+                images = data.load(name, split)
                 print(f"{name:<10} {split:<5} {len(images):>7,} images {tuple(images.x.shape[1:])}")
         return 0
 
 
-def _recipes(
-    datasets: Names, methods: Names, seeds: tuple[int, ...], scale: str | None, changes: Names, grid: Names = ()
-) -> list[Recipe]:
+def asked_for(command: Train | Sweep) -> list[Recipe]:
     """The recipes that the options of a command ask for."""
     from ..experiments import ordered
     from ..training import METHODS
 
+    datasets, grid = ((command.dataset,), ()) if isinstance(command, Train) else (command.datasets, command.grid)
     pairs = [point.partition("=") for point in grid]
     values = {name: [parsed((f"{name}={value}",))[name] for value in text.split(",")] for name, _, text in pairs}
-    methods = tuple(METHODS) if methods == ("all",) else methods
-    return ordered(datasets, methods, seeds, scale, values, **parsed(changes))
+    methods = tuple(METHODS) if command.methods == ("all",) else command.methods
+    return ordered(datasets, methods, command.seeds, command.scale, values, **parsed(command.set))
 
 
 def parsed(changes: Names) -> dict[str, Any]:
-    """``("lr=0.2", "augment=true")`` → ``{"lr": 0.2, "augment": True}``, each value of its field's type (ValueError: no
-    such field, or another type). Dataset, method and seed have options of their own."""
+    """``("lr=0.2", "augment=true")`` → ``{"lr": 0.2, "augment": True}``. ValueError: no such field, or another type.
+    Dataset, method and seed have options of their own."""
     from ..lab import check_choice
     from ..training import Recipe
 

@@ -55,12 +55,8 @@ def folders() -> Iterator[Check]:
     found = f"{data_root()} lacks {missing}" if missing else f"all in {data_root()}"
     yield "datasets", not missing or None, found, f"`lcnn data {missing}` fetches what is missing"
     clone = (PROJECT / "notebooks").is_dir() or None
-    yield (
-        "project",
-        clone,
-        str(PROJECT) if clone else f"no notebooks in {PROJECT}",
-        "clone it, and there: pip install -e .",
-    )
+    found = str(PROJECT) if clone else f"no notebooks in {PROJECT}"
+    yield "project", clone, found, "clone it, and there: pip install -e ."
 
 
 def report() -> int:

@@ -1,8 +1,5 @@
-"""The steps that make the figures and tables of ``figures/``, on a CPU, offline; ``make_figures`` runs them.
-
-A step is a function that yields ``(name, figure or table, about)``: it measures by ``studies``, draws by ``figures``,
-and says in ``about`` what goes into NAME.json: dataset, n (images), seeds, and source of the numbers.
-"""
+"""The steps that make the figures and tables of ``figures/``: functions that measure by ``studies``, draw by
+``figures``, and yield ``(name, figure or table, about)``; NAME.json gets ``about``: dataset, n, seeds, source."""
 
 from __future__ import annotations
 
@@ -47,8 +44,7 @@ def about_digits(source: str, seeds: Sequence[int] = SEEDS) -> dict[str, Any]:
 
 def about_results(*names: str) -> dict[str, Any]:
     """What produced stored results: command, hardware, versions, n, seeds, and the names of their runs."""
-    sources = {name: how_measured(name) for name in names}
-    sources = {name: about | {"runs": list(about.get("runs", ()))} for name, about in sources.items()}
+    sources = {name: (about := how_measured(name)) | {"runs": list(about.get("runs", ()))} for name in names}
     datasets = dict.fromkeys(title(name.partition("_")[0]) for name in names)
     return {"dataset": ", ".join(datasets), "source": MEASURED, "measured": sources}
 
@@ -64,8 +60,8 @@ def activations() -> Made:
 
 def moons() -> Made:
     models = {method: fit(studies.moons_recipe(method), progress=False)[0] for method in ("standard", "lcnn")}
-    about = {"dataset": "two moons", "seeds": [0], "source": TRAINED}
-    yield "figure_1ab", figures.moons(*studies.moons_study(models)), about
+    figure = figures.moons(*studies.moons_study(models))
+    yield "figure_1ab", figure, {"dataset": "two moons", "seeds": [0], "source": TRAINED}
 
 
 def digits() -> Made:

@@ -1,7 +1,5 @@
-"""``lcnn figures``: run the steps of ``figure_steps``, save what they make, and write the page that shows it.
-
-``captions.toml`` lists what each step makes, in the order of the page, with title, alt text and reading.
-"""
+"""``lcnn figures``: run the steps of ``figure_steps``, save what they make, and write the page that shows it, in the
+order of ``captions.toml`` and with its texts."""
 
 from __future__ import annotations
 
@@ -58,13 +56,8 @@ def entries() -> list[Entry]:
 
 
 def make(only: Sequence[str] = (), folder: Path | None = None) -> dict[str, Exception]:
-    """Run the steps and write what they make, then the page, into ``folder`` (default ``figures/``).
-
-    A step that fails is reported at the end, and returned (name → error); the others run.
-
-    Args:
-        only: names of figures or tables (ValueError: unknown): run the steps that make them, and no others.
-    """
+    """Run the steps (those that make ``only``; ValueError: an unknown name) and write what they make, then the page,
+    into ``folder`` (default ``figures/``). A step that fails is reported and returned; the others run."""
     folder, known = folder or PROJECT / "figures", entries()
     names = [entry.name for entry in known]
     wanted = {check_choice(name, names, "figure or table") for name in only} or set(names)

@@ -18,13 +18,9 @@ READING = 0.05  # relative error of the values read off the printed figure
 
 
 def published(source: str = "") -> pd.DataFrame:
-    """Columns source, dataset, architecture, method (its label), quantity, epsilon, mean, spread.
-
-    Args:
-        source: only rows whose source begins so (ValueError: none does): ``paper table 1`` (CIFAR-100, ResNet-18:
-            geometry and accuracy in %, ± over two runs), ``paper table 2`` (PGD), ``paper gradient-robustness figure``,
-            ``course project``.
-    """
+    """Columns source, dataset, architecture, method (its label), quantity, epsilon, mean, spread, of rows whose source
+    begins with ``source`` (ValueError: none does): ``paper table 1`` (CIFAR-100, ResNet-18: geometry, accuracy in %,
+    ± over two runs), ``paper table 2`` (PGD), ``paper gradient-robustness figure``, ``course project``."""
     frame = pd.read_csv(TABLES)
     chosen = frame[frame.source.str.startswith(source)]
     if not len(chosen):
@@ -35,7 +31,7 @@ def published(source: str = "") -> pd.DataFrame:
 def ours(dataset: str) -> pd.DataFrame:
     """What we measured on a dataset: columns method, quantity, epsilon, mean, spread (as in :func:`published`), seeds.
 
-    Means over images, then over seeds; spread is the standard deviation over seeds (NaN: one seed). Geometry and
+    Means over images, then over seeds; spread is the standard deviation over seeds (NaN: one seed). Geometry,
     ``accuracy`` (%, whole test split), ``pgd_l2_accuracy`` and ``pgd_linf_accuracy`` (%, at ``epsilon``), and
     ``relative_gradient_change`` (random noise of length ``epsilon``). What was not measured is not there.
     """
@@ -53,12 +49,8 @@ def ours(dataset: str) -> pd.DataFrame:
         stable = _random_noise(measured(f"{dataset}_stability"))
         means = stable.groupby(["label", "seed", "eps"], sort=False).relative_change.mean().reset_index(name="value")
         parts.append(means.assign(quantity="relative_gradient_change"))
-    rows = (
-        pd.concat(parts)[["label", "quantity", "eps", "value"]]
-        .set_axis([*CELL, "value"], axis=1)
-        .dropna(subset="value")
-    )
-    groups = rows.groupby(CELL, sort=False, dropna=False).value
+    rows = pd.concat(parts)[["label", "quantity", "eps", "value"]].set_axis([*CELL, "value"], axis=1)
+    groups = rows.dropna(subset="value").groupby(CELL, sort=False, dropna=False).value
     return groups.agg(mean="mean", spread="std", seeds="size").reset_index()
 
 
@@ -68,15 +60,12 @@ def _random_noise(stability: pd.DataFrame) -> pd.DataFrame:
 
 
 def comparison(dataset: str, source: str) -> pd.DataFrame:
-    """Ours on a dataset beside theirs, a row per cell that the paper prints; NaN is what we have not measured.
+    """Ours on a dataset beside theirs (``source`` as in :func:`published`: their rows on ``dataset`` if any, else all),
+    a row per cell that the paper prints; NaN is what we have not measured.
 
-    Args:
-        source: theirs, as in :func:`published`; their rows on ``dataset`` where they have any, else all.
-
-    Returns:
-        Columns method, quantity, epsilon, theirs, theirs_spread, their_dataset, ours, ours_spread, seeds, difference,
-        joint_spread (√ of the sum of both squares: standard deviations over runs; values read off the printed figure
-        have its reading error, 5 %), within (|difference| ≤ joint_spread; NA where either has no spread).
+    Columns method, quantity, epsilon, theirs, theirs_spread, their_dataset, ours, ours_spread, seeds, difference,
+    joint_spread (√ of the sum of both squares: standard deviations over runs; values read off the printed figure have
+    its reading error, 5 %), within (|difference| ≤ joint_spread; NA where either has no spread).
     """
     theirs = published(source)
     theirs = theirs[theirs.dataset == dataset] if (theirs.dataset == dataset).any() else theirs
@@ -99,8 +88,7 @@ RESAMPLES = 2000
 
 @dataclass(frozen=True)
 class Claim:
-    """Something the paper says (``text``): ``what`` (of :data:`MEASURES`), compared of one method over another, lies
-    between ``low`` and ``high``."""
+    """The paper's ``text``: ``what`` (of :data:`MEASURES`) of one method over another lies in ``low`` to ``high``."""
 
     text: str
     what: str
@@ -155,30 +143,27 @@ def _ours(claim: Claim, dataset: str) -> Interval:
     if not has(name):
         return MISSING
     table = measured(name)
+    if what == "robustness":
+        table = table[(table.norm == "l2") & np.isclose(table.eps, 0.1)]
+    elif what == "gradient change":
+        table = _random_noise(table[np.isclose(table.eps, 0.01)])
+    elif what not in kinds:
+        table = table[table.split == "test"]
+    if not {of, over} <= set(table.label):
+        return MISSING
     if what == "cost":
         return _cost(table, of, over)
     if what == "accuracy":
         return _gain(table.rename(columns={"accuracy": "share", "images": "n"}), of, over)
     if what == "robustness":
-        left = table[(table.norm == "l2") & np.isclose(table.eps, 0.1)]
-        return _gain(left.assign(share=left.correct / left.n), of, over)
-    if what == "gradient change":
-        changes = _random_noise(table)
-        return _ratio(changes[np.isclose(changes.eps, 0.01)], "relative_change", of, over)
-    return _ratio(table[table.split == "test"], what, of, over)
+        return _gain(table.assign(share=table.correct / table.n), of, over)
+    return _ratio(table, "relative_change" if what == "gradient change" else what, of, over)
 
 
 def _ratio(frame: pd.DataFrame, column: str, of: str, over: str) -> Interval:
-    """Mean over images and seeds of one method over that of another, with a percentile bootstrap.
-
-    Images that all these runs have are drawn with replacement, the same ones for all, and seeds for each method on its
-    own. With one seed the interval knows of images only; with a few it still says too little of seeds.
-
-    Args:
-        frame: a row per label, seed and image.
-    """
-    if not {of, over} <= set(frame.label):
-        return MISSING
+    """Mean over images and seeds of one method over that of another, with a percentile bootstrap: images that all these
+    runs have are drawn with replacement, the same ones for all, and seeds for each method on its own. With one seed the
+    interval knows of images only; with a few it still says too little of seeds."""
     wide = frame.pivot_table(index="image", columns=["label", "seed"], values=column, sort=False)[[of, over]].dropna()
     n = len(wide)
     if n < 2:
@@ -199,15 +184,10 @@ def _gain(frame: pd.DataFrame, of: str, over: str) -> Interval:
 
     Over images (n of one seed, as seeds share them): Newcombe's from Wilson's (R. Newcombe, Stat. Med. 17, 1998, method
     10), for independent samples, so too wide. Over seeds, where both methods have several: Welch's t.
-
-    Args:
-        frame: a row per run: label, share in [0, 1], n.
     """
     from scipy.stats import ttest_ind  # here: it takes half a second to import
 
     a, b = (frame[frame.label == label] for label in (of, over))
-    if not len(a) or not len(b):
-        return MISSING
     (p, p_low, p_high), (q, q_low, q_high) = (
         (part.share.mean(), *wilson(round(part.share.mean() * part.n.iloc[0]), int(part.n.iloc[0]))) for part in (a, b)
     )
@@ -221,8 +201,6 @@ def _gain(frame: pd.DataFrame, of: str, over: str) -> Interval:
 def _cost(runs: pd.DataFrame, of: str, over: str) -> Interval:
     """Seconds of training over another method's, means over seeds; the interval is the range over seeds, if any."""
     seconds = runs.groupby("label").seconds.agg(["mean", "min", "max", "size"])
-    if not {of, over} <= set(seconds.index):
-        return MISSING
     (mean, least, most, runs_of), (by, by_least, by_most, runs_over) = seconds.loc[[of, over]].to_numpy().tolist()
     if runs_of + runs_over == 2:
         return mean / by, np.nan, np.nan
@@ -265,9 +243,8 @@ def claims(dataset: str, those: Sequence[Claim] = CLAIMS) -> pd.DataFrame:
     numbers), theirs (on CIFAR-100 where nothing is published on the dataset), ours, low, high, verdict."""
     rows = []
     for claim in those:
-        theirs, interval = _theirs(claim, dataset), _ours(claim, dataset)
-        rows.append(
-            (claim.text, claim.value, claim.rule, claim.low, claim.high, theirs, *interval, claim.verdict(interval))
-        )
+        interval = _ours(claim, dataset)
+        said = (claim.text, claim.value, claim.rule, claim.low, claim.high, _theirs(claim, dataset))
+        rows.append((*said, *interval, claim.verdict(interval)))
     columns = ["claim", "value", "rule", "low_bound", "high_bound", "theirs", "ours", "low", "high", "verdict"]
     return pd.DataFrame(rows, columns=columns)

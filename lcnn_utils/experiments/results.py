@@ -1,8 +1,5 @@
 """Tables of measurements: a tidy CSV file for each dataset, scale and kind, and a JSON file that says what produced it.
-
-They lie in ``data/results`` (shipped) and in the folder ``results`` of the store (``LCNN_STORE``), where new rows go.
-Of a run that is in both, the rows of the store are read.
-"""
+Shipped ones are in ``data/results``; new rows go into ``results`` of the store, and are read before shipped ones."""
 
 from __future__ import annotations
 
@@ -22,15 +19,21 @@ from ..training import METHODS
 RESULTS = PROJECT / "data" / "results"
 SCALES = ("paper", "wide", "small", "tiny")  # of CIFAR's networks, the best first; digits have none in the name
 GEOMETRY = ("grad_norm", "hessian_norm", "curvature", "margin_curvature")
+NEEDED = {  # kind of table: columns
+    "runs": ("label", "method", "seed", "accuracy"),
+    "geometry": ("label", "seed", "image", "split", *GEOMETRY),
+    "curves": ("label", "seed", "norm", "eps", "n", "correct", "accuracy"),
+    "stability": ("label", "seed", "image", "method", "weights", "noise", "eps", "relative_change"),
+    "masking": ("check", "value", "method"),
+    "lambda_search": ("lambda_", "seed", "accuracy", "curvature"),
+}
 AS_WRITTEN: dict[str, Any] = {"dtype": str, "keep_default_na": False}  # a count must not become a float
 OF_ONE_RUN = ("weights", "seconds", "at", "added_to")  # facts that how_measured tells of single runs only
 
 
 def best(name: str) -> str:
-    """``DATASET_KIND`` → the table's name at the dataset's best scale: ``cifar10_curves`` → ``cifar10_tiny_curves``.
-
-    The scale is that of the best ``_runs`` table with a Standard network in it: scales are never mixed.
-    """
+    """``DATASET_KIND`` → the table's name at the dataset's best scale: ``cifar10_curves`` → ``cifar10_tiny_curves``,
+    which is that of the best ``_runs`` table with a Standard network in it: scales are never mixed."""
     dataset, _, kind = name.partition("_")
     for scale in SCALES if kind and not _files(name) else ():
         runs = f"{dataset}_{scale}_runs"
@@ -51,16 +54,13 @@ def measured(name: str) -> pd.DataFrame:
         name: ``DATASET_KIND`` takes the best scale there is, ``DATASET_SCALE_KIND`` just that. Kinds: ``runs`` (a row
             per network), ``geometry`` (per image), ``curves`` (per ε), ``stability``, ``masking``, ``lambda_search``.
 
-    Raises:
-        FileNotFoundError: there is no such table; the message lists those there are.
-        RuntimeError: it is damaged.
+    FileNotFoundError: there is no such table (those there are get listed). RuntimeError: it is damaged.
     """
-    frames: list[pd.DataFrame] = []
-    for path in _existing(name):
-        newer, _ = _read(path, dtype={"sha256": str})  # digits of a hash are no number
-        frames = [frame[~frame.run.isin(newer.run)] for frame in frames if "run" in newer]
-        frames.append(newer)
-    return frames[0] if len(frames) == 1 else _by_run(pd.concat(frames))
+    frames = [_read(path, dtype={"sha256": str})[0] for path in _existing(name)]  # digits of a hash are no number
+    older, newer = frames[0], frames[-1]
+    if len(frames) == 1 or "run" not in newer:
+        return newer
+    return _by_run(pd.concat([older[~older.run.isin(newer.run)], newer]))
 
 
 def how_measured(name: str) -> dict[str, Any]:
@@ -79,18 +79,12 @@ def how_measured(name: str) -> dict[str, Any]:
 
 
 def append(frame: pd.DataFrame, name: str, provenance: Mapping[str, Any]) -> Path:
-    """Add runs to a table of the store: the table's file. Several processes may do so at the same time.
-
-    The rows of a run take the place of all that the table had of it.
+    """Add runs to a table of the store, in place of all that it had of them: the table's file. Several processes may do
+    so at the same time. RuntimeError: the table is damaged. OSError: it cannot be written, and stays as it was.
 
     Args:
-        frame: with a column ``run`` (their names); without it, it is the whole table, and replaces an older one. Five
-            digits of floats are kept.
+        frame: with a column ``run``, else it replaces the whole table. Five digits of floats are kept.
         name: ``DATASET_SCALE_KIND``, in full. provenance: what produced these rows, for JSON.
-
-    Raises:
-        RuntimeError: the table in the store is damaged.
-        OSError: the store cannot be written; the table stays as it was.
     """
     new = pd.read_csv(io.StringIO(frame.to_csv(index=False, float_format="%.5g")), **AS_WRITTEN)
     facts = {run: dict(provenance) for run in (new.run.unique() if "run" in new else [""])}
@@ -100,20 +94,15 @@ def append(frame: pd.DataFrame, name: str, provenance: Mapping[str, Any]) -> Pat
         if "run" in new and path.exists():
             old, known = _read(path, **AS_WRITTEN)
             new, facts = pd.concat([old[~old.run.isin(new.run)], new]).fillna(""), known | facts
-        _write(path, _by_run(new) if "run" in new else new, facts)
+        first, *others = facts.values()
+        common = {key: first[key] for key in first if all(key in own and own[key] == first[key] for own in others)}
+        runs = {run: {key: own[key] for key in own if key not in common} for run, own in facts.items()}
+        record = json.dumps({"common": common, "runs": runs}, indent=1, ensure_ascii=False, allow_nan=False)
+        packing = {"method": "gzip", "mtime": 0} if path.suffix == ".gz" else None
+        with atomic_path(path) as temporary:
+            (_by_run(new) if "run" in new else new).to_csv(temporary, index=False, compression=packing)
+            write_text(_record(path), record + "\n", "set LCNN_STORE to a folder of yours")
     return path
-
-
-def _write(path: Path, cells: pd.DataFrame, facts: dict[str, dict[str, Any]]) -> None:
-    """Write a table and the JSON about it, in which what all runs have in common stands once."""
-    first, *others = facts.values()
-    common = {key: first[key] for key in first if all(key in own and own[key] == first[key] for own in others)}
-    runs = {run: {key: own[key] for key in own if key not in common} for run, own in facts.items()}
-    record = json.dumps({"common": common, "runs": runs}, indent=1, ensure_ascii=False, allow_nan=False)
-    packing = {"method": "gzip", "mtime": 0} if path.suffix == ".gz" else None
-    with atomic_path(path) as temporary:
-        cells.to_csv(temporary, index=False, compression=packing)
-        write_text(_record(path), record + "\n", "set LCNN_STORE to a folder of yours")
 
 
 def _path(folder: Path, name: str) -> Path:
@@ -126,17 +115,15 @@ def _record(path: Path) -> Path:
 
 def _files(name: str) -> list[Path]:
     """The files of a table, the project's before the store's."""
-    return [path for folder in _folders() if (path := _path(folder, name)).exists()]
-
-
-def _folders() -> dict[Path, None]:
-    return dict.fromkeys((RESULTS, store_root() / "results"))
+    folders = dict.fromkeys((RESULTS, store_root() / "results"))
+    return [path for folder in folders if (path := _path(folder, name)).exists()]
 
 
 def _existing(name: str) -> list[Path]:
     if files := _files(best(name)):
         return files
-    there = sorted({path.stem for folder in _folders() for path in folder.glob("[!.]*.json")})
+    records = [*RESULTS.glob("[!.]*.json"), *(store_root() / "results").glob("[!.]*.json")]
+    there = sorted({path.stem for path in records})
     raise FileNotFoundError(f"no results called {name!r} in data/results (there are: {', '.join(there) or 'none'})")
 
 
@@ -144,7 +131,13 @@ def _read(path: Path, **options: Any) -> tuple[pd.DataFrame, dict[str, dict[str,
     """Rows, and run → what produced them; "" → what produced a table without runs."""
     try:
         facts = json.loads(_record(path).read_text(encoding="utf-8"))
-        return pd.read_csv(path, **options), {run: facts["common"] | own for run, own in facts["runs"].items()}
+        frame = pd.read_csv(path, **options)
+        needed = next((columns for kind, columns in NEEDED.items() if _record(path).stem.endswith(f"_{kind}")), ())
+        if lacking := [column for column in needed if column not in frame]:
+            raise ValueError(f"it lacks the columns {', '.join(lacking)}")
+        if "accuracy" in frame and not pd.to_numeric(frame.accuracy).between(0, 1).all():
+            raise ValueError("an accuracy is not in [0, 1]")
+        return frame, {run: facts["common"] | own for run, own in facts["runs"].items()}
     except (OSError, EOFError, zlib.error, ValueError, LookupError, TypeError) as error:
         name = f"{path} (or {_record(path).name})"
         raise RuntimeError(f"{name} is damaged ({error}): restore it with git, or measure again without it") from None

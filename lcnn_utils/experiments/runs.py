@@ -1,8 +1,7 @@
-"""Experiments that remember: runs that are trained once and then read.
+"""Runs that are trained once and then read.
 
-A run has a name that ends in a hash of its recipe. Two folders are searched for it: ``data/checkpoints`` of the
-project (shipped, weights in float16) and ``runs`` of the store (``LCNN_STORE``, else ``data/``), where new ones go.
-NAME.json records its recipe, metrics, provenance and history, with a SHA-256 of all that.
+A run is looked for in ``data/checkpoints`` (shipped, weights in float16), then in ``runs`` of the store, where new ones
+go. NAME.json records its recipe, metrics, provenance and history, with a SHA-256 of all that.
 """
 
 from __future__ import annotations
@@ -11,14 +10,13 @@ import dataclasses
 import datetime
 import hashlib
 import json
+import math
 import warnings
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import torch
 from torch import nn
 
 from ..curvature import geometry
@@ -26,34 +24,32 @@ from ..lab import PROJECT, pick_device, store_root, write_text
 from ..nn import refresh_norms
 from ..training import Recipe, accuracy, build, fit, run_name, samples, state_path
 from ..training.checkpoint import DAMAGE, Damaged, epochs_done, read, recipe_of, write
-from ..training.fit import measured_split
+from ..training.fit import Device, Watch
 
 SHIPPED = PROJECT / "data" / "checkpoints"
 GEOMETRY = 1000  # images whose curvature is measured, at most
+COUNTS = ("images", "measured", "parameters")
 
 
 @dataclass(frozen=True, eq=False)
 class Run:
-    """What came of a recipe.
-
-    ``metrics``: ``accuracy`` on the ``images`` of the test split, or of the part that the recipe holds out; over the
-    first ``measured`` of them the means of ``grad_norm``, ``hessian_norm``, ``curvature`` (of the true label's loss)
-    and ``margin_curvature``, the median of both curvatures, and ``parameters``.
-    """
+    """What came of a recipe. ``metrics``: ``accuracy`` on the ``images`` of the test split, or of the part held out;
+    means over the first ``measured`` of them of ``grad_norm``, ``hessian_norm``, ``curvature`` (of the true label's
+    loss) and ``margin_curvature``, medians of both curvatures, and ``parameters``."""
 
     model: nn.Module | None  # in eval mode, on the device asked for; None where only the numbers were asked for
     metrics: dict[str, float]
     recipe: Recipe
     history: pd.DataFrame  # one row an epoch, as ``training.fit`` returns it
-    provenance: dict[str, Any]  # versions, device, threads, date, and the ``seconds`` that training took
+    provenance: dict[str, Any]  # the last sitting's versions and threads, all devices, seconds, seed, date
 
 
 def measure(model: nn.Module, recipe: Recipe) -> dict[str, float]:
     """The metrics of a run (see :class:`Run`), on the model's device."""
-    x, y = samples(recipe, measured_split(recipe), next(model.parameters()).device)
+    x, y = samples(recipe, "held_out" if recipe.held_out else "test", next(model.parameters()).device)
     near, labels = x[:GEOMETRY], y[:GEOMETRY]
     g, margin = (geometry(model, near, labels, scalar=scalar) for scalar in ("loss", "margin"))
-    values = {"grad_norm": g.grad_norm.mean(), "hessian_norm": g.hessian_norm.mean(), "curvature": g.curvature.mean()}
+    values = {name: getattr(g, name).mean() for name in ("grad_norm", "hessian_norm", "curvature")}
     values |= {"margin_curvature": margin.curvature.mean(), "curvature_median": g.curvature.median()}
     values |= {"margin_curvature_median": margin.curvature.median()}
     counts = {"images": len(y), "measured": len(labels), "parameters": sum(p.numel() for p in model.parameters())}
@@ -66,22 +62,13 @@ def places() -> tuple[Path, Path]:
 
 
 def run(
-    recipe: Recipe,
-    *,
-    device: str | torch.device | None = None,
-    progress: bool = True,
-    weights: bool = True,
-    watch: Callable[[pd.DataFrame], None] | None = None,
+    recipe: Recipe, *, device: Device = None, progress: bool = True, weights: bool = True, watch: Watch = None
 ) -> Run:
     """The run of a recipe: read if it is shipped or in the store, else trained, measured and stored.
 
-    ``weights=False`` asks for the numbers only, which are shipped for more runs than weights are. What ``watch`` (see
-    ``training.fit``) raises ends the training, of which the state is kept and nothing recorded.
-
-    Raises:
-        RuntimeError: what is on disk is damaged or of another recipe, no dataset can be had, or as ``training.fit``.
-        OSError: the store cannot be written.
-    """
+    ``weights=False`` asks for the numbers only, which are shipped for more runs than weights are. What ``watch``
+    raises ends the training: its state is kept, nothing recorded. RuntimeError: what is on disk is damaged, no dataset
+    can be had; ``watch`` and other errors as in ``training.fit``."""
     device = pick_device(device)
     for folder in places():
         path = folder / f"{run_name(recipe)}.json"
@@ -96,23 +83,17 @@ def run(
         if folder != SHIPPED and epochs_done(state_path(recipe)) == recipe.epochs:
             return dataclasses.replace(result, model=fit(recipe, device=device, progress=progress)[0])
     model, history = fit(recipe, device=device, progress=progress, watch=watch)
-    metrics, about = measure(model, recipe), _provenance(recipe, history)
+    metrics, sittings = measure(model, recipe), history.attrs["made_on"]
+    about = sittings[-1] | {"device": " and ".join(dict.fromkeys(sitting["device"] for sitting in sittings))}
+    about |= {"seconds": history.attrs["seconds"], "seed": recipe.seed, "date": datetime.date.today().isoformat()}
     _write_record(store_root() / "runs", recipe, metrics, history, about)
     return Run(model if weights else None, metrics, recipe, history, about)
 
 
-def ship(
-    recipe: Recipe,
-    *,
-    weights: bool = True,
-    folder: Path | None = None,
-    device: str | torch.device | None = None,
-    progress: bool = True,
-) -> Run:
+def ship(recipe: Recipe, *, weights: bool = True, folder: Path | None = None, progress: bool = True) -> Run:
     """Run a recipe and put it among the shipped ones (in ``folder``): weights rounded to float16, metrics measured from
-    those. ``weights=False`` ships the numbers only, as the run has them; RuntimeError: float16 changes the accuracy.
-    """
-    folder, made = folder or SHIPPED, run(recipe, device=device, progress=progress, weights=weights)
+    those. ``weights=False`` ships the run's numbers only. RuntimeError: float16 changes the accuracy."""
+    folder, made = folder or SHIPPED, run(recipe, progress=progress, weights=weights)
     metrics, path = made.metrics, folder / f"{run_name(recipe)}.safetensors"
     if made.model is not None:
         tensors = {k: v.half() if v.is_floating_point() else v for k, v in made.model.state_dict().items()}
@@ -142,7 +123,7 @@ def load_weights(path: Path, recipe: Recipe) -> nn.Module:
 def results(folders: tuple[Path, ...] | None = None) -> pd.DataFrame:
     """Every run that is shipped or in the store, a row each: the recipe's fields, metrics, seconds, device, date. A
     damaged record is left out, with a warning."""
-    rows, seen = [], set()
+    rows: dict[str, dict[str, Any]] = {}
     for folder in folders or places():
         for path in sorted(folder.glob("[!.]*.json")):  # a hidden one is being written
             try:
@@ -150,16 +131,14 @@ def results(folders: tuple[Path, ...] | None = None) -> pd.DataFrame:
             except Damaged as error:
                 warnings.warn(f"left out: {error}", RuntimeWarning, stacklevel=2)
                 continue
-            if path.stem not in seen:
-                about = {name: run.provenance[name] for name in ("seconds", "device", "date")}
-                rows.append(dataclasses.asdict(run.recipe) | run.metrics | about)
-            seen.add(path.stem)
-    return pd.DataFrame(rows)
+            about = {name: run.provenance[name] for name in ("seconds", "device", "date")}
+            rows.setdefault(path.stem, dataclasses.asdict(run.recipe) | run.metrics | about)
+    return pd.DataFrame(list(rows.values()))
 
 
 def read_record(path: Path, recipe: Recipe | None = None) -> Run:
-    """The run that a record tells of, without its weights. Raises Damaged: the record is altered, of another version,
-    or of another recipe than ``recipe`` or its name says."""
+    """The run that a record tells of, without its weights. Raises Damaged: it is altered, out of range, of another
+    version, or of another recipe than ``recipe`` or its name says."""
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
         if record.pop("sha256") != _sha256(record):
@@ -167,23 +146,19 @@ def read_record(path: Path, recipe: Recipe | None = None) -> Run:
         recorded, about = recipe_of(record["recipe"]), record["provenance"]
         if run_name(recorded) != path.stem or recorded != (recipe or recorded):
             raise ValueError("it is the record of another recipe")
+        metrics, seconds = record["metrics"], about["seconds"]
+        finite = all(math.isfinite(value) for value in (*metrics.values(), seconds))
+        if not finite or not 0 <= metrics["accuracy"] <= 1 or min(metrics[name] for name in COUNTS) < 1 or seconds < 0:
+            raise ValueError("a metric or the seconds are out of range")
         frame = pd.DataFrame(record["history"])
-        frame.attrs["seconds"] = about["seconds"]
-        return Run(None, record["metrics"], recorded, frame, about)
+        frame.attrs["seconds"] = seconds
+        return Run(None, metrics, recorded, frame, about)
     except DAMAGE as error:
         raise _damaged(path, error) from None
 
 
 def _sha256(record: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
-
-
-def _provenance(recipe: Recipe, history: pd.DataFrame) -> dict[str, Any]:
-    """Where the run was trained (the last of several sittings, all their devices), seconds, seed and date."""
-    sittings = history.attrs["made_on"]
-    devices = " and ".join(dict.fromkeys(sitting["device"] for sitting in sittings))
-    facts = {"device": devices, "seconds": history.attrs["seconds"], "seed": recipe.seed}
-    return sittings[-1] | facts | {"date": datetime.date.today().isoformat()}
 
 
 def _write_record(folder: Path, recipe: Recipe, metrics: dict, history: pd.DataFrame, about: dict) -> None:

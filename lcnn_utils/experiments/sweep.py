@@ -1,11 +1,8 @@
-"""Sweeps: many recipes trained side by side by the workers of a Dask cluster, and what a sweep would take.
-
-Dask distributes the work: https://distributed.dask.org. Workers and client share a folder, the store (``LCNN_STORE``).
-"""
+"""Sweeps: many recipes trained side by side by the workers of a Dask cluster (https://distributed.dask.org), which
+share the store (``LCNN_STORE``) with the client; and what a sweep would take."""
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import importlib.util
 import logging
@@ -52,13 +49,10 @@ def ordered(
 ) -> list[Recipe]:
     """All combinations, each once; the first seed of everything comes before the second of anything.
 
-    Args:
-        grid: fields of the recipe and their values; the last field changes fastest. A method that a field makes no
-            difference to is trained once for all its values, with the default.
-        changes: fields of all recipes, and their values; errors as ``Recipe``.
+    ``grid``: fields of the recipe and their values; the last one changes fastest. A method that a field makes no
+    difference to has its default. ``changes``: fields of all recipes. Errors as ``Recipe``.
     """
-    grid = grid or {}
-    recipes = []
+    grid, recipes = grid or {}, []
     for seed, dataset, method, values in product(seeds, datasets, methods, product(*grid.values())):
         point = dict(zip(grid, values, strict=True))
         matters = {name: value for name, value in point.items() if method in ONLY.get(name, (method,))}
@@ -72,12 +66,9 @@ def recorded(recipe: Recipe) -> bool:
 
 
 def plan(recipes: Iterable[Recipe], device: str | None = None) -> pd.DataFrame:
-    """What is missing of a sweep, a row each, and the seconds that training it should take.
-
-    Columns: run (its name); the fields in which the recipes differ; epochs; done, how many of them are trained;
-    seconds expected for the others, of one process: the median epoch of stored runs of the same kind, on this
-    ``device`` where there are any, else on those named in the last column. NaN and "unknown" if there is no such run.
-    """
+    """What is missing of a sweep, a row each. Columns: run (its name); the fields in which the recipes differ; epochs;
+    done, how many of them are trained; seconds that one process should take for the others, by the median epoch of
+    stored runs of the same kind, on this ``device`` if there are any; device, of those runs. Else NaN and "unknown"."""
     recipes = list(dict.fromkeys(recipes))
     fields = pd.DataFrame([dataclasses.asdict(one) for one in recipes])
     differing = [str(name) for name in fields if name != "epochs" and fields[name].nunique() > 1]
@@ -125,31 +116,29 @@ def sweep(
 ) -> list[Outcome]:
     """Train and measure what is missing of many recipes, side by side.
 
-    A recipe whose worker is lost goes on in another from its last epoch in the store (after ``allowed-failures`` of
-    Dask, 3, it is given up). A sweep that was stopped goes on when it is called again.
+    A recipe whose worker is lost goes on in another from its last epoch in the store (Dask's ``allowed-failures``, 3
+    times at most). A sweep that was stopped goes on when it is called again.
 
     Args:
         recipes: in the order in which they are to be begun, and of the outcomes. One that fails ends no other.
-        client: of any Dask cluster whose workers share the store. None starts one on this machine, for the time of the
-            call: in a script, only below ``if __name__ == "__main__":``, as always when Python starts processes.
-        workers: processes of that cluster; default: one for each core, or each GPU.
+        client: of a Dask cluster; None starts one on this machine for the call: in a script, only below
+            ``if __name__ == "__main__":``, as always when Python starts processes.
+        workers: processes of that cluster (ValueError: < 1); default: one for each core, or each GPU.
 
-    Raises:
-        ValueError: workers < 1.
-        RuntimeError: a stored record is damaged, the device is absent, or the scheduler was lost.
+    RuntimeError: a stored record is damaged, the device is absent, or the scheduler was lost.
     """
     if workers is not None and workers < 1:
         raise ValueError(f"give at least 1 worker: got {workers}")
     recipes = list(recipes)
     outcomes = {one: Outcome(one, runs.run(one, weights=False)) for one in recipes if recorded(one)}
     missing = [one for one in dict.fromkeys(recipes) if one not in outcomes]
-    with contextlib.ExitStack() as stack:
-        if missing and client is None:
-            from distributed import Client
+    if missing and client is None:
+        from distributed import Client
 
-            client = stack.enter_context(Client(stack.enter_context(local_cluster(workers, device))))
-        if missing and client is not None:
-            outcomes |= _swept(missing, client, device)
+        with local_cluster(workers, device) as cluster, Client(cluster) as own:
+            return sweep(recipes, own, device=device)
+    if missing and client is not None:
+        outcomes |= _swept(missing, client, device)
     return [outcomes[one] for one in recipes]
 
 
@@ -159,7 +148,7 @@ def _swept(missing: list[Recipe], client: Client, device: str | None) -> dict[Re
 
     print(f"{len(missing)} runs, dashboard: {client.dashboard_link}")
     futures = {client.submit(run_task, one, device, key=f"lcnn-{run_name(one)}", pure=False): one for one in missing}
-    outcomes, failed = dict[Recipe, Outcome](), 0
+    outcomes = dict[Recipe, Outcome]()
     try:
         bar = tqdm(as_completed(futures), total=len(missing), desc="runs")
         for future in bar:
@@ -169,8 +158,7 @@ def _swept(missing: list[Recipe], client: Client, device: str | None) -> dict[Re
             elif future.status == "error":
                 where = "".join(traceback.format_tb(future.traceback()))
                 outcomes[one] = Outcome(one, None, future.exception(), where)
-                failed += 1
-                bar.set_postfix(failed=failed)
+                bar.set_postfix(failed=sum(outcome.run is None for outcome in outcomes.values()))
             else:
                 raise RuntimeError("the scheduler was lost: what was finished is in the store, the same sweep goes on")
     finally:

@@ -46,14 +46,13 @@ def recipe_of(fields: dict[str, Any]) -> Recipe:
 
 
 def state_path(recipe: Recipe) -> Path:
-    """Where the state of a recipe's training is kept."""
+    """The file of a recipe's training."""
     return store_root() / "runs" / f"{run_name(recipe)}.safetensors"
 
 
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Hold ``path`` for this process; another one that asks for it says so and waits. The system frees what a killed
-    one held. OSError: the folder cannot be written."""
+    """Hold ``path`` for this process; another one says so and waits. OSError: the folder cannot be written."""
     lock = FileLock(path.parent / "locks" / f"{path.stem}.lock")
     try:
         path.parent.joinpath("locks").mkdir(parents=True, exist_ok=True)
@@ -116,7 +115,7 @@ class State:
     about: dict[str, Any] = field(default_factory=lambda: {"seconds": 0.0, "made_on": []})
 
     def save(self, path: Path) -> None:
-        """Write the state, atomically. Raises OSError: full disk, or no right to write."""
+        """Write the state, as :func:`write`."""
         tensors = {f"model.{name}": value for name, value in self.model.state_dict().items()}
         tensors |= {f"momentum.{index}": value for index, value in enumerate(self.momenta)}
         metadata = {"epoch": str(len(self.history)), "recipe": json.dumps(dataclasses.asdict(self.recipe))}

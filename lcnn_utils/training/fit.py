@@ -39,12 +39,14 @@ MOONS_STEPS = 20  # an epoch, each on all points
 SPLIT_SEED = 20_221_128  # of the one permutation that says what is held out
 PROBES, PRODUCTS = 16, 4  # training images of the history's curvature, and its Hessian-vector products
 Batch = tuple[Tensor, Tensor]
+Device = str | torch.device | None
+Watch = Callable[[pd.DataFrame], None] | None
 Step = Callable[[Tensor, Tensor], Tensor]  # a batch (x, y) → the terms to log, (T,)
 
 
 def held_out(n: int, share: float) -> tuple[Tensor, Tensor]:
-    """Of n samples, the indices of those to train on and of those held out, both in ascending order: the same for all
-    methods and seeds; a larger share holds out the same and more. ValueError: one of the two parts would be empty."""
+    """Ascending indices of those of n samples to train on, and of those held out: the same for all methods and seeds; a
+    larger share holds out the same and more. ValueError: one of the two parts would be empty."""
     count = round(share * n)
     if share and not 0 < count < n:
         raise ValueError(f"held_out={share:g} holds out {count} of {n} samples: leave at least one on each side")
@@ -53,7 +55,7 @@ def held_out(n: int, share: float) -> tuple[Tensor, Tensor]:
 
 
 def _part(recipe: Recipe, split: str) -> tuple[str, Tensor | slice]:
-    """The dataset's own split that a recipe's split is or is part of, and which of its samples."""
+    """The dataset's own split that a recipe's split is part of, and which of its samples."""
     check_choice(split, ("train", "held_out", "test"), "split")
     if split == "held_out" and not recipe.held_out:
         raise ValueError("this recipe holds nothing out: give it held_out=0.2, say, or ask for 'test'")
@@ -70,11 +72,8 @@ def _images(recipe: Recipe, split: str, device: torch.device | str) -> data.Imag
 
 
 def samples(recipe: Recipe, split: str, device: torch.device | str = "cpu") -> Batch:
-    """A split as (x, y): images (N, C, H, W) in [0, 1] or points (N, 2), and labels (N,).
-
-    ``split``: ``train`` without what is held out, ``held_out`` or ``test``. ValueError: an unknown split, or
-    ``held_out`` of a recipe that holds nothing out; and as ``data.load``.
-    """
+    """A split as (x, y): images (N, C, H, W) in [0, 1] or points (N, 2), and labels (N,). ``split``: ``train`` without
+    what is held out, ``held_out`` or ``test``. ValueError: another split, or nothing is held out."""
     if recipe.dataset != "moons":
         images = _images(recipe, split, device)
         return images.float(), images.y
@@ -82,11 +81,6 @@ def samples(recipe: Recipe, split: str, device: torch.device | str = "cpu") -> B
     n, offset = MOONS[source]
     x, y = data.two_moons(n, noise=0.15, seed=recipe.seed + offset)
     return x[chosen].to(device), y[chosen].to(device)
-
-
-def measured_split(recipe: Recipe) -> str:
-    """The split that a trained net is judged by: ``held_out`` if the recipe holds something out, else ``test``."""
-    return "held_out" if recipe.held_out else "test"
 
 
 def steps_an_epoch(recipe: Recipe) -> int:
@@ -127,11 +121,8 @@ def accuracy(model: nn.Module, x: Tensor, y: Tensor, batch_size: int = 1024) -> 
 
 
 def learning_rate(recipe: Recipe, progress: float) -> float:
-    """The rate after a share ``progress`` in [0, 1] of training.
-
-    ``onecycle``: up to ``recipe.lr`` over the first 30 %, then along a cosine to 0 (L. Smith, N. Topin,
-    arXiv:1708.07120). ``steps``: a tenth from 75 % on, a hundredth from 87.5 % on (the authors').
-    """
+    """The rate after a share ``progress`` in [0, 1] of training. ``onecycle``: up to ``recipe.lr`` over the first 30 %,
+    then along a cosine to 0 (L. Smith, N. Topin, arXiv:1708.07120). ``steps``: the authors'."""
     if recipe.schedule == "steps":
         return recipe.lr * (1.0 if progress < 0.75 else 0.1 if progress < 0.875 else 0.01)
     if progress < 0.3:
@@ -158,8 +149,8 @@ def autocast(recipe: Recipe, device: torch.device) -> torch.autocast:
 
 
 def compiles(recipe: Recipe, device: torch.device) -> bool:
-    """Whether training runs compiled: as the recipe says; by default on a GPU, a CNN without second derivatives, which
-    compiled code doesn't have. (On a CPU the layers' fused kernels are faster than what the compiler makes.)"""
+    """As the recipe says; by default on a GPU (a CPU's fused kernels are faster than what the compiler makes), a CNN
+    without second derivatives, which compiled code doesn't have."""
     second = recipe.method in ONLY["derivative"] and recipe.derivative == "exact"
     default = device.type == "cuda" and recipe.model != "mlp" and not second
     return default if recipe.compile is None else recipe.compile
@@ -174,9 +165,9 @@ def training_step(
     names: list[str],
     compiled: bool = False,
 ) -> Step:
-    """A step as a function of a batch: power iterations (``advance``, of ``nn.norms_once_a_step``), loss, gradients,
-    optimiser → the terms' values. ``now`` is what the objective is told (``progress``, ``generator``); ``names`` is
-    filled with the names of the terms. If the compiler fails, the step warns once and goes on without."""
+    """A step as a function of a batch: ``advance`` (of ``nn.norms_once_a_step``), loss, gradients, optimiser → the
+    terms' values. ``now`` is what the objective is told (``progress``, ``generator``); ``names`` is filled with the
+    terms' names. If the compiler fails, the step warns once and goes on without."""
     device = next(model.parameters()).device
     networks: list[Any] = [torch.compile(model, dynamic=False), model] if compiled else [model]
 
@@ -270,27 +261,18 @@ def _train(
 
 
 def fit(
-    recipe: Recipe,
-    *,
-    device: str | torch.device | None = None,
-    progress: bool = True,
-    resume: bool = True,
-    watch: Callable[[pd.DataFrame], None] | None = None,
+    recipe: Recipe, *, device: Device = None, progress: bool = True, resume: bool = True, watch: Watch = None
 ) -> tuple[nn.Module, pd.DataFrame]:
     """Train the recipe: (model in eval mode with its norms refreshed, history with one row an epoch).
 
-    After each epoch the whole state is written (``state_path``), so a run that was stopped goes on from its last
-    epoch, on the CPU bit for bit, and one that is finished is read back. Two processes that want the same run take
-    turns. ``resume=False`` trains again over an older state; ``watch`` is called with the history after each epoch.
+    After each epoch the whole state is written, so a run that was stopped goes on from there, on the CPU bit for bit,
+    and one that is finished is read back; processes that want the same run take turns.
+    ``resume=False`` trains again over an older state; ``watch`` is called with the history after each epoch.
 
     The history's columns: epoch; the objective's terms, means over the epoch's steps; ``curvature``, mean C_f of 16
-    training images after 4 Hessian-vector products; ``sigma_error``, as of ``nn.sigma_error``; β and γ of each layer.
-    ``history.attrs["seconds"]`` is what training took, all its sittings together, and ``["made_on"]`` where.
-
-    Raises:
-        RuntimeError: the device is absent, the loss is not finite (with the epoch and the step), there is not enough
-            memory, or the saved state is damaged.
-        OSError: the state cannot be written.
+    training images after 4 Hessian-vector products; ``sigma_error``; β and γ of each layer. ``history.attrs``: the
+    ``seconds`` of all sittings together, and where they were ``made_on``. RuntimeError: no such device, a loss that is
+    not finite (in which epoch and step), not enough memory, or a damaged state. OSError: it cannot be written.
     """
     device, path = pick_device(device), state_path(recipe)
     with nullcontext() if resume and epochs_done(path) == recipe.epochs else locked(path):
@@ -314,9 +296,7 @@ def fit(
             if len(state.history) < recipe.epochs:
                 _train(state, optimizer, device, progress, save)
         except RuntimeError as error:
-            if isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(
-                error
-            ):  # the CPU's has no class
+            if isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error):
                 raise RuntimeError(f"not enough memory on {device} for {recipe}: use a smaller batch_size") from None
             raise
         finally:

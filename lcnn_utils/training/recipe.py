@@ -29,20 +29,13 @@ METHODS = {  # name: (activation, whether its layers are Lipschitz: spectral nor
     "minimal": ("trained", False),
     "relu": ("relu", False),  # everybody's network: ReLU, ordinary residual blocks, BatchNorm with scale and shift
 }
-ONLY = {  # field: the methods that it makes a difference to; every other field makes one to all
-    "beta": ("lcnn", "lcnn_gradreg", "minimal"),
-    "gamma": ("lcnn", "lcnn_gradreg"),
-    "lambda_beta": ("lcnn", "lcnn_gradreg", "minimal"),
-    "lambda_gamma": ("lcnn", "lcnn_gradreg"),
-    "lambda_grad": ("gradreg", "lcnn_gradreg", "minimal"),
-    "lambda_cure": ("cure",),
-    "h": ("cure",),
-    "softplus": ("softplus_wd",),
-    "eps": ("adversarial",),
-    "attack_steps": ("adversarial",),
-    "derivative": ("gradreg", "lcnn_gradreg", "minimal", "cure"),
-    "published": ("cure", "adversarial"),
-}
+PENALISED = ("gradreg", "lcnn_gradreg", "minimal")  # by their gradient
+ONLY: dict[str, tuple[str, ...]]  # field: the methods that it makes a difference to; every other field makes one to all
+ONLY = dict.fromkeys(("beta", "lambda_beta"), ("lcnn", "lcnn_gradreg", "minimal"))
+ONLY |= dict.fromkeys(("gamma", "lambda_gamma"), ("lcnn", "lcnn_gradreg"))
+ONLY |= {"lambda_grad": PENALISED, "derivative": (*PENALISED, "cure"), "lambda_cure": ("cure",), "h": ("cure",)}
+ONLY |= {"softplus": ("softplus_wd",), "eps": ("adversarial",), "attack_steps": ("adversarial",)}
+ONLY |= {"published": ("cure", "adversarial")}
 CHOICES = {"dataset": DATASETS, "method": tuple(METHODS), "model": MODELS}
 CHOICES |= {"schedule": ("onecycle", "steps"), "derivative": ("exact", "difference")}
 AT_LEAST_ONE = ("width", "epochs", "batch_size", "attack_steps")
@@ -54,10 +47,8 @@ LIMITS = {int: 2**31, float: math.inf}  # numpy and scikit-learn take seeds belo
 @dataclass(frozen=True)
 class Recipe:
     """Everything that determines a training run; equal recipes give equal models (bit for bit on one CPU with one
-    number of threads). Fields that a method doesn't use (``ONLY``) are ignored.
-
-    Sources: code-22 and code-23 are the authors' public code of October 2022 and March 2023; "ours" was chosen for this
-    lab. ValueError: an unknown name (the nearest known one is suggested), or a value out of range.
+    number of threads). Fields that a method doesn't use (``ONLY``) are ignored. ValueError: an unknown name, or a value
+    out of range. Sources: code-22 and code-23 are the authors' code of October 2022 and March 2023; "ours" the lab's.
     """
 
     dataset: str = "digits"
@@ -128,12 +119,11 @@ SCALES: dict[str, dict[str, dict[str, Any]]] = {  # scale: dataset: fields
 
 
 def recipe(dataset: str, method: str, seed: int = 0, scale: str | None = None, **changes: Any) -> Recipe:
-    """The recipe of a method at a scale, with ``changes`` of its fields.
+    """The recipe of a method at a scale, with ``changes`` of its fields; errors as :class:`Recipe`.
 
     ``scale``: ``lab`` (moons, digits: seconds on a CPU); for CIFAR and SVHN ``small`` (ResNet-18 of width 16, on a
     GPU), ``tiny`` (ResNet-10 of width 8: ten minutes a net and up on one CPU core), ``wide`` (width 64: a minute or two
-    on a large GPU) or ``paper`` (width 64, 200 epochs). Default: the first of these that the dataset has. ValueError:
-    an unknown dataset, method, scale or field (the nearest known one is suggested), or a value out of range.
+    on a large GPU) or ``paper`` (width 64, 200 epochs). Default: the first of these that the dataset has.
     """
     check_choice(dataset, DATASETS, "dataset")
     scales = tuple(name for name, table in SCALES.items() if dataset in table)

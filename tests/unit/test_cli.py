@@ -6,15 +6,12 @@ import subprocess
 import sys
 
 import pytest
-import torch
 
 from lcnn_utils import data
 from lcnn_utils.cli import commands as cli
 from lcnn_utils.cli.commands import parsed
 from lcnn_utils.experiments import results
 from lcnn_utils.experiments import runs as experiments
-from lcnn_utils.training import recipe, run_name
-from lcnn_utils.training.checkpoint import read
 
 TINY = ("--dataset", "moons", "--set", "epochs=1", "width=4")
 
@@ -49,12 +46,12 @@ def test_help_of_every_command(command, capsys):
 def test_the_examples_of_the_help_are_commands(command):
     """Each line of the help that begins with `lcnn` is understood, and its recipes are valid."""
     lines = [line.strip() for line in command.__doc__.splitlines() if line.strip().startswith("lcnn ")]
-    assert len(lines) == 4
+    assert len(lines) >= 3
     for line in lines:
-        assert cli.parse(line.split("    ")[0].split()[1:]).recipes()
+        assert cli.asked_for(cli.parse(line.split("    ")[0].split()[1:]))
 
 
-@pytest.mark.parametrize("args", [["labb"], ["data", "--rot", "x"], ["train", "lcnn", "--seeds", "x"], []])
+@pytest.mark.parametrize("args", [["labb"], ["data", "--root", "x"], ["train", "lcnn", "--seeds", "x"], []])
 def test_a_mistyped_command_is_explained_with_status_2(args, capsys):
     with pytest.raises(SystemExit, match="2"):
         cli.main(args)
@@ -103,10 +100,11 @@ def test_lab_becomes_jupyter_with_what_it_is_given(seen, monkeypatch, tmp_path, 
 # ---- lcnn data, train, results -----------------------------------------------------------------------------------
 
 
-def test_data_lists_and_loads(tmp_path, capsys):
-    assert cli.main(["data", "--root", str(tmp_path)]) == 0
+def test_data_lists_and_loads(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("LCNN_DATA", str(tmp_path))
+    assert cli.main(["data"]) == 0
     assert dict(line.split() for line in capsys.readouterr().out.splitlines()) == data.available(tmp_path)
-    assert cli.main(["data", "digits", "--root", str(tmp_path)]) == 0
+    assert cli.main(["data", "digits"]) == 0
     rows = [line.split()[:3] for line in capsys.readouterr().out.splitlines()]
     assert rows == [["digits", "train", "1,437"], ["digits", "test", "360"]]
 
@@ -138,7 +136,7 @@ def test_a_mistake_is_one_line_and_trains_nothing(args, says, store, capsys):
     assert not store.exists()
 
 
-def test_train_ships_and_prints_what_came_out_and_results_tells_it(store, shipped, capsys, tmp_path):
+def test_train_prints_what_came_out_and_results_tells_it(store, shipped, capsys, tmp_path):
     assert cli.main(["results"]) == 0
     assert "no runs yet" in capsys.readouterr().out
     assert cli.main(["train", "lcnn", "relu", "--seeds", "1", "4", *TINY]) == 0
@@ -149,9 +147,7 @@ def test_train_ships_and_prints_what_came_out_and_results_tells_it(store, shippe
         run = frame.loc[(method, int(seed))]
         assert shown == [f"{run.accuracy:.2%}", f"{run.curvature:.4g}", f"{run.margin_curvature:.4g}"]
 
-    assert cli.main(["train", "lcnn", "--ship", *TINY]) == 0
-    tensors, _ = read(shipped / f"{run_name(recipe('moons', 'lcnn', epochs=1, width=4))}.safetensors")
-    assert {value.dtype for value in tensors.values()} == {torch.float16, torch.int64}
+    assert cli.main(["train", "lcnn", *TINY]) == 0
     assert cli.main(["train", "lcnn", *TINY, "lambda_beta=0.5"]) == 0
     capsys.readouterr()
 

@@ -131,7 +131,6 @@ def test_samples_are_those_of_scikit_learn_in_parts(recipe):
     for part, index in (("train", kept), ("held_out", out)):
         assert all(torch.equal(a, b[index]) for a, b in zip(samples(one, part), whole, strict=True))
     assert all(torch.equal(a, b) for a, b in zip(samples(one, "test"), test, strict=True))
-    assert (module.measured_split(one), module.measured_split(plain)) == ("held_out", "test")
     for wrong, split in ((plain, "held_out"), (one, "tset"), (replace(one, held_out=1e-4), "train")):
         with pytest.raises(ValueError, match=r"holds nothing out|did you mean 'test'|leave at least one"):
             samples(wrong, split)

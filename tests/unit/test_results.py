@@ -144,6 +144,16 @@ def test_a_damaged_table_is_named(store, what):
             use(name)
 
 
+@pytest.mark.parametrize(
+    ("rows", "says"),
+    [(curve().drop(columns=["n", "eps"]), "it lacks the columns eps, n"), (curve(accuracy=50), "not in .0, 1.")],
+)
+def test_a_table_of_another_content_is_named(store, rows, says):
+    append(rows, "digits_curves", FACTS)
+    with pytest.raises(RuntimeError, match=rf"digits_curves.csv .*{says}"):
+        measured("digits_curves")
+
+
 @pytest.mark.parametrize("text", ["", '{"common": {', "null", "{}"])
 def test_damaged_facts_are_named(store, text):
     append(curve(), "digits_curves", FACTS)
