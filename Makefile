@@ -35,7 +35,7 @@ test: $(READY) ## lint, types, unit tests, every notebook, the browser test
 figures: $(READY) ## make all figures and tables in figures/ (about three minutes)
 	@$(PY) -m lcnn_utils figures $(FIGURES_ARGS)
 
-doctor: $(READY) ## check Python, versions, device, disk, datasets and checkpoints
+doctor: $(READY) ## check Python, versions, device, disk and datasets
 	@$(PY) -m lcnn_utils doctor
 
 notebooks: $(READY) ## run every notebook again and store it with its outputs

@@ -19,6 +19,7 @@ from urllib.request import url2pathname
 import numpy as np
 import torch
 import torch.nn.functional as F
+from filelock import FileLock
 from torch import Generator, Tensor
 from tqdm import tqdm
 
@@ -168,16 +169,17 @@ def fetch(name: str, root: str | Path, *, timeout: float = 20.0) -> None:
     try:
         root.mkdir(parents=True, exist_ok=True)
         for file, md5, becomes in FILES[name]:
-            if _is_there(root / becomes):
-                continue
-            part = _download([f"{base.rstrip('/')}/{file}" for base in bases], root / f"{file}.part", md5, timeout)
-            if file == becomes:
-                part.replace(root / becomes)
-                continue
-            with tempfile.TemporaryDirectory(dir=root, prefix=".unpacking-") as aside, tarfile.open(part) as tar:
-                tar.extractall(aside, filter="data")
-                Path(aside, becomes).replace(root / becomes)
-            part.unlink()
+            with FileLock(root / f".{file}.lock"):  # other processes wait, and find it there
+                if _is_there(root / becomes):
+                    continue
+                part = _download([f"{base.rstrip('/')}/{file}" for base in bases], root / f"{file}.part", md5, timeout)
+                if file == becomes:
+                    part.replace(root / becomes)
+                    continue
+                with tempfile.TemporaryDirectory(dir=root, prefix=".unpacking-") as aside, tarfile.open(part) as tar:
+                    tar.extractall(aside, filter="data")
+                    Path(aside, becomes).replace(root / becomes)
+                part.unlink()
     except OSError as error:
         way_out = "free some space, or set LCNN_DATA to a folder of yours; a rerun resumes"
         raise OSError(error.errno, f"cannot write {name} into {root} ({error.strerror or error}): {way_out}") from error

@@ -10,7 +10,9 @@ robustness*, 2019, arXiv:1902.06705 (the list of checks); F. Croce and M. Hein, 
 from __future__ import annotations
 
 import copy
+import importlib
 import math
+import sys
 from collections.abc import Callable, Mapping
 
 import pandas as pd
@@ -84,12 +86,18 @@ def autoattack(model: nn.Module, x: Tensor, y: Tensor, eps: float, *, norm: str 
     """The points that AutoAttack finds (standard version, of the package pyautoattack; for 10 classes or more)."""
     from pyautoattack import AutoAttack
 
+    trace = sys.gettrace()  # which it switches off
     with measuring(model), torch.random.fork_rng():  # it seeds the global generator
         x, y = prepare(model, x, y)
         check(x, eps, norm, UNIT)
+        if (classes := model(x[:1]).shape[1]) < 10:
+            raise ValueError(f"AutoAttack needs 10 classes or more, got {classes}")
         judged = copy.deepcopy(model).requires_grad_(False)  # it would leave gradients behind
         attack = AutoAttack(judged, norm={"l2": "L2", "linf": "Linf"}[norm], eps=eps, seed=seed, device=x.device)
-        return attack.run_standard_evaluation(x, y, batch_size=256)[0].detach()
+        try:
+            return attack.run_standard_evaluation(x, y, batch_size=256)[0].detach()
+        finally:
+            sys.settrace(trace)
 
 
 def masking_checks(
@@ -120,6 +128,8 @@ def masking_checks(
         check(x, eps, norm, UNIT, steps=steps, restarts=restarts)
         if eps <= 0 or len(x) < 4:  # one image may always fall by luck
             raise ValueError(f"{eps=}, {len(x)} images: give a radius above 0 and 4 images, better 100")
+        if referee:  # before the other attacks, which take minutes
+            importlib.import_module("pyautoattack")
         rows = _rows(model, x, y, eps, norm, steps, restarts, others or {}, referee, seed)
     return pd.DataFrame(rows, columns=["check", "value", "standard", "passed"])
 

@@ -32,6 +32,14 @@ def has_display(environ: Mapping[str, str], platform: str) -> bool:
     return not platform.startswith("linux") or bool(environ.get("DISPLAY") or environ.get("WAYLAND_DISPLAY"))
 
 
+def lab_command() -> list[str]:
+    """What starts JupyterLab on the first notebook."""
+    command = [sys.executable, "-m", "jupyterlab", f"--ServerApp.root_dir={PROJECT}"]
+    command.append(f"--LabApp.default_url=/lab/tree/{FIRST_NOTEBOOK}")
+    command.append("--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate")  # the versions are locked
+    return command + (["--allow-root"] if hasattr(os, "geteuid") and os.geteuid() == 0 else [])
+
+
 @dataclass(frozen=True)
 class Lab:
     """Open JupyterLab on the first notebook. All options go to Jupyter, such as --port 9999 or --no-browser."""
@@ -41,10 +49,7 @@ class Lab:
     def run(self) -> int:
         if not (PROJECT / FIRST_NOTEBOOK).is_file():
             raise FileNotFoundError(f"{FIRST_NOTEBOOK} is not in {PROJECT}: clone the project, pip install -e . there")
-        command = [sys.executable, "-m", "jupyterlab", f"--ServerApp.root_dir={PROJECT}"]
-        command.append(f"--LabApp.default_url=/lab/tree/{FIRST_NOTEBOOK}")
-        command.append("--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate")  # the versions are locked
-        command += ["--allow-root"] if hasattr(os, "geteuid") and os.geteuid() == 0 else []
+        command = lab_command()
         if not has_display(os.environ, sys.platform):
             command.append("--no-browser")
             print("open the URL printed below", flush=True)
@@ -163,8 +168,8 @@ class Results:
             print(f"{len(runs)} runs in {write_text(self.csv, runs.to_csv(index=False))}")
         else:
             recipe = [name for name in runs.columns[: runs.columns.get_loc("accuracy")] if name != "seed"]
-            differ = [name for name in recipe if name in ("dataset", "method") or runs[name].nunique() > 1]
-            groups = runs.groupby(differ, sort=False)
+            differ = [name for name in recipe if name in ("dataset", "method") or runs[name].nunique(dropna=False) > 1]
+            groups = runs.groupby(differ, sort=False, dropna=False)
             table = groups[METRICS].agg(["mean", "std"])
             table.insert(0, ("runs", ""), groups.size())
             print(table.to_string(float_format="{:.4g}".format, na_rep=""))
@@ -185,7 +190,7 @@ class Figures:
 
 @dataclass(frozen=True)
 class Doctor:
-    """Check Python, versions, device, disk, datasets and checkpoints, and say what to do about each problem."""
+    """Check Python, versions, device, disk and datasets, and say what to do about each problem."""
 
     def run(self) -> int:
         from .doctor import report

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from ..lab import check_choice, double
 from .premises import SCALARS, measuring, prepare, scalar_of
 
+LARGEST = 4096  # inputs of a dense Hessian
 CONFIRM = 4  # products after the residual is small: it tells of an eigenvalue nearby, now and then not of the largest
 Product = Callable[[Tensor], Tensor]
 
@@ -193,14 +194,20 @@ def geometry(
     """
     check_choice(scalar, SCALARS, "scalar")
     solve = METHODS[check_choice(method, tuple(METHODS), "method")]
+    if not 0 < tol < 1 or max_iter < 1 or batch_size < 1:
+        raise ValueError(f"use 0 < tol < 1, max_iter and batch_size >= 1: got {tol}, {max_iter}, {batch_size}")
     parts = []
     with measuring(model):
         x, y = prepare(model, x, y, precise=True)
+        if method == "exact" and x[0].numel() > LARGEST:
+            raise ValueError(f"a dense Hessian of {x[0].numel()} inputs is too large: use method='lanczos'")
         for xs, ys in zip(x.split(batch_size), y.split(batch_size), strict=True):
             try:
                 gradient, hvp = gradient_and_hvp(model, xs, ys, scalar)
                 flat_hvp = lambda v, xs=xs, hvp=hvp: hvp(v.view_as(xs)).flatten(1)
                 norm, v, products, residual = solve(flat_hvp, _random_unit(xs, generator), tol, max_iter)
+            except torch.OutOfMemoryError:
+                raise
             except RuntimeError as error:
                 raise ValueError(f"the network cannot be differentiated twice here: {error}") from error
             direction = (v * (1 / length(v))[:, None]).view_as(xs)

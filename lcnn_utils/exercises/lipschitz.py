@@ -54,8 +54,8 @@ def power_step(f: Callable) -> bool | None:
 
 def batchnorm_slopes(f: Callable) -> bool | None:
     """f(var, gamma, eps) → slopes (C,) of a γ-BatchNorm without weights: var (C,) are the channels' variances.
-    Each channel is multiplied by 1/σ_c, σ_c² = var_c + eps, but by no more than γ. Solution:
-    ``lcnn_utils.nn.batchnorm._slope``."""
+    Each channel is multiplied by 1/σ_c, σ_c² = var_c + eps, but by no more than γ.
+    Solution: ``lcnn_utils.nn.batchnorm._slope``."""
     inverse = lambda var, eps: 1 / (var + eps).sqrt()
     truth = lambda var, gamma, eps: inverse(var, eps).clamp(max=gamma)
     mistakes = {

@@ -3,6 +3,7 @@ share the store (``LCNN_STORE``) with the client; and what a sweep would take.""
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import importlib.util
 import logging
@@ -13,6 +14,7 @@ from itertools import product
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
+import torch
 from tqdm import tqdm
 
 from ..lab import one_thread, pick_device
@@ -26,7 +28,7 @@ if TYPE_CHECKING:
 
 # the fields that the time of an epoch depends on
 COSTLY = ["dataset", "method", "model", "width", "batch_size", "augment", "held_out"]
-COSTLY += ["derivative", "published", "attack_steps"]
+COSTLY += ["derivative", "published", "attack_steps", "compile", "bfloat16", "channels_last"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,15 +73,15 @@ def plan(recipes: Iterable[Recipe], device: str | None = None) -> pd.DataFrame:
     stored runs of the same kind, on this ``device`` if there are any; device, of those runs. Else NaN and "unknown"."""
     recipes = list(dict.fromkeys(recipes))
     fields = pd.DataFrame([dataclasses.asdict(one) for one in recipes])
-    differing = [str(name) for name in fields if name != "epochs" and fields[name].nunique() > 1]
+    differing = [str(name) for name in fields if name != "epochs" and fields[name].nunique(dropna=False) > 1]
     stored, here = runs.results(), made_on(pick_device(device))["device"]
-    kinds = {} if stored.empty else dict(list(stored.groupby(COSTLY)))
+    kinds = {} if stored.empty else dict(list(stored.groupby(stored[COSTLY].map(str).agg(" ".join, axis=1))))
     rows = []
     for one in recipes:
         if recorded(one):
             continue
         done, seconds, devices = epochs_done(state_path(one)), float("nan"), "unknown"
-        same = kinds.get(tuple(getattr(one, name) for name in COSTLY))
+        same = kinds.get(" ".join(str(getattr(one, name)) for name in COSTLY))
         if same is not None:
             timed = same[same.device == here] if (same.device == here).any() else same
             seconds = (one.epochs - done) * (timed.seconds / timed.epochs).median()
@@ -108,6 +110,8 @@ def local_cluster(workers: int | None, device: str | None) -> LocalCluster:
             from dask_cuda import LocalCUDACluster
 
             return LocalCUDACluster(n_workers=workers, **options)
+        if chosen.type == "cuda" and chosen.index is None and torch.cuda.device_count() > 1:
+            raise RuntimeError("to use several GPUs: pip install dask-cuda; or name one, such as cuda:0")
         return LocalCluster(n_workers=workers or (None if chosen.type == "cpu" else 1), **options)
 
 
@@ -146,7 +150,8 @@ def _swept(missing: list[Recipe], client: Client, device: str | None) -> dict[Re
     """The outcomes of recipes that are sent to a cluster."""
     from distributed import as_completed
 
-    print(f"{len(missing)} runs, dashboard: {client.dashboard_link}")
+    with contextlib.suppress(KeyError):  # a scheduler without one
+        print(f"{len(missing)} runs, dashboard: {client.dashboard_link}")
     futures = {client.submit(run_task, one, device, key=f"lcnn-{run_name(one)}", pure=False): one for one in missing}
     outcomes = dict[Recipe, Outcome]()
     try:

@@ -12,6 +12,7 @@ al., 2015 (guided backpropagation); M. Zeiler and R. Fergus, ECCV 2014 (occlusio
 from __future__ import annotations
 
 import copy
+import re
 import warnings
 
 import torch
@@ -32,6 +33,7 @@ MAPS = {  # method: label
     "occlusion": "Occlusion",
     "gradcam": "Grad-CAM",
 }
+ACTIVATION = r"(Centered|)Softplus|(Si|G)lu|Mish|Sigmoid|Tanh|\w*elu|Hard[a-z]+|Threshold|Clamp|Maximum"  # node names
 GRID = 4  # Grad-CAM looks at the last layer whose maps have at least so many pixels a side
 COMPLETE = 1e-2  # DeepLift's attributions must sum up to the difference of the logits, to this share of it
 
@@ -132,19 +134,23 @@ def _attribute(f, x, y, method, samples, noise, steps, baseline, window, layer, 
 
 
 def _guided_backprop(f: _Scalar, x: Tensor, y: Tensor) -> Tensor:
-    """Guided backpropagation, refused where it is none, or only in part."""
+    """Guided backpropagation, refused where the graph of the logits holds another activation than nn.ReLU, or none."""
     from captum import attr
 
-    kinds = {type(m) for m in f.model.modules()} - {nn.ReLU}
-    others = [kind.__name__ for kind in kinds if kind is CenteredSoftplus or kind.__module__ == nn.ReLU.__module__]
-    maps = attr.GuidedBackprop(f).attribute(x, additional_forward_args=y)
-    plain = attr.Saliency(f).attribute(x, abs=False, additional_forward_args=y)
-    if others or bool((maps - plain).norm() <= 1e-4 * plain.norm()):
+    copied, relus = copy.deepcopy(f.model).requires_grad_(False), list[object]()  # weights alone are no activation
+    for module in copied.modules():
+        if isinstance(module, nn.ReLU):
+            module.register_forward_hook(lambda _, __, output: relus.append(output.grad_fn))
+    nodes = list(filter(None, [copied(x.detach().clone().requires_grad_()).grad_fn]))
+    for node in nodes:  # a list that grows
+        nodes += [before for before, _ in node.next_functions if before and before not in nodes]
+    others = {m.group() for node in nodes if node not in relus and (m := re.search(ACTIVATION, node.name()))}
+    if others or not set(nodes) & set(relus):
         raise ValueError(
-            "guided backpropagation changes the backward pass of modules nn.ReLU only, and this network has "
-            f"{', '.join(sorted(others)) or 'none that matter (functions such as F.relu are none)'}: use 'gradient'"
+            "guided backpropagation changes the backward pass of modules nn.ReLU only (of no functions, such as "
+            f"F.relu), and this network has {', '.join(sorted(others)) or 'none'}: use method='gradient'"
         )
-    return maps
+    return attr.GuidedBackprop(f).attribute(x, additional_forward_args=y)
 
 
 def _deeplift(f: _Scalar, x: Tensor, y: Tensor, baseline: float) -> Tensor:
@@ -155,7 +161,10 @@ def _deeplift(f: _Scalar, x: Tensor, y: Tensor, baseline: float) -> Tensor:
     if f.scalar != "logit":
         raise ValueError(f"DeepLift explains logits here: scalar={f.scalar!r} has a layer that it knows no rule for")
     deep_lift.SUPPORTED_NON_LINEAR.setdefault(CenteredSoftplus, deep_lift.nonlinear)
-    maps = DeepLift(copy.deepcopy(f)).attribute(x, baselines=baseline, additional_forward_args=y)
+    try:
+        maps = DeepLift(copy.deepcopy(f)).attribute(x, baselines=baseline, additional_forward_args=y)
+    except (AssertionError, RuntimeError) as error:  # a module used twice, say
+        raise ValueError(f"DeepLift can't explain this network: {str(error).splitlines()[0]}") from error
     with torch.no_grad():
         change = f(x, y) - f(torch.full_like(x, baseline), y)
     gap = (maps.flatten(1).sum(1) - change).abs()

@@ -122,7 +122,8 @@ def server(browser_path, tmp_path_factory) -> Iterator[Server]:
         *("--ServerApp.ip=127.0.0.1", f"--IdentityProvider.token={token}", f"--ServerApp.root_dir={root}"),
         "--LabApp.expose_app_in_browser=True",
     ]
-    command = lab_command(["--no-browser", f"--ServerApp.port={port}", "--ServerApp.port_retries=0", *ours])
+    usual = [part for part in lab_command() if not part.startswith("--ServerApp.root_dir")]  # Jupyter takes one
+    command = [*usual, "--no-browser", f"--ServerApp.port={port}", "--ServerApp.port_retries=0", *ours]
     with log.open("w") as to:
         process = subprocess.Popen(
             command, env=settings_and_environment(home), cwd=root, stdout=to, stderr=subprocess.STDOUT
