@@ -248,3 +248,9 @@ def test_the_command(client, capsys):
 def test_what_the_command_refuses(more, capsys):
     assert cli.main([*SMALL, *more]) == 1
     assert capsys.readouterr().err.startswith("lcnn: ")
+
+
+def test_runs_that_differ_from_the_default_alone_are_told_apart(store):
+    """None, the device's default, beside True: two rows of a plan, with their column."""
+    recipes = [recipe("moons", "lcnn", epochs=1, width=4, bfloat16=value) for value in (None, True)]
+    assert plan(recipes).bfloat16.map(str).tolist() == ["None", "True"]
