@@ -7,26 +7,10 @@ from hypothesis import strategies as st
 from torch import nn
 
 from lcnn_utils.curvature import bounds, geometry
-from lcnn_utils.nn import CenteredSoftplus, LipschitzBatchNorm2d, mlp, refresh_norms, resnet
+from lcnn_utils.nn import CenteredSoftplus, LipschitzBatchNorm2d, mlp, resnet
+from lcnn_utils.studies.bounds import scramble
 
 SLACK = 1 + 1e-9
-
-
-def scramble(model: nn.Module, seed: int) -> nn.Module:
-    """Random weights, β, γ and BatchNorm statistics."""
-    generator = torch.Generator().manual_seed(seed)
-    random = lambda like: torch.randn(like.shape, generator=generator, dtype=like.dtype)
-    model = model.double().eval()
-    for name, p in model.named_parameters():
-        width = 1 if name.endswith(("log_beta", "log_gamma")) else max(1, p[0].numel())
-        p.data = random(p) / width**0.5
-    for name, buffer in model.named_buffers():
-        if name.endswith("running_var"):
-            buffer.copy_(random(buffer) ** 2 + 0.1)
-        elif name.endswith("running_mean"):
-            buffer.copy_(random(buffer) / 2)
-    refresh_norms(model)
-    return model
 
 
 def random_mlp(seed: int) -> tuple[nn.Module, torch.Tensor]:
