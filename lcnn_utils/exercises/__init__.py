@@ -115,7 +115,7 @@ def centered_softplus(f: Callable) -> bool | None:
 
 def derivatives(f: Callable) -> bool | None:
     """f(x, beta) → the pair (s₀′, s₀″) of the centered softplus, each like x (any shape), for a number β > 0.
-    Solution: ``lcnn_utils.nn.softplus._Slope``."""
+    Solution: the first lines of ``lcnn_utils/nn/softplus.py``."""
     tensors = lambda got: isinstance(got, tuple | list) and all(isinstance(one, Tensor) for one in got)
     stacked = lambda x, b: torch.stack(list(got)) if tensors(got := f(x, b)) else got
     pair, s = lambda *both: torch.stack(both), torch.sigmoid

@@ -15,7 +15,6 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 from torch.autograd import forward_ad
-from torch.autograd.function import once_differentiable
 
 BETA_RANGE = (1e-8, 1e8)  # of a layer: in float32 these are x/2 and the ReLU
 FUSED_FROM = 0.05  # smallest β of the fused form, which cancels where β is small
@@ -88,25 +87,6 @@ def _dot(a: Tensor, b: Tensor) -> Tensor:
     return (a * b).sum()
 
 
-class _Slope(torch.autograd.Function):
-    """(g, x, log β) ↦ g σ(βx) with its own first derivatives, for Hessians and penalties on gradients."""
-
-    @staticmethod
-    def forward(ctx: Any, grad: Tensor, x: Tensor, log_beta: Tensor, beta: float) -> Tensor:
-        near = x.clamp(-30 / beta, 30 / beta) if beta > STEEP else x
-        ctx.save_for_backward(grad, near)
-        ctx.beta = beta
-        return torch.ops.aten.softplus_backward(grad, near, beta, 20)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, h: Tensor) -> tuple[Tensor | None, ...]:
-        grad, x = ctx.saved_tensors
-        slope = torch.sigmoid(ctx.beta * x)
-        by_x = torch.ops.aten.sigmoid_backward(h * grad, slope) * ctx.beta  # h g βσ(1 − σ)
-        return slope * h, by_x, (by_x * x).sum() if ctx.needs_input_grad[2] else None, None
-
-
 class _OneBeta(torch.autograd.Function):
     """s₀ as a layer computes it: x in float32 or wider, one β; keeps x and s₀ in memory, not the ten steps between.
 
@@ -131,10 +111,11 @@ class _OneBeta(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor | None]:
         x, log_beta, y = ctx.saved_tensors
-        if ctx.beta >= FUSED_FROM:
-            by_x = _Slope.apply(grad, x, log_beta, ctx.beta)
+        near = x.clamp(-30 / ctx.beta, 30 / ctx.beta) if ctx.beta > STEEP else x
+        if ctx.beta < FUSED_FROM or torch.is_grad_enabled():  # a graph of the gradient is asked for
+            by_x = grad * torch.sigmoid(beta_of(log_beta).to(x.dtype) * near)
         else:
-            by_x = grad * torch.sigmoid(beta_of(log_beta).to(x.dtype) * x)
+            by_x = torch.ops.aten.softplus_backward(grad, near, ctx.beta, 20)
         by_log_beta = (_dot(by_x, x) - _dot(grad, y)).to(log_beta.dtype) if ctx.needs_input_grad[1] else None
         return by_x, by_log_beta
 
