@@ -101,8 +101,7 @@ def _check_model(model: nn.Module, x: Tensor) -> Tensor:
     eps = torch.finfo(logits.dtype).eps
     tolerance = max(1e-3, 16 * eps) * (logits.amax() - logits.amin()) + 4 * eps * logits.abs().max()
     differs = not bool((alone - logits).abs().max() <= tolerance)
-    eps, again = torch.finfo(logits.dtype).eps, model(pair.detach())
-    differs |= bool((again - logits).abs().max() > 100 * eps * logits.abs().max())
+    differs |= bool((model(pair.detach()) - logits).abs().max() > 100 * eps * logits.abs().max())
     if entangled or differs or not torch.equal(random_state(), before):
         cause = "BatchNorm without running statistics, F.dropout without training=self.training?"
         raise ValueError(f"in eval mode, a sample's logits depend on the rest of its batch, or are random: {cause}")

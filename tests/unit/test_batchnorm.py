@@ -121,6 +121,19 @@ def test_fast_training_is_the_written_out_one(log10_gamma, affine, shape, scale,
         torch.testing.assert_close(fast.to(exact), exact, rtol=rtol, atol=rtol * parts)
 
 
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_rounds_only_the_output(dtype, training):
+    """Statistics of 2,000 values of mean 100 would overflow float16 and stick in bfloat16, were they added in these."""
+    torch.manual_seed(0)
+    layer, x = LipschitzBatchNorm2d(3, 0.5).train(training), (100 + torch.randn(20, 3, 10, 10)).to(dtype)
+    other, mixed = copy.deepcopy(layer), layer(x)
+    assert mixed.dtype == dtype
+    torch.testing.assert_close(mixed, other(x.float()).to(dtype))
+    torch.testing.assert_close(layer.running_mean, other.running_mean)
+    torch.testing.assert_close(layer.running_var, other.running_var)
+
+
 @pytest.mark.parametrize("fast", [True, False], ids=["torch's kernel", "written out"])
 @pytest.mark.parametrize("momentum", [0.3, 1.0, None])
 def test_statistics_are_those_of_torchs_batchnorm(momentum, fast):

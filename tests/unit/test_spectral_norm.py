@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.sparse.linalg import LinearOperator, svds
 from torch import nn
 from torch.nn.utils import parametrizations, parametrize
 
@@ -95,6 +96,25 @@ def test_the_bounds_torus_has_room_for_the_padding(padding):
     conv = nn.Conv2d(1, 1, (2 * padding + 1, 1), padding=(padding, 0)).double()
     conv.weight.data.zero_()[0, 0, [0, padding, -1], 0] = torch.tensor([-0.5, 1.0, -0.5], dtype=torch.float64)
     assert true_norm(conv, (1, 1, 1)) == 1 <= conv_norm(conv, (1, 1, 1), "bound").item()
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+def test_norms_at_full_size_against_a_sparse_svd(stride):
+    """CIFAR's 32 × 32 pixels, where the dense matrix no longer fits: the layer and its transpose in scipy's svds."""
+    conv, shape = make(3, stride, 1, 1, 1, (32, 32), (8, 8))
+    transposed = nn.ConvTranspose2d(8, 8, 3, stride, 1, output_padding=stride - 1, bias=False)
+    transposed.weight.data = conv.weight.data
+    image = lambda v, side: torch.from_numpy(v.reshape(1, 8, side, side).copy())
+    with torch.no_grad():
+        conv.bias.zero_()
+        side = 32 // stride
+        matrix = LinearOperator(
+            (8 * side**2, 8 * 32**2), dtype="float64", matvec=lambda v: conv(image(v, 32)).numpy().ravel(),
+            rmatvec=lambda v: transposed(image(v, side)).numpy().ravel(),
+        )  # fmt: skip
+        truth = svds(matrix, 1, return_singular_vectors=False, random_state=0)[0]
+        assert conv_norm(conv, shape, iterations=1000).item() == pytest.approx(truth, rel=1e-4)
+        assert truth <= conv_norm(conv, shape, "bound").item() < 1.05 * truth
 
 
 def test_power_gradient_is_that_of_the_norm():
