@@ -23,7 +23,7 @@ from ..curvature import geometry
 from ..lab import PROJECT, pick_device, store_root, write_text
 from ..nn import refresh_norms
 from ..training import Recipe, accuracy, build, fit, run_name, samples, state_path
-from ..training.checkpoint import DAMAGE, Damaged, epochs_done, read, recipe_of, write
+from ..training.checkpoint import DAMAGE, Damaged, epochs_done, read, recipe_of
 from ..training.fit import Device, Watch
 
 SHIPPED = PROJECT / "data" / "checkpoints"
@@ -86,28 +86,8 @@ def run(
     metrics, sittings = measure(model, recipe), history.attrs["made_on"]
     about = sittings[-1] | {"device": " and ".join(dict.fromkeys(sitting["device"] for sitting in sittings))}
     about |= {"seconds": history.attrs["seconds"], "seed": recipe.seed, "date": datetime.date.today().isoformat()}
-    _write_record(store_root() / "runs", recipe, metrics, history, about)
+    write_record(store_root() / "runs", recipe, metrics, history, about)
     return Run(model if weights else None, metrics, recipe, history, about)
-
-
-def ship(recipe: Recipe, *, weights: bool = True, folder: Path | None = None, progress: bool = True) -> Run:
-    """Run a recipe and put it among the shipped ones (in ``folder``): weights rounded to float16, metrics measured from
-    those. ``weights=False`` ships the run's numbers only. RuntimeError: float16 changes the accuracy."""
-    folder, made = folder or SHIPPED, run(recipe, progress=progress, weights=weights)
-    metrics, path = made.metrics, folder / f"{run_name(recipe)}.safetensors"
-    if made.model is not None:
-        tensors = {k: v.half() if v.is_floating_point() else v for k, v in made.model.state_dict().items()}
-        if not all(bool(value.isfinite().all()) for value in tensors.values()):
-            raise RuntimeError(
-                f"a weight of {path.stem} is too large for float16: ship its numbers only (weights=False)"
-            )
-        write(path, tensors, {"recipe": json.dumps(dataclasses.asdict(recipe))})
-        metrics = measure(load_weights(path, recipe).to(next(made.model.parameters()).device), recipe)
-        if abs(metrics["accuracy"] - made.metrics["accuracy"]) > 0.01:
-            path.unlink()
-            raise RuntimeError(f"float16 changes the accuracy of {path.stem}: ship its numbers only (weights=False)")
-    _write_record(folder, recipe, metrics, made.history, made.provenance)
-    return dataclasses.replace(made, metrics=metrics)
 
 
 def load_weights(path: Path, recipe: Recipe) -> nn.Module:
@@ -165,7 +145,8 @@ def _sha256(record: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
 
 
-def _write_record(folder: Path, recipe: Recipe, metrics: dict, history: pd.DataFrame, about: dict) -> None:
+def write_record(folder: Path, recipe: Recipe, metrics: dict, history: pd.DataFrame, about: dict) -> None:
+    """The record of a run into a folder, with ``about``, its provenance. Raises OSError."""
     record: dict[str, Any] = {"recipe": dataclasses.asdict(recipe), "metrics": metrics, "provenance": about}
     record["history"] = history.to_dict("records")
     text = json.dumps(record | {"sha256": _sha256(record)}) + "\n"

@@ -10,17 +10,18 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from helpers import files_of_at_most
+from helpers import benchmark, files_of_at_most
 from torch import nn
 
 from lcnn_utils import data
-from lcnn_utils.experiments import load_weights, measure, results, run, ship
+from lcnn_utils.experiments import load_weights, measure, results, run
 from lcnn_utils.experiments import runs as experiments
 from lcnn_utils.training import METHODS, OBJECTIVES, Recipe, accuracy, fit, recipe, run_name, samples, state_path
 from lcnn_utils.training.checkpoint import Damaged, read, recipe_of, write
 
 TINY = recipe("moons", "lcnn", epochs=2, width=4)
 OTHER = recipe("moons", "standard", epochs=1, width=4)
+ship = benchmark("ship").ship
 METRICS = (
     "accuracy", "grad_norm", "hessian_norm", "curvature", "margin_curvature", "curvature_median",
     "margin_curvature_median", "images", "measured", "parameters",
@@ -54,7 +55,7 @@ def made(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("LCNN_STORE", str(folder / "store"))
         patch.setenv("LCNN_DEVICE", "cpu")
-        ship(TINY, progress=False, folder=folder / "shipped")
+        ship(TINY, folder / "shipped", progress=False)
     return folder
 
 
@@ -258,7 +259,7 @@ def test_shipped_weights_are_rounded_and_so_are_their_metrics(store, shipped, no
     monkeypatch.setattr(experiments, "GEOMETRY", 20)
     one = recipe("digits", "lcnn", epochs=2, width=2, batch_size=64)
     net, state = fit(one, progress=False)[0], torch.random.get_rng_state()
-    made = ship(one, progress=False)
+    made = ship(one, shipped, progress=False)
     assert torch.equal(state, torch.random.get_rng_state())
     path, exact = shipped / f"{run_name(one)}.safetensors", net.state_dict()
     for name, value in read(path)[0].items():
@@ -277,11 +278,21 @@ def test_shipped_weights_are_rounded_and_so_are_their_metrics(store, shipped, no
     assert (found.metrics, found.provenance) == (made.metrics, made.provenance)
 
 
+@pytest.mark.parametrize(("factor", "says"), [(1e6, "too large for float16"), (1e-9, "changes the accuracy")])
+def test_weights_that_float16_cannot_hold_are_not_shipped(factor, says, stored, shipped):
+    weight = next(name for name in read(state_path(TINY))[0] if name.startswith("model.") and name.endswith("weight"))
+    tensors, metadata = read(state_path(TINY))
+    write(state_path(TINY), tensors | {weight: tensors[weight] * factor}, metadata)
+    with pytest.raises(RuntimeError, match=rf"{says}.*weights=False"):
+        ship(TINY, shipped, progress=False)
+    assert files(shipped) == {}
+
+
 def test_results_lists_each_run_once(store, shipped, monkeypatch, tmp_path):
     assert results().empty
     made = run(TINY, progress=False)
-    ship(TINY, progress=False)
-    other, stored = ship(replace(OTHER, seed=3), progress=False, weights=False), run(OTHER, progress=False)
+    ship(TINY, shipped, progress=False)
+    other, stored = ship(replace(OTHER, seed=3), shipped, progress=False, weights=False), run(OTHER, progress=False)
     frame = results()
     assert list(frame.columns) == [*asdict(TINY), *METRICS, "seconds", "device", "date"]
     assert len(frame) == 3
