@@ -10,7 +10,6 @@ import dataclasses
 import datetime
 import hashlib
 import json
-import math
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,7 +27,6 @@ from ..training.fit import Device, Watch
 
 SHIPPED = PROJECT / "data" / "checkpoints"
 GEOMETRY = 1000  # images whose curvature is measured, at most
-COUNTS = ("images", "measured", "parameters")
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,7 +72,7 @@ def run(
         path = folder / f"{run_name(recipe)}.json"
         if not path.exists():
             continue
-        result = read_record(path, recipe)
+        result = read_record(path)
         if not weights:
             return result
         if folder == SHIPPED and path.with_suffix(".safetensors").exists():
@@ -104,11 +102,11 @@ def load_weights(path: Path, recipe: Recipe) -> nn.Module:
     return model.eval()
 
 
-def results(folders: tuple[Path, ...] | None = None) -> pd.DataFrame:
+def results() -> pd.DataFrame:
     """Every run that is shipped or in the store, a row each: the recipe's fields, metrics, seconds, device, date. A
     damaged record is left out, with a warning."""
     rows: dict[str, dict[str, Any]] = {}
-    for folder in folders or places():
+    for folder in places():
         for path in sorted(folder.glob("[!.]*.json")):  # a hidden one is being written
             try:
                 run = read_record(path)
@@ -120,23 +118,17 @@ def results(folders: tuple[Path, ...] | None = None) -> pd.DataFrame:
     return pd.DataFrame(list(rows.values()))
 
 
-def read_record(path: Path, recipe: Recipe | None = None) -> Run:
-    """The run that a record tells of, without its weights. Raises Damaged: it is altered, out of range, of another
-    version, or of another recipe than ``recipe`` or its name says."""
+def read_record(path: Path) -> Run:
+    """The run that a record tells of, without its weights. Raises Damaged: it is altered, of another version, or of
+    another recipe than its name says."""
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
         if record.pop("sha256", "missing: it is of an older version") != _sha256(record):
             raise ValueError("its content does not match its SHA-256")
-        recorded, about = recipe_of(record["recipe"]), record["provenance"]
-        if run_name(recorded) != path.stem or recorded != (recipe or recorded):
+        recipe = recipe_of(record["recipe"])
+        if run_name(recipe) != path.stem:
             raise ValueError("it is the record of another recipe")
-        metrics, seconds = record["metrics"], about["seconds"]
-        finite = all(math.isfinite(value) for value in (*metrics.values(), seconds))
-        if not finite or not 0 <= metrics["accuracy"] <= 1 or min(metrics[name] for name in COUNTS) < 1 or seconds < 0:
-            raise ValueError("a metric or the seconds are out of range")
-        frame = pd.DataFrame(record["history"])
-        frame.attrs["seconds"] = seconds
-        return Run(None, metrics, recorded, frame, about)
+        return Run(None, record["metrics"], recipe, pd.DataFrame(record["history"]), record["provenance"])
     except DAMAGE as error:
         raise _damaged(path, error) from None
 

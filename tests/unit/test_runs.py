@@ -183,13 +183,13 @@ def test_every_flipped_bit_of_a_record_is_noticed(store):
     assert unnoticed <= 20
 
 
-def altered(part: str = "recipe", **changes):
-    """Change fields of a part of the record, with a checksum of its own."""
+def altered(**changes):
+    """Change fields of the recipe, with a checksum of its own."""
 
     def damage(content: bytes) -> bytes:
         record = json.loads(content)
         del record["sha256"]
-        record[part] |= changes
+        record["recipe"] |= changes
         return json.dumps(record | {"sha256": experiments._sha256(record)}).encode()
 
     return damage
@@ -204,10 +204,6 @@ DAMAGES = {
     "a field too many": altered(lambda_delta=1.0),
     "a value out of range": altered(lr=-1.0),
     "another seed": altered(seed=1),
-    "a metric that is no number": altered("metrics", curvature=float("nan")),
-    "an accuracy above 1": altered("metrics", accuracy=1.5),
-    "no images": altered("metrics", images=0),
-    "negative seconds": altered("provenance", seconds=-1.0),
 }
 
 
@@ -300,7 +296,6 @@ def test_results_lists_each_run_once(store, shipped, monkeypatch, tmp_path):
         (row,) = frame[(frame.method == one.recipe.method) & (frame.seed == one.recipe.seed)].to_dict("records")
         assert Recipe(**{name: row[name] for name in asdict(TINY)}) == one.recipe
         assert row["accuracy"] == pytest.approx(one.metrics["accuracy"], abs=2e-3)
-    assert [len(results(folders=(f,))) for f in (store / "runs", shipped, store / "nothing")] == [3, 2, 0]
     monkeypatch.setenv("LCNN_STORE", str(tmp_path / "empty"))
     assert run(other.recipe, progress=False).metrics["images"] == 1000, "weights that aren't shipped are trained"
 
@@ -318,8 +313,8 @@ def test_every_shipped_net_has_its_accuracy(path, store, no_training, request):
     assert abs(accuracy(made.model, x, y) - share) < allowed
 
 
-def test_every_shipped_record_is_whole():
-    frame = results(folders=(experiments.SHIPPED,))
+def test_every_shipped_record_is_whole(store):
+    frame = results()
     assert len(frame) == len(RECORDS) >= 83
     assert np.isfinite(frame[list(METRICS)].to_numpy()).all()
     assert {path.stem for path in WEIGHTS} <= {path.stem for path in RECORDS}
