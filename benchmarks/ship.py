@@ -54,8 +54,8 @@ def ship(recipe: Recipe, folder: Path = SHIPPED, *, weights: bool = True, progre
     ``weights=False`` ships the run's numbers only. RuntimeError: float16 changes the accuracy, or holds no weight so
     large."""
     made = run(recipe, progress=progress, weights=weights)
-    metrics, path = made.metrics, folder / f"{run_name(recipe)}.safetensors"
     if made.model is not None:
+        path = folder / f"{run_name(recipe)}.safetensors"
         way_out = "ship its numbers only (weights=False)"
         tensors = {k: v.half() if v.is_floating_point() else v for k, v in made.model.state_dict().items()}
         if not all(bool(value.isfinite().all()) for value in tensors.values()):
@@ -65,8 +65,9 @@ def ship(recipe: Recipe, folder: Path = SHIPPED, *, weights: bool = True, progre
         if abs(metrics["accuracy"] - made.metrics["accuracy"]) > 0.01:
             path.unlink()
             raise RuntimeError(f"float16 changes the accuracy of {path.stem}: {way_out}")
-    write_record(folder, recipe, metrics, made.history, made.provenance)
-    return dataclasses.replace(made, metrics=metrics)
+        made = dataclasses.replace(made, metrics=metrics)
+    write_record(made, folder)
+    return made
 
 
 def main() -> None:

@@ -90,10 +90,10 @@ def append(frame: pd.DataFrame, name: str, provenance: Mapping[str, Any]) -> Pat
         provenance: what produced these rows, for JSON.
     """
     dataset, second, *_ = name.split("_")
-    rows = frame.drop(columns=["dataset", "scale"], errors="ignore")
-    position = rows.columns.get_loc("run") + 1 if "run" in rows else 0
-    rows.insert(position, "dataset", dataset)
-    rows.insert(position + 1, "scale", second if second in SCALES else "lab")
+    columns = [str(column) for column in frame if column not in ("dataset", "scale")]
+    position = columns.index("run") + 1 if "run" in columns else 0
+    columns[position:position] = ["dataset", "scale"]
+    rows = frame.assign(dataset=dataset, scale=second if second in SCALES else "lab")[columns]
     new = pd.read_csv(io.StringIO(rows.to_csv(index=False, float_format="%.5g")), **AS_WRITTEN)
     facts = {run: dict(provenance) for run in (new.run.unique() if "run" in new else [""])}
     path = _path(store_root() / "results", name)
@@ -153,10 +153,9 @@ def _read(path: Path, **options: Any) -> tuple[pd.DataFrame, dict[str, dict[str,
 
 def _by_run(frame: pd.DataFrame) -> pd.DataFrame:
     """Rows by method and seed of their run, ``DATASET-METHOD-seedN-HASH``; those of one run keep their order."""
-
-    def place(run: str) -> tuple[int, int]:
-        _, method, seed, _ = run.split("-")
-        return list(METHODS).index(method), int(seed.removeprefix("seed"))
-
-    order = {run: number for number, run in enumerate(sorted(frame.run.unique(), key=place))}
-    return frame.sort_values("run", key=lambda runs: runs.map(order), kind="stable", ignore_index=True)
+    frame = frame.reset_index(drop=True)
+    names = frame.run.str.split("-", expand=True)
+    methods = names[1].map(list(METHODS).index)
+    seeds = names[2].str.removeprefix("seed").astype(int)
+    order = pd.DataFrame({"method": methods, "seed": seeds}).sort_values(["method", "seed"])
+    return frame.loc[order.index].reset_index(drop=True)

@@ -84,8 +84,9 @@ def run(
     metrics, sittings = measure(model, recipe), history.attrs["made_on"]
     about = sittings[-1] | {"device": " and ".join(dict.fromkeys(sitting["device"] for sitting in sittings))}
     about |= {"seconds": history.attrs["seconds"], "seed": recipe.seed, "date": datetime.date.today().isoformat()}
-    write_record(store_root() / "runs", recipe, metrics, history, about)
-    return Run(model if weights else None, metrics, recipe, history, about)
+    made = Run(model if weights else None, metrics, recipe, history, about)
+    write_record(made, store_root() / "runs")
+    return made
 
 
 def load_weights(path: Path, recipe: Recipe) -> nn.Module:
@@ -137,12 +138,12 @@ def _sha256(record: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
 
 
-def write_record(folder: Path, recipe: Recipe, metrics: dict, history: pd.DataFrame, about: dict) -> None:
-    """The record of a run into a folder, with ``about``, its provenance. Raises OSError."""
-    record: dict[str, Any] = {"recipe": dataclasses.asdict(recipe), "metrics": metrics, "provenance": about}
-    record["history"] = history.to_dict("records")
+def write_record(run: Run, folder: Path) -> None:
+    """Write all of a run but its weights into a folder, atomically. Raises OSError."""
+    record: dict[str, Any] = {"recipe": dataclasses.asdict(run.recipe), "metrics": run.metrics}
+    record |= {"provenance": run.provenance, "history": run.history.to_dict("records")}
     text = json.dumps(record | {"sha256": _sha256(record)}) + "\n"
-    write_text(folder / f"{run_name(recipe)}.json", text, "set LCNN_STORE to a folder of yours")
+    write_text(folder / f"{run_name(run.recipe)}.json", text, "set LCNN_STORE to a folder of yours")
 
 
 def _damaged(path: Path, error: Exception) -> Damaged:
