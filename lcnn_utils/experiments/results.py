@@ -84,8 +84,8 @@ def append(frame: pd.DataFrame, name: str, provenance: Mapping[str, Any]) -> Pat
     so at the same time. RuntimeError: the table is damaged. OSError: it cannot be written, and stays as it was.
 
     Args:
-        frame: with a column ``run``, else it replaces the whole table. Five digits of floats are kept, and columns
-            ``dataset`` and ``scale`` are added.
+        frame: with a column ``run``, else it replaces the whole table. Five digits of floats are kept; the columns
+            ``dataset`` and ``scale`` are written as the name says.
         name: ``DATASET_SCALE_KIND`` in full, ``DATASET_KIND`` at the scale ``lab``.
         provenance: what produced these rows, for JSON.
     """
