@@ -7,16 +7,19 @@ GPU. The last two need CIFAR-10 on the disk.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import os
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from lcnn_utils.experiments import SHIPPED, ship
+from lcnn_utils.experiments import SHIPPED, load_weights, measure, run
+from lcnn_utils.experiments.runs import Run, write_record
 from lcnn_utils.lab import one_thread
 from lcnn_utils.studies.methods import failure_recipes, ingredient_recipes, lambda_recipes
-from lcnn_utils.training import METHODS, Recipe, recipe
+from lcnn_utils.training import METHODS, Recipe, recipe, run_name
+from lcnn_utils.training.checkpoint import write
 
 SEEDS = {"digits": (0, 1, 2), "cifar10": (0, 1), "tiny": (0, 1)}
 TINY = {"standard": 2, "lcnn": 2, "gradreg": 1, "lcnn_gradreg": 1, "softplus_wd": 1, "adversarial": 1}  # seeds
@@ -44,6 +47,27 @@ def same_portfolio(record: Path, like: Recipe) -> bool:
         return json.loads(record.read_text(encoding="utf-8"))["recipe"]["width"] == like.width
     except (OSError, ValueError, KeyError):
         return True
+
+
+def ship(recipe: Recipe, folder: Path = SHIPPED, *, weights: bool = True, progress: bool = True) -> Run:
+    """Run a recipe and put it into ``folder``: weights rounded to float16, metrics measured from those.
+    ``weights=False`` ships the run's numbers only. RuntimeError: float16 changes the accuracy, or holds no weight so
+    large."""
+    made = run(recipe, progress=progress, weights=weights)
+    if made.model is not None:
+        path = folder / f"{run_name(recipe)}.safetensors"
+        way_out = "ship its numbers only (weights=False)"
+        tensors = {k: v.half() if v.is_floating_point() else v for k, v in made.model.state_dict().items()}
+        if not all(bool(value.isfinite().all()) for value in tensors.values()):
+            raise RuntimeError(f"a weight of {path.stem} is too large for float16: {way_out}")
+        write(path, tensors, {"recipe": json.dumps(dataclasses.asdict(recipe))})
+        metrics = measure(load_weights(path, recipe).to(next(made.model.parameters()).device), recipe)
+        if abs(metrics["accuracy"] - made.metrics["accuracy"]) > 0.01:
+            path.unlink()
+            raise RuntimeError(f"float16 changes the accuracy of {path.stem}: {way_out}")
+        made = dataclasses.replace(made, metrics=metrics)
+    write_record(made, folder)
+    return made
 
 
 def main() -> None:

@@ -105,8 +105,6 @@ class Sweep:
     lcnn sweep --datasets cifar10 --plan    (what would it take?)
 
     lcnn sweep --methods lcnn --seeds 0 1 2 --grid lambda_beta=1e-4,1e-3 lambda_gamma=0,1e-3    (12 runs)
-
-    lcnn sweep --datasets cifar10 --scheduler tcp://10.0.0.5:8786    (on a cluster)
     """
 
     datasets: Names = ("digits",)  # moons, digits, cifar10, cifar100 or svhn
@@ -221,11 +219,13 @@ def asked_for(command: Train | Sweep) -> list[Recipe]:
     from ..experiments import ordered
     from ..training import METHODS
 
-    datasets, grid = ((command.dataset,), ()) if isinstance(command, Train) else (command.datasets, command.grid)
-    pairs = [point.partition("=") for point in grid]
-    values = {name: [parsed((f"{name}={value}",))[name] for value in text.split(",")] for name, _, text in pairs}
+    datasets, points = ((command.dataset,), ()) if isinstance(command, Train) else (command.datasets, command.grid)
+    grid = {}
+    for point in points:
+        name, _, values = point.partition("=")
+        grid[name] = [parsed((f"{name}={value}",))[name] for value in values.split(",")]
     methods = tuple(METHODS) if command.methods == ("all",) else command.methods
-    return ordered(datasets, methods, command.seeds, command.scale, values, **parsed(command.set))
+    return ordered(datasets, methods, command.seeds, command.scale, grid, **parsed(command.set))
 
 
 def parsed(changes: Names) -> dict[str, Any]:

@@ -44,7 +44,10 @@ def about_digits(source: str, seeds: Sequence[int] = SEEDS) -> dict[str, Any]:
 
 def about_results(*names: str) -> dict[str, Any]:
     """What produced stored results: command, hardware, versions, n, seeds, and the names of their runs."""
-    sources = {name: (about := how_measured(name)) | {"runs": list(about.get("runs", ()))} for name in names}
+    sources = {}
+    for name in names:
+        about = how_measured(name)
+        sources[name] = about | {"runs": list(about.get("runs", ()))}
     datasets = dict.fromkeys(title(name.partition("_")[0]) for name in names)
     return {"dataset": ", ".join(datasets), "source": MEASURED, "measured": sources}
 

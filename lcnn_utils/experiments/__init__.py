@@ -2,9 +2,8 @@
 
 from .paper import BEYOND, CLAIMS, Claim, claims, comparison, ours, published
 from .results import append, has, how_measured, measured
-from .runs import SHIPPED, load_weights, measure, results, run, ship
+from .runs import SHIPPED, load_weights, measure, results, run
 from .sweep import Outcome, ordered, plan, sweep
 
 __all__ = ["BEYOND", "CLAIMS", "SHIPPED", "Claim", "Outcome", "append", "claims", "comparison", "has", "how_measured"]
-__all__ += ["load_weights", "measure", "measured", "ordered", "ours", "plan", "published", "results", "run", "ship"]
-__all__ += ["sweep"]
+__all__ += ["load_weights", "measure", "measured", "ordered", "ours", "plan", "published", "results", "run", "sweep"]

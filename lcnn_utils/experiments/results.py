@@ -3,6 +3,7 @@ Shipped ones are in ``data/results``; new rows go into ``results`` of the store,
 
 from __future__ import annotations
 
+import gzip
 import io
 import json
 import zlib
@@ -17,9 +18,9 @@ from ..lab import PROJECT, atomic_path, store_root, write_text
 from ..training import METHODS
 
 RESULTS = PROJECT / "data" / "results"
-SCALES = ("paper", "wide", "small", "tiny")  # of CIFAR's networks, the best first; digits have none in the name
+SCALES = ("paper", "wide", "small", "tiny")  # of CIFAR's networks, the best first; ``lab`` stands in no name
 GEOMETRY = ("grad_norm", "hessian_norm", "curvature", "margin_curvature")
-NEEDED = {  # kind of table: columns
+NEEDED = {  # kind of table: columns, beside dataset and scale
     "runs": ("label", "method", "seed", "accuracy"),
     "geometry": ("label", "seed", "image", "split", *GEOMETRY),
     "curves": ("label", "seed", "norm", "eps", "n", "correct", "accuracy"),
@@ -83,10 +84,17 @@ def append(frame: pd.DataFrame, name: str, provenance: Mapping[str, Any]) -> Pat
     so at the same time. RuntimeError: the table is damaged. OSError: it cannot be written, and stays as it was.
 
     Args:
-        frame: with a column ``run``, else it replaces the whole table. Five digits of floats are kept.
-        name: ``DATASET_SCALE_KIND``, in full. provenance: what produced these rows, for JSON.
+        frame: with a column ``run``, else it replaces the whole table. Five digits of floats are kept; the columns
+            ``dataset`` and ``scale`` are written as the name says.
+        name: ``DATASET_SCALE_KIND`` in full, ``DATASET_KIND`` at the scale ``lab``.
+        provenance: what produced these rows, for JSON.
     """
-    new = pd.read_csv(io.StringIO(frame.to_csv(index=False, float_format="%.5g")), **AS_WRITTEN)
+    dataset, second, *_ = name.split("_")
+    columns = [str(column) for column in frame if column not in ("dataset", "scale")]
+    position = columns.index("run") + 1 if "run" in columns else 0
+    columns[position:position] = ["dataset", "scale"]
+    rows = frame.assign(dataset=dataset, scale=second if second in SCALES else "lab")[columns]
+    new = pd.read_csv(io.StringIO(rows.to_csv(index=False, float_format="%.5g")), **AS_WRITTEN)
     facts = {run: dict(provenance) for run in (new.run.unique() if "run" in new else [""])}
     path = _path(store_root() / "results", name)
     path.parent.joinpath("locks").mkdir(parents=True, exist_ok=True)
@@ -98,9 +106,9 @@ def append(frame: pd.DataFrame, name: str, provenance: Mapping[str, Any]) -> Pat
         common = {key: first[key] for key in first if all(key in own and own[key] == first[key] for own in others)}
         runs = {run: {key: own[key] for key in own if key not in common} for run, own in facts.items()}
         record = json.dumps({"common": common, "runs": runs}, indent=1, ensure_ascii=False, allow_nan=False)
-        packing = {"method": "gzip", "mtime": 0} if path.suffix == ".gz" else None
+        content = (_by_run(new) if "run" in new else new).to_csv(index=False).encode()
         with atomic_path(path) as temporary:
-            (_by_run(new) if "run" in new else new).to_csv(temporary, index=False, compression=packing)
+            temporary.write_bytes(gzip.compress(content, mtime=0) if path.suffix == ".gz" else content)
             write_text(_record(path), record + "\n", "set LCNN_STORE to a folder of yours")
     return path
 
@@ -133,7 +141,7 @@ def _read(path: Path, **options: Any) -> tuple[pd.DataFrame, dict[str, dict[str,
         facts = json.loads(_record(path).read_text(encoding="utf-8"))
         frame = pd.read_csv(path, **options)
         needed = next((columns for kind, columns in NEEDED.items() if _record(path).stem.endswith(f"_{kind}")), ())
-        if lacking := [column for column in needed if column not in frame]:
+        if lacking := [column for column in ("dataset", "scale", *needed) if column not in frame]:
             raise ValueError(f"it lacks the columns {', '.join(lacking)}")
         if "accuracy" in frame and not pd.to_numeric(frame.accuracy).between(0, 1).all():
             raise ValueError("an accuracy is not in [0, 1]")
@@ -145,10 +153,9 @@ def _read(path: Path, **options: Any) -> tuple[pd.DataFrame, dict[str, dict[str,
 
 def _by_run(frame: pd.DataFrame) -> pd.DataFrame:
     """Rows by method and seed of their run, ``DATASET-METHOD-seedN-HASH``; those of one run keep their order."""
-
-    def place(run: str) -> tuple[int, int]:
-        _, method, seed, _ = run.split("-")
-        return list(METHODS).index(method), int(seed.removeprefix("seed"))
-
-    order = {run: number for number, run in enumerate(sorted(frame.run.unique(), key=place))}
-    return frame.sort_values("run", key=lambda runs: runs.map(order), kind="stable", ignore_index=True)
+    frame = frame.reset_index(drop=True)
+    names = frame.run.str.split("-", expand=True)
+    methods = names[1].map(list(METHODS).index)
+    seeds = names[2].str.removeprefix("seed").astype(int)
+    order = pd.DataFrame({"method": methods, "seed": seeds}).sort_values(["method", "seed"])
+    return frame.loc[order.index].reset_index(drop=True)

@@ -10,7 +10,6 @@ import dataclasses
 import datetime
 import hashlib
 import json
-import math
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,12 +22,11 @@ from ..curvature import geometry
 from ..lab import PROJECT, pick_device, store_root, write_text
 from ..nn import refresh_norms
 from ..training import Recipe, accuracy, build, fit, run_name, samples, state_path
-from ..training.checkpoint import DAMAGE, Damaged, epochs_done, read, recipe_of, write
+from ..training.checkpoint import DAMAGE, Damaged, epochs_done, read, recipe_of
 from ..training.fit import Device, Watch
 
 SHIPPED = PROJECT / "data" / "checkpoints"
 GEOMETRY = 1000  # images whose curvature is measured, at most
-COUNTS = ("images", "measured", "parameters")
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,7 +72,7 @@ def run(
         path = folder / f"{run_name(recipe)}.json"
         if not path.exists():
             continue
-        result = read_record(path, recipe)
+        result = read_record(path)
         if not weights:
             return result
         if folder == SHIPPED and path.with_suffix(".safetensors").exists():
@@ -86,28 +84,9 @@ def run(
     metrics, sittings = measure(model, recipe), history.attrs["made_on"]
     about = sittings[-1] | {"device": " and ".join(dict.fromkeys(sitting["device"] for sitting in sittings))}
     about |= {"seconds": history.attrs["seconds"], "seed": recipe.seed, "date": datetime.date.today().isoformat()}
-    _write_record(store_root() / "runs", recipe, metrics, history, about)
-    return Run(model if weights else None, metrics, recipe, history, about)
-
-
-def ship(recipe: Recipe, *, weights: bool = True, folder: Path | None = None, progress: bool = True) -> Run:
-    """Run a recipe and put it among the shipped ones (in ``folder``): weights rounded to float16, metrics measured from
-    those. ``weights=False`` ships the run's numbers only. RuntimeError: float16 changes the accuracy."""
-    folder, made = folder or SHIPPED, run(recipe, progress=progress, weights=weights)
-    metrics, path = made.metrics, folder / f"{run_name(recipe)}.safetensors"
-    if made.model is not None:
-        tensors = {k: v.half() if v.is_floating_point() else v for k, v in made.model.state_dict().items()}
-        if not all(bool(value.isfinite().all()) for value in tensors.values()):
-            raise RuntimeError(
-                f"a weight of {path.stem} is too large for float16: ship its numbers only (weights=False)"
-            )
-        write(path, tensors, {"recipe": json.dumps(dataclasses.asdict(recipe))})
-        metrics = measure(load_weights(path, recipe).to(next(made.model.parameters()).device), recipe)
-        if abs(metrics["accuracy"] - made.metrics["accuracy"]) > 0.01:
-            path.unlink()
-            raise RuntimeError(f"float16 changes the accuracy of {path.stem}: ship its numbers only (weights=False)")
-    _write_record(folder, recipe, metrics, made.history, made.provenance)
-    return dataclasses.replace(made, metrics=metrics)
+    made = Run(model if weights else None, metrics, recipe, history, about)
+    write_record(made, store_root() / "runs")
+    return made
 
 
 def load_weights(path: Path, recipe: Recipe) -> nn.Module:
@@ -124,11 +103,11 @@ def load_weights(path: Path, recipe: Recipe) -> nn.Module:
     return model.eval()
 
 
-def results(folders: tuple[Path, ...] | None = None) -> pd.DataFrame:
+def results() -> pd.DataFrame:
     """Every run that is shipped or in the store, a row each: the recipe's fields, metrics, seconds, device, date. A
     damaged record is left out, with a warning."""
     rows: dict[str, dict[str, Any]] = {}
-    for folder in folders or places():
+    for folder in places():
         for path in sorted(folder.glob("[!.]*.json")):  # a hidden one is being written
             try:
                 run = read_record(path)
@@ -140,23 +119,17 @@ def results(folders: tuple[Path, ...] | None = None) -> pd.DataFrame:
     return pd.DataFrame(list(rows.values()))
 
 
-def read_record(path: Path, recipe: Recipe | None = None) -> Run:
-    """The run that a record tells of, without its weights. Raises Damaged: it is altered, out of range, of another
-    version, or of another recipe than ``recipe`` or its name says."""
+def read_record(path: Path) -> Run:
+    """The run that a record tells of, without its weights. Raises Damaged: it is altered, of another version, or of
+    another recipe than its name says."""
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
         if record.pop("sha256", "missing: it is of an older version") != _sha256(record):
             raise ValueError("its content does not match its SHA-256")
-        recorded, about = recipe_of(record["recipe"]), record["provenance"]
-        if run_name(recorded) != path.stem or recorded != (recipe or recorded):
+        recipe = recipe_of(record["recipe"])
+        if run_name(recipe) != path.stem:
             raise ValueError("it is the record of another recipe")
-        metrics, seconds = record["metrics"], about["seconds"]
-        finite = all(math.isfinite(value) for value in (*metrics.values(), seconds))
-        if not finite or not 0 <= metrics["accuracy"] <= 1 or min(metrics[name] for name in COUNTS) < 1 or seconds < 0:
-            raise ValueError("a metric or the seconds are out of range")
-        frame = pd.DataFrame(record["history"])
-        frame.attrs["seconds"] = seconds
-        return Run(None, metrics, recorded, frame, about)
+        return Run(None, record["metrics"], recipe, pd.DataFrame(record["history"]), record["provenance"])
     except DAMAGE as error:
         raise _damaged(path, error) from None
 
@@ -165,11 +138,12 @@ def _sha256(record: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
 
 
-def _write_record(folder: Path, recipe: Recipe, metrics: dict, history: pd.DataFrame, about: dict) -> None:
-    record: dict[str, Any] = {"recipe": dataclasses.asdict(recipe), "metrics": metrics, "provenance": about}
-    record["history"] = history.to_dict("records")
+def write_record(run: Run, folder: Path) -> None:
+    """Write all of a run but its weights into a folder, atomically. Raises OSError."""
+    record: dict[str, Any] = {"recipe": dataclasses.asdict(run.recipe), "metrics": run.metrics}
+    record |= {"provenance": run.provenance, "history": run.history.to_dict("records")}
     text = json.dumps(record | {"sha256": _sha256(record)}) + "\n"
-    write_text(folder / f"{run_name(recipe)}.json", text, "set LCNN_STORE to a folder of yours")
+    write_text(folder / f"{run_name(run.recipe)}.json", text, "set LCNN_STORE to a folder of yours")
 
 
 def _damaged(path: Path, error: Exception) -> Damaged:

@@ -66,8 +66,20 @@ def test_a_run_replaces_all_there_was_of_it(store):
     table = pd.DataFrame({"method": "lcnn", "check": ["one", "two"], "value": [0.5, 0.7]})
     append(table, "digits_masking", FACTS)
     append(table[:1], "digits_masking", FACTS | {"runs": ["lcnn"]})
-    pd.testing.assert_frame_equal(measured("digits_masking"), table[:1])  # without runs: the whole table
+    about = pd.DataFrame({"dataset": ["digits"], "scale": ["lab"]})
+    pd.testing.assert_frame_equal(measured("digits_masking"), pd.concat([about, table[:1]], axis=1))  # the whole table
     assert how_measured("digits_masking") == FACTS | {"runs": ["lcnn"]}
+
+
+@pytest.mark.parametrize(("name", "dataset", "scale"), [("digits", "digits", "lab"), ("svhn_wide", "svhn", "wide")])
+def test_every_row_names_its_dataset_and_scale(store, name, dataset, scale):
+    path = append(curve(dataset="as the study says"), f"{name}_curves", FACTS)
+    frame = measured(f"{name}_curves")
+    assert list(frame.columns[-4:]) == ["run", "dataset", "scale", "sha256"]
+    assert (set(frame.dataset), set(frame.scale)) == ({dataset}, {scale})
+    frame.drop(columns=["dataset", "scale"]).to_csv(path, index=False)
+    with pytest.raises(RuntimeError, match="it lacks the columns dataset, scale"):
+        measured(f"{name}_curves")
 
 
 def test_cells_that_are_there_stay_as_they_are_written(store):
@@ -182,6 +194,7 @@ def test_two_processes_lose_nothing(store):
 @pytest.mark.parametrize("name", SHIPPED)
 def test_what_is_shipped(name):
     frame, about = measured(name), how_measured(name)
+    assert set(frame.scale) == {about.get("scale", "lab")}
     assert "python benchmarks/" in str(about["command"])
     assert set(frame.get("label", ())) <= {label for label, _, _ in METHOD.values()}
     if "run" in frame:
