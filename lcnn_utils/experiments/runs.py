@@ -10,6 +10,7 @@ import dataclasses
 import datetime
 import hashlib
 import json
+import math
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +28,7 @@ from ..training.fit import Device, Watch
 
 SHIPPED = PROJECT / "data" / "checkpoints"
 GEOMETRY = 1000  # images whose curvature is measured, at most
+COUNTS = ("images", "measured", "parameters")
 
 
 @dataclass(frozen=True, eq=False)
@@ -120,8 +122,8 @@ def results() -> pd.DataFrame:
 
 
 def read_record(path: Path) -> Run:
-    """The run that a record tells of, without its weights. Raises Damaged: it is altered, of another version, or of
-    another recipe than its name says."""
+    """The run that a record tells of, without its weights. Raises Damaged: it is altered, out of range, of another
+    version, or of another recipe than its name says."""
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
         if record.pop("sha256", "missing: it is of an older version") != _sha256(record):
@@ -129,7 +131,11 @@ def read_record(path: Path) -> Run:
         recipe = recipe_of(record["recipe"])
         if run_name(recipe) != path.stem:
             raise ValueError("it is the record of another recipe")
-        return Run(None, record["metrics"], recipe, pd.DataFrame(record["history"]), record["provenance"])
+        metrics, about = record["metrics"], record["provenance"]
+        finite = all(math.isfinite(value) for value in (*metrics.values(), about["seconds"]))
+        if not finite or not 0 <= metrics["accuracy"] <= 1 or min(metrics[name] for name in COUNTS) < 1:
+            raise ValueError("a metric or the seconds are out of range")
+        return Run(None, metrics, recipe, pd.DataFrame(record["history"]), about)
     except DAMAGE as error:
         raise _damaged(path, error) from None
 

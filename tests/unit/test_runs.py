@@ -183,13 +183,13 @@ def test_every_flipped_bit_of_a_record_is_noticed(store):
     assert unnoticed <= 20
 
 
-def altered(**changes):
-    """Change fields of the recipe, with a checksum of its own."""
+def altered(part: str = "recipe", **changes):
+    """Change fields of a part of the record, with a checksum of its own."""
 
     def damage(content: bytes) -> bytes:
         record = json.loads(content)
         del record["sha256"]
-        record["recipe"] |= changes
+        record[part] |= changes
         return json.dumps(record | {"sha256": experiments._sha256(record)}).encode()
 
     return damage
@@ -204,6 +204,9 @@ DAMAGES = {
     "a field too many": altered(lambda_delta=1.0),
     "a value out of range": altered(lr=-1.0),
     "another seed": altered(seed=1),
+    "a metric that is no number": altered("metrics", curvature=float("nan")),
+    "an accuracy above 1": altered("metrics", accuracy=1.5),
+    "no images": altered("metrics", images=0),
 }
 
 
