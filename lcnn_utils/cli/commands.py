@@ -253,9 +253,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a terminal that has no ± shows ?
-    command = parse(sys.argv[1:] if argv is None else argv)
     try:
-        return command.run()
+        return parse(sys.argv[1:] if argv is None else argv).run()
     except (ValueError, RuntimeError, OSError, ImportError) as error:
         print("lcnn:", " ".join(str(error).split()), file=sys.stderr)
         return 1

@@ -64,6 +64,13 @@ def test_a_file_appears_whole_and_readable_by_all(tmp_path):
     assert os.listdir(path.parent) == ["a.txt"]
 
 
+def test_who_reads_the_old_file_keeps_it(tmp_path):
+    path, link = write_text(tmp_path / "a.txt", "old"), tmp_path / "link"
+    os.link(path, link)
+    write_text(path, "new")
+    assert (path.read_text(), link.read_text()) == ("new", "old")
+
+
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
 def test_an_exception_inside_leaves_the_old_file_and_no_other(tmp_path, error):
     path = write_text(tmp_path / "keep" / "a.txt", "old")
