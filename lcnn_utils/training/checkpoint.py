@@ -119,8 +119,12 @@ class State:
         """Write the state, as :func:`write`."""
         tensors = {f"model.{name}": value for name, value in self.model.state_dict().items()}
         tensors |= {f"momentum.{index}": value for index, value in enumerate(self.momenta)}
-        metadata = {"epoch": str(len(self.history)), "recipe": json.dumps(dataclasses.asdict(self.recipe))}
-        metadata |= {"history": json.dumps(self.history), "about": json.dumps(self.about)}
+        metadata = {
+            "epoch": str(len(self.history)),
+            "recipe": json.dumps(dataclasses.asdict(self.recipe)),
+            "history": json.dumps(self.history),
+            "about": json.dumps(self.about),
+        }
         write(path, tensors | {"generator": self.generator.get_state()}, metadata)
 
     def load(self, path: Path) -> None:

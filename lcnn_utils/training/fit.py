@@ -204,7 +204,7 @@ def _check_finite(recipe: Recipe, model: nn.Module, epoch: int, log: Tensor) -> 
 
 
 def _measured(model: nn.Module, probe: Batch) -> dict[str, float]:
-    """What the history says of the model after an epoch, in training mode."""
+    """What the history says of the model after an epoch."""
     try:
         curvature = geometry(model, *probe, method="power", max_iter=PRODUCTS).curvature.mean().item()
     except ValueError:  # derivatives overflow while the running statistics are still far off
@@ -227,9 +227,12 @@ def _batches(recipe: Recipe, x: Tensor, y: Tensor, generator: Generator) -> Iter
 
 
 def _train(
-    state: State, optimizer: torch.optim.SGD, device: torch.device, progress: bool, save: Callable[[], None]
+    state: State, path: Path, optimizer: torch.optim.SGD, device: torch.device, progress: bool, watch: Watch
 ) -> None:
-    """All epochs that are missing from the state; ``save`` is called after each."""
+    """All epochs that are missing from the state, which is written to ``path`` after each."""
+    begun = time.perf_counter() - state.about["seconds"]
+    if (place := made_on(device)) not in state.about["made_on"]:
+        state.about["made_on"].append(place)
     recipe, model, generator = state.recipe, state.model, state.generator
     x_train, y_train = _split(recipe, "train", device)
     probe = _floats(x_train[:PROBES]), y_train[:PROBES]
@@ -252,7 +255,10 @@ def _train(
             _check_finite(recipe, model, epoch + 1, values)
             means = dict(zip(terms, values.mean(0).tolist(), strict=True))
             state.history.append({"epoch": epoch + 1} | means | _measured(model, probe))
-            save()
+            state.about["seconds"] = round(time.perf_counter() - begun, 3)
+            state.save(path)
+            if watch is not None:
+                watch(pd.DataFrame(state.history))
             bar.set_postfix({name: f"{state.history[-1][name]:.3g}" for name in (*means, "curvature")})
 
 
@@ -278,19 +284,9 @@ def fit(
         state = State(recipe, model, momenta, Generator().manual_seed(recipe.seed))
         if resume and path.exists():
             state.load(path)
-        begun, place = time.perf_counter() - state.about["seconds"], made_on(device)
-
-        def save() -> None:
-            state.about["seconds"] = round(time.perf_counter() - begun, 3)
-            if place not in state.about["made_on"]:
-                state.about["made_on"].append(place)
-            state.save(path)
-            if watch is not None:
-                watch(pd.DataFrame(state.history))
-
         try:
             if len(state.history) < recipe.epochs:
-                _train(state, optimizer, device, progress, save)
+                _train(state, path, optimizer, device, progress, watch)
         except RuntimeError as error:
             if isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error):
                 raise RuntimeError(f"not enough memory on {device} for {recipe}: use a smaller batch_size") from None

@@ -198,12 +198,14 @@ def repeated(model: nn.Module, x: Tensor) -> Network:
 @contextmanager
 def statistics_at_rest(model: nn.Module) -> Iterator[None]:
     """Let passes in training mode leave norms' running statistics and spectral norms' directions alone."""
-    modules = list(model.modules())
-    held: list[tuple[nn.Module, str, Any]] = [
-        (m, "training", False) for m in modules if isinstance(m, SpectralNorm | _SpectralNorm)
-    ]
-    held += [(m, "momentum", 0.0) for m in modules if isinstance(m, _NormBase | LipschitzBatchNorm2d)]
-    held += [(m, "track_running_stats", False) for m in modules if isinstance(m, _NormBase) and m.training]
+    held: list[tuple[nn.Module, str, Any]] = []
+    for m in model.modules():
+        if isinstance(m, SpectralNorm | _SpectralNorm):
+            held.append((m, "training", False))
+        if isinstance(m, _NormBase | LipschitzBatchNorm2d):
+            held.append((m, "momentum", 0.0))
+        if isinstance(m, _NormBase) and m.training:
+            held.append((m, "track_running_stats", False))
     before = [getattr(m, name) for m, name, _ in held]
     for m, name, value in held:
         setattr(m, name, value)

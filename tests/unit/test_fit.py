@@ -15,7 +15,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 from sklearn.datasets import load_digits, make_moons
-from torch import nn
 from torch._dynamo.testing import CompileCounter
 
 from lcnn_utils import data
