@@ -191,18 +191,6 @@ def made_on(device: torch.device) -> dict[str, Any]:
     return versions | {"device": name, "threads": torch.get_num_threads()}
 
 
-def _check_finite(recipe: Recipe, model: nn.Module, epoch: int, log: Tensor) -> None:
-    """RuntimeError: a loss among an epoch's terms (steps, T), or a weight after it, is not finite."""
-    bad_steps = (~log.isfinite().all(1)).nonzero().flatten().tolist()
-    if bad_steps:
-        what = f"the loss is not finite in epoch {epoch}, step {bad_steps[0] + 1} of {len(log)},"
-    elif not all(bool(value.isfinite().all()) for value in model.state_dict().values()):
-        what = f"a weight is not finite in epoch {epoch}"
-    else:
-        return
-    raise RuntimeError(f"{what} of {recipe}: lower lr (now {recipe.lr:g}), or the λ of its penalty")
-
-
 def _measured(model: nn.Module, probe: Batch) -> dict[str, float]:
     """What the history says of the model after an epoch."""
     try:
@@ -252,7 +240,9 @@ def _train(
                 log.append(torch.stack([term.float() for term in terms.values()]))
             advance()
             values = torch.stack(log).cpu()  # waits for the device
-            _check_finite(recipe, model, epoch + 1, values)
+            if not all(bool(value.isfinite().all()) for value in (values, *model.state_dict().values())):
+                what = f"the loss or a weight is not finite in epoch {epoch + 1} of {recipe}"
+                raise RuntimeError(f"{what}: lower lr (now {recipe.lr:g}), or the λ of its penalty")
             means = dict(zip(terms, values.mean(0).tolist(), strict=True))
             state.history.append({"epoch": epoch + 1} | means | _measured(model, probe))
             state.about["seconds"] = round(time.perf_counter() - begun, 3)
@@ -273,8 +263,8 @@ def fit(
 
     The history's columns: epoch; the objective's terms, means over the epoch's steps; ``curvature``, mean C_f of 16
     training images after 4 Hessian-vector products; ``sigma_error``; β and γ of each layer. ``history.attrs``: the
-    ``seconds`` of all sittings together, and where they were ``made_on``. RuntimeError: no such device, a loss that is
-    not finite (in which epoch and step), not enough memory, or a damaged state. OSError: it cannot be written.
+    ``seconds`` of all sittings together, and where they were ``made_on``. RuntimeError: no such device, a loss or a
+    weight is not finite, not enough memory, or a damaged state. OSError: it cannot be written.
     """
     device, path = pick_device(device), state_path(recipe)
     with nullcontext() if resume and epochs_done(path) == recipe.epochs else locked(path):

@@ -202,10 +202,8 @@ def statistics_at_rest(model: nn.Module) -> Iterator[None]:
     for m in model.modules():
         if isinstance(m, SpectralNorm | _SpectralNorm):
             held.append((m, "training", False))
-        if isinstance(m, _NormBase | LipschitzBatchNorm2d):
-            held.append((m, "momentum", 0.0))
         if isinstance(m, _NormBase) and m.training:
-            held.append((m, "track_running_stats", False))
+            held += [(m, "momentum", 0.0), (m, "track_running_stats", False)]
     before = [getattr(m, name) for m, name, _ in held]
     for m, name, value in held:
         setattr(m, name, value)

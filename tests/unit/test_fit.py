@@ -393,13 +393,13 @@ def test_a_finished_run_is_read_back_and_resume_false_trains_again(monkeypatch):
 def test_what_is_not_finite_is_named_and_the_last_good_epoch_kept(what, monkeypatch):
     """The loss of a step is taken before it: the last one can be fine, and what it leaves NaN."""
     if what == "loss":
-        calls, says = 25, r"loss is not finite in epoch 2, step 6 of 20, of .*lower lr \(now 0\.1\)"
+        calls = 25
         broken = lambda model, loss, terms: (loss * math.nan, terms | {"loss": terms["loss"] * math.nan})
     else:
-        calls, says = 39, r"a weight is not finite in epoch 2 of .*lower lr"
+        calls = 39
         broken = lambda model, loss, terms: (loss + 0 * model[-1].weight.mul(0).sum().sqrt(), terms)  # 0·∞
     monkeypatch.setitem(OBJECTIVES, "lcnn", after(calls, broken))
-    with pytest.raises(RuntimeError, match=says):
+    with pytest.raises(RuntimeError, match=r"the loss or a weight is not finite in epoch 2 of .*lower lr \(now 0\.1\)"):
         train(MOONS)
     assert epochs_done(state_path(MOONS)) == 1
     assert all(value.isfinite().all() for value in load_file(state_path(MOONS)).values())

@@ -236,7 +236,7 @@ def test_the_command(client, capsys):
     assert "nothing is left" in capsys.readouterr().out
     assert cli.main([*SMALL, "lr=1e20", "--scheduler", client.scheduler.address]) == 1
     printed = capsys.readouterr().out
-    assert "Traceback" not in printed.split("failed: the loss is not finite")[0]
+    assert "Traceback" not in printed.split("failed: the loss or a weight is not finite")[0]
     assert printed.endswith("0 of 2 runs done, 2 failed\n")
 
 
