@@ -57,11 +57,17 @@ def stepper(
     model = change(build(one)).to(device).train()
     optimizer, _ = make_optimizer(one, model)
     advance = stack.enter_context(norms_once_a_step(model))
-    now: dict[str, Any] = {"generator": torch.Generator().manual_seed(0), "progress": 1.0}
-    step = training_step(one, model, optimizer, advance, now, [], compiles(one, device))
+    network: Any = torch.compile(model, dynamic=False) if compiles(one, device) else model
+    starts = torch.Generator().manual_seed(0)
     if on_gpu:
         torch.cuda.reset_peak_memory_stats()
-    run = lambda: (step(x, y), torch.cuda.synchronize() if on_gpu else None)
+
+    def run() -> None:
+        advance()
+        training_step(one, network, optimizer, x, y, generator=starts)
+        if on_gpu:
+            torch.cuda.synchronize()
+
     run()
     peak = torch.cuda.max_memory_allocated() / 1e9 if on_gpu else 0.0
     if profile:

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 # the fields that the time of an epoch depends on
 COSTLY = ["dataset", "method", "model", "width", "batch_size", "augment", "held_out"]
-COSTLY += ["derivative", "published", "attack_steps", "compile", "bfloat16", "channels_last"]
+COSTLY += ["derivative", "attack_steps", "compile", "bfloat16"]
 
 
 @dataclass(frozen=True, eq=False)

@@ -113,21 +113,17 @@ def training_norms(recipe: Recipe, every: int = 4) -> tuple[nn.Module, pd.DataFr
     model, images = build(recipe).train(), data.load(recipe.dataset, "train")
     optimizer, _ = make_optimizer(recipe, model)
     generator, frames = Generator().manual_seed(recipe.seed), []
-    steps, count = len(images) // recipe.batch_size, itertools.count()
+    steps = len(images) // recipe.batch_size
     with norms_once_a_step(model) as advance:
-
-        def advance_and_look() -> None:
-            advance()
-            if (step := next(count)) % every == 0:
-                frames.append(norm_errors(model).assign(step=step))
-
-        take = training_step(recipe, model, optimizer, advance_and_look, {}, [])
         for epoch in range(recipe.epochs):
             epoch_batches = data.batches(images, recipe.batch_size, generator=generator, drop_last=True)
             for step, (x, y) in enumerate(epoch_batches):
                 for group in optimizer.param_groups:
                     group["lr"] = learning_rate(recipe, (epoch + step / steps) / recipe.epochs)
-                take(x, y)
+                advance()
+                if (taken := epoch * steps + step) % every == 0:
+                    frames.append(norm_errors(model).assign(step=taken))
+                training_step(recipe, model, optimizer, x, y)
             advance()  # as fit does, before it measures
     return model.eval(), pd.concat(frames, ignore_index=True)
 

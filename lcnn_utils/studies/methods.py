@@ -206,13 +206,18 @@ def two_forms(steps: Iterable[float], images: int = 32) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["step", "exact", "difference", "gradient_error"])
 
 
-def stepper(recipe: Recipe, x: Tensor, y: Tensor) -> tuple[Callable[[], Tensor], Callable[[], None]]:
+def stepper(recipe: Recipe, x: Tensor, y: Tensor) -> tuple[Callable[[], None], Callable[[], None]]:
     """A training step of a recipe on one batch, as ``fit`` takes it but uncompiled, and what ends it."""
     model, stack = build(recipe).to(x.device).train(), contextlib.ExitStack()
     advance = stack.enter_context(norms_once_a_step(model))
-    now = {"progress": 1.0, "generator": torch.Generator().manual_seed(recipe.seed)}
-    step = training_step(recipe, model, make_optimizer(recipe, model)[0], advance, now, [])
-    return lambda: step(x, y), stack.close
+    optimizer, _ = make_optimizer(recipe, model)
+    generator = torch.Generator().manual_seed(recipe.seed)
+
+    def step() -> None:
+        advance()
+        training_step(recipe, model, optimizer, x, y, generator=generator)
+
+    return step, stack.close
 
 
 def cost_frame(methods: Sequence[str] = tuple(METHODS), rounds: int = 5, seed: int = 0) -> pd.DataFrame:
@@ -240,20 +245,17 @@ def iteration_share(rounds: int = 9) -> float:
     """The share of an LCNN's training step (as in :func:`cost_frame`) that its power iterations take, a median."""
     one = recipe("digits", "lcnn")
     x, y = (part[:128] for part in samples(one, "train"))
-    model, spent, shares = build(one).train(), [0.0], []
+    model = build(one).train()
+    optimizer, _ = make_optimizer(one, model)
+    shares = []
     with norms_once_a_step(model) as advance:
-
-        def timed() -> None:
+        for _ in range(rounds + 1):
             start = time.perf_counter()
             advance()
-            spent[0] = time.perf_counter() - start
-
-        step = training_step(one, model, make_optimizer(one, model)[0], timed, {}, [])
-        for turn in range(rounds + 1):  # the first isn't counted
-            start = time.perf_counter()
-            step(x, y)
-            shares += [spent[0] / (time.perf_counter() - start)] if turn else []
-    return median(shares)
+            advanced = time.perf_counter()
+            training_step(one, model, optimizer, x, y)
+            shares.append((advanced - start) / (time.perf_counter() - start))
+    return median(shares[1:])  # the first is slow
 
 
 def rates(one: Recipe) -> Tensor:

@@ -19,6 +19,7 @@ from torch import Generator, Tensor, nn
 from ..lab import atomic_path, store_root
 from .recipe import Recipe
 
+GONE = {"penalty_eval": False, "published": False, "channels_last": None}  # older recipes' fields, as all had them
 DAMAGE = (safetensors.SafetensorError, RuntimeError, LookupError, TypeError, ValueError, AttributeError)
 
 
@@ -41,8 +42,8 @@ def run_name(recipe: Recipe) -> str:
 
 
 def recipe_of(fields: dict[str, Any]) -> Recipe:
-    """The recipe of the fields in a file: older ones name one that is gone, and was always False."""
-    return Recipe(**{name: value for name, value in fields.items() if (name, value) != ("penalty_eval", False)})
+    """The recipe of the fields in a file, of which older ones name some that are ``GONE``."""
+    return Recipe(**{name: value for name, value in fields.items() if (name, value) not in GONE.items()})
 
 
 def state_path(recipe: Recipe) -> Path:
@@ -118,8 +119,12 @@ class State:
         """Write the state, as :func:`write`."""
         tensors = {f"model.{name}": value for name, value in self.model.state_dict().items()}
         tensors |= {f"momentum.{index}": value for index, value in enumerate(self.momenta)}
-        metadata = {"epoch": str(len(self.history)), "recipe": json.dumps(dataclasses.asdict(self.recipe))}
-        metadata |= {"history": json.dumps(self.history), "about": json.dumps(self.about)}
+        metadata = {
+            "epoch": str(len(self.history)),
+            "recipe": json.dumps(dataclasses.asdict(self.recipe)),
+            "history": json.dumps(self.history),
+            "about": json.dumps(self.about),
+        }
         write(path, tensors | {"generator": self.generator.get_state()}, metadata)
 
     def load(self, path: Path) -> None:

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -70,11 +70,11 @@ def cure(model: nn.Module, x: Tensor, y: Tensor, recipe: Recipe, *, progress: fl
     """mean ℓ + λ_cure · mean ‖∇ℓ(x + hz) − ∇ℓ(x)‖², z = sign(g)/‖sign(g)‖ (CURE).
 
     h grows linearly from a tenth of ``recipe.h`` to all of it in the first half of training, as its authors raise it
-    step by step. ``published``: h fixed, and the penalty's passes move the running statistics (code-22).
+    step by step. In code-22 h is fixed, and the penalty's passes move the running statistics too.
     """
     again = repeated(model, x)
     loss, terms = standard(model, x, y, recipe)
-    h = recipe.h if recipe.published else recipe.h * (0.1 + 0.9 * min(progress / 0.5, 1.0))
+    h = recipe.h * (0.1 + 0.9 * min(progress / 0.5, 1.0))
     change = gradient_change(model, x, y, recipe, h, again=again)
     return loss + recipe.lambda_cure * change, terms | {"gradient_change": change.detach()}
 
@@ -84,18 +84,16 @@ def adversarial(
 ) -> Terms:
     """mean ℓ(x + δ), with δ from ``attack_steps`` steps of L2 PGD on ℓ within ε, each of length 2.5 ε/steps.
 
-    The attack knows the true labels, and the net is in eval mode meanwhile. ``published``: steps of 0.01, away from the
-    *predicted* labels, in training mode, so that the attack moves BatchNorm's statistics (code-22): mostly noise.
+    The attack knows the true labels, and the net is in eval mode meanwhile. In code-22 it takes steps of 0.01 away from
+    the *predicted* labels, in training mode, so that it moves BatchNorm's statistics: mostly noise.
     ValueError: images (N, C, H, W) that are not in [0, 1]; points (N, d) may lie anywhere.
     """
     box = None if x.dim() == 2 else (0.0, 1.0)
     if box:
         check_images(x)
-    steps, length = recipe.attack_steps, 0.01 if recipe.published else 2.5 * recipe.eps / recipe.attack_steps
-    with nullcontext() if recipe.published else evaluating(model):
-        with torch.no_grad():
-            labels = model(x).argmax(1) if recipe.published else y
-        moved = perturb(model, x, labels, recipe.eps, steps=steps, step_size=length, box=box, generator=generator)
+    steps, length = recipe.attack_steps, 2.5 * recipe.eps / recipe.attack_steps
+    with evaluating(model):
+        moved = perturb(model, x, y, recipe.eps, steps=steps, step_size=length, box=box, generator=generator)
     return standard(model, moved, y, recipe)
 
 
@@ -167,7 +165,7 @@ def gradient_change(
         ahead, back = (scalar_of(run(x + sign * step * direction), y).sum() for sign in (1, -1))
         return (ahead - back) / (2 * step)
 
-    with nullcontext() if recipe.published else statistics_at_rest(model):
+    with statistics_at_rest(model):
         grad_x = gradient(x)
         z = F.normalize(grad_x.detach().sign().flatten(1), dim=1, eps=1e-30).view_as(x)
         change = gradient(x + h * z) - grad_x
@@ -200,12 +198,12 @@ def repeated(model: nn.Module, x: Tensor) -> Network:
 @contextmanager
 def statistics_at_rest(model: nn.Module) -> Iterator[None]:
     """Let passes in training mode leave norms' running statistics and spectral norms' directions alone."""
-    modules = list(model.modules())
-    held: list[tuple[nn.Module, str, Any]] = [
-        (m, "training", False) for m in modules if isinstance(m, SpectralNorm | _SpectralNorm)
-    ]
-    held += [(m, "momentum", 0.0) for m in modules if isinstance(m, _NormBase | LipschitzBatchNorm2d)]
-    held += [(m, "track_running_stats", False) for m in modules if isinstance(m, _NormBase) and m.training]
+    held: list[tuple[nn.Module, str, Any]] = []
+    for m in model.modules():
+        if isinstance(m, SpectralNorm | _SpectralNorm):
+            held.append((m, "training", False))
+        if isinstance(m, _NormBase) and m.training:
+            held += [(m, "momentum", 0.0), (m, "track_running_stats", False)]
     before = [getattr(m, name) for m, name, _ in held]
     for m, name, value in held:
         setattr(m, name, value)

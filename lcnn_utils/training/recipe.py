@@ -30,18 +30,42 @@ METHODS = {  # name: (activation, whether its layers are Lipschitz: spectral nor
     "relu": ("relu", False),  # everybody's network: ReLU, ordinary residual blocks, BatchNorm with scale and shift
 }
 PENALISED = ("gradreg", "lcnn_gradreg", "minimal")  # by their gradient
-ONLY: dict[str, tuple[str, ...]]  # field: the methods that it makes a difference to; every other field makes one to all
-ONLY = dict.fromkeys(("beta", "lambda_beta"), ("lcnn", "lcnn_gradreg", "minimal"))
-ONLY |= dict.fromkeys(("gamma", "lambda_gamma"), ("lcnn", "lcnn_gradreg"))
-ONLY |= {"lambda_grad": PENALISED, "derivative": (*PENALISED, "cure"), "lambda_cure": ("cure",), "h": ("cure",)}
-ONLY |= {"softplus": ("softplus_wd",), "eps": ("adversarial",), "attack_steps": ("adversarial",)}
-ONLY |= {"published": ("cure", "adversarial")}
-CHOICES = {"dataset": DATASETS, "method": tuple(METHODS), "model": MODELS}
-CHOICES |= {"schedule": ("onecycle", "steps"), "derivative": ("exact", "difference")}
+ONLY: dict[str, tuple[str, ...]] = {  # field: the methods that it makes a difference to; all others make one to all
+    "beta": ("lcnn", "lcnn_gradreg", "minimal"),
+    "lambda_beta": ("lcnn", "lcnn_gradreg", "minimal"),
+    "gamma": ("lcnn", "lcnn_gradreg"),
+    "lambda_gamma": ("lcnn", "lcnn_gradreg"),
+    "lambda_grad": PENALISED,
+    "derivative": (*PENALISED, "cure"),
+    "lambda_cure": ("cure",),
+    "h": ("cure",),
+    "softplus": ("softplus_wd",),
+    "eps": ("adversarial",),
+    "attack_steps": ("adversarial",),
+}
+CHOICES = {
+    "dataset": DATASETS,
+    "method": tuple(METHODS),
+    "model": MODELS,
+    "schedule": ("onecycle", "steps"),
+    "derivative": ("exact", "difference"),
+}
 AT_LEAST_ONE = ("width", "epochs", "batch_size", "attack_steps")
 POSITIVE = ("lr", "beta", "softplus", "gamma", "h", "eps")  # all other numbers may be 0
 BELOW_ONE = ("momentum", "held_out")
 LIMITS = {int: 2**31, float: math.inf}  # numpy and scikit-learn take seeds below 2**32, and `samples` adds to them
+
+
+def _number(name: str, value: Any, kind: type) -> int | float:
+    """A field's value as an int or a float, −0.0 as 0.0: equal recipes have one file. ValueError: out of range."""
+    least = 1 if name in AT_LEAST_ONE else 0
+    limit = 1 if name in BELOW_ONE else LIMITS[kind]
+    is_number = isinstance(value, int | kind) and not isinstance(value, bool)
+    if not is_number or not least <= value < limit or (value == 0 and name in POSITIVE):
+        what = "a whole number" if kind is int else "a number"
+        begin = "above" if name in POSITIVE else "from"
+        raise ValueError(f"{name} must be {what} {begin} {least} and below {limit}, got {value!r}")
+    return kind(value) + 0
 
 
 @dataclass(frozen=True)
@@ -74,26 +98,19 @@ class Recipe:
     derivative: str = "exact"  # of penalties on ∇ℓ: by double backward, or by "difference"
     eps: float = 0.1  # code-22: radius of the L2 attack in adversarial training, in pixel units
     attack_steps: int = 3  # code-22
-    published: bool = False  # the authors' weaker forms of cure and adversarial: see ``objectives``
     held_out: float = 0.0  # share of the training set to choose λ by, instead of the test set
     compile: bool | None = None  # by torch.compile; None: on a GPU, a CNN without exact second derivatives
     bfloat16: bool | None = None  # mixed precision; None: on a GPU that computes in it
-    channels_last: bool | None = None  # memory layout of a CNN; None: yes, up to 1.2 times as fast on CPUs too
 
     def __post_init__(self) -> None:
+        for name, choices in CHOICES.items():
+            check_choice(getattr(self, name), choices, name)
         for field in dataclasses.fields(self):
-            name, kind, value = field.name, type(field.default), getattr(self, field.name)
-            if kind is str:
-                check_choice(value, CHOICES[name], name)
-            elif kind in (int, float):
-                least, limit = int(name in AT_LEAST_ONE), LIMITS[kind] if name not in BELOW_ONE else 1
-                fits = type(value) is int or (kind is float and isinstance(value, float))
-                if not fits or not least <= value < limit or (value == 0 and name in POSITIVE):
-                    numbers = f"{'whole ' * (kind is int)}number {'above' if name in POSITIVE else 'from'} {least}"
-                    raise ValueError(f"{name} must be a {numbers} and below {limit}, got {value!r}")
-                object.__setattr__(self, name, kind(value) + 0)  # 1 == 1.0, −0.0 == 0.0: equal recipes, one file
-            elif type(value) not in (bool, kind):
-                raise ValueError(f"{name} must be True or False{' or None' * (kind is not bool)}, got {value!r}")
+            value, kind = getattr(self, field.name), type(field.default)
+            if kind in (int, float):
+                object.__setattr__(self, field.name, _number(field.name, value, kind))
+            elif kind is not str and type(value) not in (bool, kind):
+                raise ValueError(f"{field.name} must be True or False (default: {field.default}), got {value!r}")
         if self.dataset == "moons" and self.model != "mlp":
             raise ValueError(f"moons are points (N, 2), which {self.model} cannot take: use model='mlp'")
         if self.compile and self.derivative == "exact" and self.method in ONLY["derivative"]:

@@ -122,12 +122,14 @@ def test_a_state_from_before_a_field_went_or_came_is_read(monkeypatch):
     whole = fingerprint(*train(MOONS))
     tensors, metadata = read(state_path(MOONS))
     fields = json.loads(metadata["recipe"])
-    fields = {name: value for name, value in fields.items() if name != "compile"} | {"penalty_eval": False}
+    fields = {name: value for name, value in fields.items() if name != "compile"}
+    fields |= {"penalty_eval": False, "published": False, "channels_last": None}
     write(state_path(MOONS), tensors, metadata | {"recipe": json.dumps(fields)})
     assert fingerprint(*train(MOONS)) == whole
-    write(state_path(MOONS), tensors, metadata | {"recipe": json.dumps(fields | {"penalty_eval": True})})
-    with pytest.raises(RuntimeError, match="another version"):
-        train(MOONS)
+    for other in ({"published": True}, {"channels_last": False}):
+        write(state_path(MOONS), tensors, metadata | {"recipe": json.dumps(fields | other)})
+        with pytest.raises(RuntimeError, match="another version"):
+            train(MOONS)
 
 
 def test_who_waits_says_so_and_what_fails_gives_its_lock_back(tmp_path, capsys):
