@@ -51,26 +51,23 @@ def _length(t: Tensor) -> Tensor:
     return largest * torch.linalg.vector_norm(t / largest)
 
 
-def _to_unit_length(ts: list[Tensor], otherwise: list[Tensor] | None = None) -> None:
-    """Divide each tensor by its length, in place, whatever its scale; what is 0 or broken becomes ``otherwise``."""
+def _to_unit_length(ts: list[Tensor]) -> None:
+    """Divide each tensor by its length, in place, whatever its scale; 0 stays 0."""
     tiny = torch.finfo(ts[0].dtype).tiny
     torch._foreach_div_(ts, torch._foreach_clamp_min(torch._foreach_norm(ts, 1), tiny))
-    if otherwise is not None:
-        for t in ts:
-            t.nan_to_num_(0.0)
-        torch._foreach_add_(ts, otherwise, alpha=1e-15)  # which is all that 0 is left with
     torch._foreach_div_(ts, torch._foreach_clamp_min(torch._foreach_norm(ts), tiny))
 
 
 def _iterate(weights: list[Tensor], vs: list[Tensor], geometries: list[Geometry]) -> tuple[list[Tensor], list[Tensor]]:
-    """One power iteration of each layer: u = Av/‖Av‖ and then v = Aᵀu/‖Aᵀu‖; a zero or broken weight leaves v."""
+    """One power iteration of each layer: u = Av/‖Av‖ and then v = Aᵀu/‖Aᵀu‖; a zero weight leaves v."""
     us = list(map(_apply, weights, vs, geometries))
     _to_unit_length(us)
     backs = [
         F.linear(u, weight.mT) if options is None else conv2d_input(v.shape, weight, u, **options)
         for weight, v, u, options in zip(weights, vs, us, geometries, strict=True)
     ]
-    _to_unit_length(backs, vs)
+    torch._foreach_add_(backs, vs, alpha=1e-30)  # which is all that a zero weight leaves
+    _to_unit_length(backs)
     return us, backs
 
 
@@ -157,9 +154,9 @@ def conv_norm(
         return torch.linalg.matrix_norm(_apply(weight, basis, geometry).flatten(1), 2).to(original)
 
 
-def _divide(weight: Tensor, sigma: Tensor) -> Tensor:
-    """W/σ; a zero weight stays zero."""
-    return weight / torch.where(sigma > 0, sigma, 1)
+def _nonzero(sigma: Tensor) -> Tensor:
+    """σ, or 1 where it is 0: a zero weight stays zero."""
+    return torch.where(sigma > 0, sigma, 1)
 
 
 class _Normalise(torch.autograd.Function):
@@ -170,8 +167,8 @@ class _Normalise(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, weight: Tensor, slope: Tensor) -> Tensor:
-        sigma = _dot(weight, slope)
-        normalised = _divide(weight, sigma)
+        sigma = _nonzero(_dot(weight, slope))
+        normalised = weight / sigma
         ctx.kept = normalised.detach(), slope, sigma
         return normalised
 
@@ -179,7 +176,7 @@ class _Normalise(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         normalised, slope, sigma = ctx.kept
-        return _divide(torch.addcmul(grad, slope, _dot(grad, normalised), value=-1), sigma), None
+        return torch.addcmul(grad, slope, _dot(grad, normalised), value=-1) / sigma, None
 
 
 class SpectralNorm(nn.Module):
@@ -203,14 +200,19 @@ class SpectralNorm(nn.Module):
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"now": None}  # a copy made there is a layer like any other
 
+    def sigma(self, weight: Tensor, v: Tensor | None = None) -> Tensor:
+        """‖W v‖ for the layer's v or another, in float32 or wider; 1 for a zero weight."""
+        weight = wide(weight)
+        v = (self.v if v is None else v).to(weight.dtype)
+        return _nonzero(_length(_apply(weight, v, self.geometry)))
+
     def forward(self, weight: Tensor) -> Tensor:
         if self.now and self.now[0] is weight:
             return self.now[1]
-        w = wide(weight)
         if self.training:
-            self.v.copy_(_power(w, self.v, self.geometry, 1))
-        v = self.v.to(w.dtype, copy=True)  # a copy: the buffer may move before the backward pass
-        return _divide(w, _length(_apply(w, v, self.geometry))).to(weight.dtype)
+            self.v.copy_(_power(weight, self.v, self.geometry, 1))
+        v = self.v.clone()  # the buffer may move before the backward pass
+        return (wide(weight) / self.sigma(weight, v)).to(weight.dtype)
 
 
 def _normalised(model: nn.Module) -> list[tuple[SpectralNorm, Tensor]]:
@@ -276,7 +278,6 @@ def sigma_error(model: nn.Module, iterations: int = 20) -> float:
     """
     worst = 0.0
     for norm, weight in _normalised(model):
-        directions = (norm.v, _power(weight, norm.v, norm.geometry, iterations))
-        now, then = (_length(_apply(weight.float(), v.float(), norm.geometry)) for v in directions)
-        worst = max(worst, (1 - now / then).item() if then > 0 else 0.0)
+        converged = _power(weight, norm.v, norm.geometry, iterations)
+        worst = max(worst, (1 - norm.sigma(weight) / norm.sigma(weight, converged)).item())
     return worst

@@ -243,8 +243,8 @@ REFUSED = {
     "chance": (lambda: Net(lambda net, x: usual(net, x + torch.randn_like(x))), "chance"),
     "a list of layers": (lambda: listed(registered=False), "Net .*nn.ModuleList"),
     "a list beside": (lambda: listed(registered=True), "Net .*nn.ModuleList"),
-    "read elsewhere": (lambda: Net(overwritten, relu=nn.ReLU(inplace=True)), "of relu: set inplace=False"),
-    "read through a view": (lambda: Net(viewed, relu=nn.ReLU(inplace=True)), "of relu: set inplace=False"),
+    "read elsewhere": (lambda: Net(overwritten, relu=nn.ReLU(inplace=True)), "set inplace=False"),
+    "read through a view": (lambda: Net(viewed, relu=nn.ReLU(inplace=True)), "set inplace=False"),
     "shape": (lambda: nn.Sequential(nn.Linear(3, 2), nn.ReLU()), "does not run"),
     "functions only": (lambda: nn.Sequential(Shifted()), "nothing to convert"),
 }
