@@ -35,8 +35,7 @@ LINEAR = {
     "reshape", "roll", "select", "size", "split", "squeeze", "stack", "stochasticdepth", "sub", "sum", "t", "to",
     "transpose", "unbind", "unflatten", "unfold", "unsqueeze", "upsample", "view", "zeropad",
 }  # fmt: skip
-PRODUCTS = {"bmm", "einsum", "imul", "linear", "matmul", "mm", "mul"}  # linear in a single factor
-QUOTIENTS = {"div", "itruediv", "truediv"}  # linear in the numerator
+PRODUCTS = {"bmm", "div", "einsum", "imul", "itruediv", "linear", "matmul", "mm", "mul", "truediv"}
 RELUS = (nn.ReLU, nn.ReLU6)
 OURS = (CenteredSoftplus, LipschitzBatchNorm2d, Normalize)  # as they should be, or linear
 LOST = "scale lost, since not only BatchNorm reads them"
@@ -180,16 +179,6 @@ def _replacements(
     return made
 
 
-def _is_linear(name: str, node: fx.Node, reads: list[fx.Node]) -> bool:
-    """Whether the call of ``name`` is linear in ``reads``, those of its arguments that depend on the input."""
-    word = re.sub("[123]d$", "", name.strip("_")).replace("_", "").lower()
-    if word in PRODUCTS:
-        return len(reads) == 1
-    if word in QUOTIENTS:
-        return reads == list(node.args[:1])
-    return word in LINEAR
-
-
 def _warn(model: nn.Module, graph: fx.Graph, converted: set[nn.Module]) -> None:
     """Name what stays, by cause: "conv1 (Conv2d)", "features.3 (max_pool2d)", "layer1.0 (relu_)"."""
     left: dict[str, list[str]] = {LOST: [], KEPT: []}
@@ -207,8 +196,10 @@ def _warn(model: nn.Module, graph: fx.Graph, converted: set[nn.Module]) -> None:
             continue
         called = node.target if layer is None else parametrize.type_before_parametrizations(layer)
         name = getattr(called, "__name__", str(called))
+        word = re.sub("[123]d$", "", name.strip("_")).replace("_", "").lower()
+        linear = word in LINEAR or (word in PRODUCTS and len(reads) == 1)  # of two factors, it is not
         lost = isinstance(layer, nn.Conv2d) and parametrize.is_parametrized(layer)
-        if lost or not _is_linear(name, node, reads):
+        if lost or not linear:
             path = list(node.meta["nn_module_stack"].values())[-1][0]
             left[LOST if lost else KEPT].append(f"{path[2:] or 'the model'} ({name})")  # of an nn.Sequential
     run = {node.meta["layer"] for node in graph.nodes}

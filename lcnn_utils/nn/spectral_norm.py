@@ -63,8 +63,8 @@ def _iterate(weights: list[Tensor], vs: list[Tensor], geometries: list[Geometry]
     us = list(map(_apply, weights, vs, geometries))
     _to_unit_length(us)
     backs = [
-        F.linear(u, weight.mT) if options is None else conv2d_input(v.shape, weight, u, **options)
-        for weight, v, u, options in zip(weights, vs, us, geometries, strict=True)
+        _apply(weight.mT, u, None) if geometry is None else conv2d_input(v.shape, weight, u, **geometry)
+        for weight, v, u, geometry in zip(weights, vs, us, geometries, strict=True)
     ]
     torch._foreach_add_(backs, vs, alpha=1e-30)  # which is all that a zero weight leaves
     _to_unit_length(backs)
@@ -78,9 +78,8 @@ def _power(weight: Tensor, v: Tensor, geometry: Geometry, iterations: int) -> Te
         raise ValueError(f"iterations={iterations}: at least 1 is needed")
     weight = wide(weight)
     v = v.to(weight)
-    with torch.autocast(weight.device.type, enabled=False):
-        for _ in range(iterations):
-            v = _iterate([weight], [v], [geometry])[1][0]
+    for _ in range(iterations):
+        v = _iterate([weight], [v], [geometry])[1][0]
     return v
 
 
@@ -115,11 +114,8 @@ def _torus_norm(weight: Tensor, size: tuple[int, ...], geometry: dict[str, Any])
     for row in rows:  # one row of frequencies at a time bounds the memory
         block = torch.einsum("ak,gnokbi->gnoabi", row, partial).flatten(3)  # (groups, m′, C_out, s_h·s_w·C_in)
         tall = block.shape[-2] > block.shape[-1]
-        gram = (block.mH @ block if tall else block @ block.mH).flatten(0, 1)
-        eye = torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device)
-        failed = torch.linalg.cholesky_ex(eye * largest - gram).info > 0
-        if bool(failed.any()):  # Cholesky is cheaper: only a block not below the largest so far needs eigenvalues
-            largest = torch.maximum(largest, torch.linalg.eigvalsh(gram[failed])[:, -1].max())
+        gram = block.mH @ block if tall else block @ block.mH
+        largest = torch.maximum(largest, torch.linalg.eigvalsh(gram).max())
     return (largest / math.prod(stride)).sqrt()
 
 
@@ -144,7 +140,7 @@ def conv_norm(
         return _length(_apply(weight, v, geometry)).to(original)
     with torch.no_grad():
         if method == "bound":
-            sigma = _torus_norm(weight, input_shape[1:], geometry)
+            sigma = _torus_norm(weight.cpu(), input_shape[1:], geometry)  # a GPU is slow at many small matrices
             limits = torch.finfo(original.dtype)  # round outward, past float64's errors and the final cast
             return (sigma * (1 + 1e-10 + limits.eps) + (sigma > 0) * limits.tiny * limits.eps).to(original)
         outputs, inputs = _apply(weight, weight.new_zeros(1, *input_shape), geometry).numel(), math.prod(input_shape)
@@ -223,18 +219,15 @@ def _normalised(model: nn.Module) -> list[tuple[SpectralNorm, Tensor]]:
 
 def _advance(layers: list[tuple[SpectralNorm, Tensor]]) -> None:
     """One power iteration of all layers together, and each one's W/σ with σ = uᵀAv, u and v held."""
-    geometries = [norm.geometry for norm, _ in layers]
+    norms = [norm for norm, _ in layers]
     weights = [wide(weight) for _, weight in layers]
-    with torch.autocast(weights[0].device.type, enabled=False):
-        with torch.no_grad():
-            us, vs = _iterate(
-                weights, [norm.v.to(w.dtype) for (norm, _), w in zip(layers, weights, strict=True)], geometries
-            )
-            torch._foreach_copy_([norm.v for norm, _ in layers], vs)
-        for (norm, weight), w, u, v in zip(layers, weights, us, vs, strict=True):
-            options = norm.geometry
-            slope = u.mT @ v if options is None else conv2d_weight(v, w.shape, u, **options)
-            norm.now = weight, _Normalise.apply(w, slope).to(weight.dtype)
+    with torch.no_grad():
+        before = [norm.v.to(weight.dtype) for norm, weight in zip(norms, weights, strict=True)]
+        us, vs = _iterate(weights, before, [norm.geometry for norm in norms])
+        torch._foreach_copy_([norm.v for norm in norms], vs)
+    for (norm, original), weight, u, v in zip(layers, weights, us, vs, strict=True):
+        slope = u.mT * v if norm.geometry is None else conv2d_weight(v, weight.shape, u, **norm.geometry)
+        norm.now = original, _Normalise.apply(weight, slope).to(original.dtype)
 
 
 @contextlib.contextmanager

@@ -185,7 +185,7 @@ KINKS = {
     "where": lambda x: torch.where(x > 0, x, x / 2), "leaky_relu": F.leaky_relu_, "sign": torch.sign,
     "topk": lambda x: x.topk(2).values, "clamp": lambda x: x.clamp(0, 1), "relu": F.relu, "relu_": torch.relu_,
     "max_pool2d": nn.MaxPool2d(2), "hardswish": nn.Hardswish(), "norm": lambda x: x / x.norm(), "gelu": nn.GELU(),
-    "tanh": torch.tanh, "softmax": nn.Softmax(-1), "layer_norm": nn.LayerNorm(8), "truediv": lambda x: 1 / (x + 9),
+    "tanh": torch.tanh, "softmax": nn.Softmax(-1), "layer_norm": nn.LayerNorm(8),
     "scaled_dot_product_attention": lambda x: F.scaled_dot_product_attention(x, x, x),
 }  # fmt: skip
 NAMED |= {name: (lambda net, x: net.g(usual(net, x)), dict(g=g), [name.strip("_")]) for name, g in KINKS.items()}
