@@ -150,11 +150,6 @@ def conv_norm(
         return torch.linalg.matrix_norm(_apply(weight, basis, geometry).flatten(1), 2).to(original)
 
 
-def _nonzero(sigma: Tensor) -> Tensor:
-    """σ, or 1 where it is 0: a zero weight stays zero."""
-    return torch.where(sigma > 0, sigma, 1)
-
-
 class _Normalise(torch.autograd.Function):
     """(W, ∂σ/∂W) ↦ W/σ with σ = ⟨W, ∂σ/∂W⟩, as σ is homogeneous in W; the second as a constant.
 
@@ -163,7 +158,8 @@ class _Normalise(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, weight: Tensor, slope: Tensor) -> Tensor:
-        sigma = _nonzero(_dot(weight, slope))
+        sigma = _dot(weight, slope)
+        sigma = torch.where(sigma > 0, sigma, 1)  # a zero weight stays zero
         normalised = weight / sigma
         ctx.kept = normalised.detach(), slope, sigma
         return normalised
@@ -197,10 +193,11 @@ class SpectralNorm(nn.Module):
         return self.__dict__ | {"now": None}  # a copy made there is a layer like any other
 
     def sigma(self, weight: Tensor, v: Tensor | None = None) -> Tensor:
-        """‖W v‖ for the layer's v or another, in float32 or wider; 1 for a zero weight."""
+        """‖W v‖ for the layer's v or another, in float32 or wider; 1 for a zero weight, which stays zero."""
         weight = wide(weight)
         v = (self.v if v is None else v).to(weight.dtype)
-        return _nonzero(_length(_apply(weight, v, self.geometry)))
+        length = _length(_apply(weight, v, self.geometry))
+        return torch.where(length > 0, length, 1)
 
     def forward(self, weight: Tensor) -> Tensor:
         if self.now and self.now[0] is weight:
