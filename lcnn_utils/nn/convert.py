@@ -39,7 +39,7 @@ PRODUCTS = {"bmm", "div", "einsum", "imul", "itruediv", "linear", "matmul", "mm"
 RELUS = (nn.ReLU, nn.ReLU6)
 OURS = (CenteredSoftplus, LipschitzBatchNorm2d, Normalize)  # as they should be, or linear
 LOST = "scale lost, since not only BatchNorm reads them"
-KEPT = "kept, with no bound on norm or curvature, or with kinks (nn.ReLU is converted, F.relu is not), or never run"
+KEPT = "kept: never run, with kinks (nn.ReLU is converted, F.relu is not), or with no bound on norm or curvature"
 
 
 class _Tracer(fx.Tracer):
@@ -103,7 +103,7 @@ def _copy_and_graph(module: nn.Module, example: Tensor) -> tuple[nn.Module, fx.G
         raise ValueError(f"{what} an input of shape {tuple(example.shape)}, {example.dtype}") from error
     for layer in model.modules():
         if getattr(layer, "inplace", False):
-            layer.inplace = False
+            layer.inplace = False  # type: ignore[assignment]
     root = nn.Sequential(model)  # which takes what tracing leaves behind
     graph = trace(root, type(model).__name__)
     try:
@@ -140,8 +140,8 @@ def _normalise(graph: fx.Graph, iterations: int) -> dict[nn.Module, float]:
         readers = {user.meta["layer"] for node in calls[conv] for user in node.users}
         read = {source.meta["layer"] for bn in readers for call in calls[bn] for source in call.all_input_nodes}
         if all(map(_is_batch_norm, readers)) and read == {conv}:
-            normalised = conv.parametrizations.weight
-            scale = normalised[0].sigma(normalised.original).item()
+            parametrizations: Any = conv.parametrizations
+            scale = parametrizations.weight[0].sigma(parametrizations.weight.original).item()
             scales |= dict.fromkeys([conv, *readers], scale)
             if conv.bias is not None:
                 conv.bias.data /= scale
