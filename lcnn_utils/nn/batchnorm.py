@@ -53,25 +53,24 @@ class _FastBatchNorm(torch.autograd.Function):
 
 
 @fx.wrap
-def _lipschitz_batch_norm(
-    x: Tensor, log_gamma: Tensor, weight: Tensor | None, bias: Tensor | None, running_mean: Tensor, running_var: Tensor,
-    batches: Tensor, training: bool, momentum: float | None, eps: float,
-) -> Tensor:  # fmt: skip
+def _lipschitz_batch_norm(layer: LipschitzBatchNorm2d, x: Tensor) -> Tensor:
     """What :class:`LipschitzBatchNorm2d` computes: one node of a graph that torch.fx traces."""
-    channels, others = len(running_mean), [0, *range(2, x.ndim)]
+    channels, others = layer.num_features, [0, *range(2, x.ndim)]
     if x.ndim not in (2, 4) or x.shape[1] != channels:
         raise ValueError(f"expected (N, C, H, W) or (N, C) with C = {channels}, got {tuple(x.shape)}")
     by_channel = lambda values: values.view(1, -1, *[1] * (x.ndim - 2))
-    if not training:
-        slope = _slope(running_var + eps, log_gamma, weight)
+    log_gamma, weight, bias, eps = layer.log_gamma, layer.weight, layer.bias, layer.eps
+    running_mean, running_var, momentum = layer.running_mean, layer.running_var, layer.momentum
+    if not layer.training:
+        slope = layer.channel_slopes()
         shift = -running_mean * slope if bias is None else bias - running_mean * slope
         return torch.addcmul(by_channel(shift), wide(x), by_channel(slope)).to(x.dtype)
     count = x.numel() // channels
     if count < 2:
         raise ValueError(f"training needs more than 1 value per channel, got {tuple(x.shape)}: use eval()")
     if momentum is None or momentum > 0:  # 0: a pass that is not to be felt
-        batches.add_(1)
-        momentum = 1 / batches.item() if momentum is None else momentum
+        layer.num_batches_tracked.add_(1)
+        momentum = 1 / layer.num_batches_tracked.item() if momentum is None else momentum
     if x.dtype == running_mean.dtype == log_gamma.dtype and x.is_cpu and eager():
         mean, var = torch.batch_norm_update_stats(x.detach(), running_mean, running_var, momentum)
         return _FastBatchNorm.apply(x, log_gamma, weight, bias, mean, var, eps)
@@ -126,10 +125,7 @@ class LipschitzBatchNorm2d(_NormBase):
         return self.channel_slopes().abs().max()
 
     def forward(self, x: Tensor) -> Tensor:
-        return _lipschitz_batch_norm(
-            x, self.log_gamma, self.weight, self.bias, self.running_mean, self.running_var, self.num_batches_tracked,
-            self.training, self.momentum, self.eps,
-        )  # fmt: skip
+        return _lipschitz_batch_norm(self, x)
 
     def extra_repr(self) -> str:
         return f"{self.num_features}, gamma={self.gamma.item():.3g}, affine={self.affine}"

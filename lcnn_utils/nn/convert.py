@@ -20,7 +20,6 @@ from torch.fx.passes.shape_prop import ShapeProp
 from torch.nn.utils import parametrize
 from torchvision.transforms import Normalize
 
-from ..lab import double
 from .batchnorm import LipschitzBatchNorm2d
 from .softplus import CenteredSoftplus, check_positive
 from .spectral_norm import spectral_normalize
@@ -38,11 +37,9 @@ LINEAR = {
 }  # fmt: skip
 PRODUCTS = {"bmm", "div", "einsum", "imul", "itruediv", "linear", "matmul", "mm", "mul", "truediv"}
 RELUS = (nn.ReLU, nn.ReLU6)
-UNBOUNDED = {"batchnorm", "frozenbatchnorm", "syncbatchnorm", "conv", "convtranspose"}
-REPLACED = (*RELUS, nn.BatchNorm2d, CenteredSoftplus, LipschitzBatchNorm2d, Normalize)
+OURS = (CenteredSoftplus, LipschitzBatchNorm2d, Normalize)  # as they should be, or linear
 LOST = "scale lost, since not only BatchNorm reads them"
-FREE = "kept, with no bound on their norm, or never run"
-CURVED = "kept, with a curvature that no β bounds, or with kinks (nn.ReLU is converted, F.relu is not)"
+KEPT = "kept: never run, with kinks (nn.ReLU is converted, F.relu is not), or with no bound on norm or curvature"
 
 
 class _Tracer(fx.Tracer):
@@ -80,61 +77,45 @@ def trace(root: nn.Module, name: str) -> fx.Graph:
         ) from error
 
 
-def _few(names: list[str]) -> str:
-    return ", ".join(names[:2]) + (f" and {len(names) - 2} more" if len(names) > 2 else "")
-
-
 def replace_layers(model: nn.Module, new: Callable[[nn.Module], nn.Module | None]) -> nn.Module:
-    """``model``, changed in place, with ``new(module)`` for each module, itself included, for which it is not None.
-
-    A shared module stays shared.
-    """
+    """``model``, changed in place, with ``new(module)`` for each module, itself included, for which it is not None."""
+    new = functools.cache(new)  # a shared module stays shared
     root = nn.Sequential(model)
-    made: dict[nn.Module, nn.Module | None] = {}
     for parent in list(root.modules()):
         for name, child in list(parent._modules.items()):  # named_children would skip a shared child's second name
-            if child is None:
-                continue
-            if child not in made:
-                made[child] = new(child)
-            if (replacement := made[child]) is not None:
+            replacement = None if child is None else new(child)
+            if replacement is not None:
                 setattr(parent, name, replacement)
     return root[0]
 
 
 def _copy_and_graph(module: nn.Module, example: Tensor) -> tuple[nn.Module, fx.Graph]:
-    """A copy of ``module`` with nothing in place, and its graph in eval mode, tried on an example.
+    """A copy of ``module`` in eval mode with nothing in place, and its graph, tried on an example.
 
-    ``meta`` of a node then holds the ``layer`` it calls, if any, the ``name`` of the layer's class, function or method,
-    its value's ``tensor_meta`` with a shape, and ``reads``: the arguments that depend on the input.
-    Raises ValueError: the copy or its graph does not run, or computes something else.
+    ``meta`` of a node then holds the ``layer`` it calls, if any, and the ``tensor_meta`` of its value, with a shape.
+    Raises ValueError: the copy or its graph does not run, or the graph computes something else.
     """
-    problem = f"can't be copied or does not run on an input of shape {tuple(example.shape)}, {example.dtype}"
     try:
         model = copy.deepcopy(module).eval()
-        output, root = model(example.clone()), nn.Sequential(model)  # which takes what tracing leaves behind
-        graph = trace(root, type(model).__name__)
-        compare = functools.partial(torch.testing.assert_close, rtol=1e-3, atol=1e-3, equal_nan=True)
-        problem = "does something else when it is traced: chance, a state, or a question for the type of a tensor"
-        compare(ShapeProp(fx.GraphModule(root, graph)).propagate(example.clone()), output)
-        in_place = {path: layer for path, layer in model.named_modules() if getattr(layer, "inplace", False)}
-        for layer in in_place.values():
-            layer.inplace = False
-        problem = f"reads elsewhere what a layer overwrites, of {_few(list(in_place))}: set inplace=False"
-        compare(model(example.clone()), output)
-    except (RuntimeError, TypeError, IndexError, AttributeError, AssertionError, NotImplementedError) as error:
-        raise ValueError(f"{type(module).__name__} {problem}") from error
-    for path, layer in model.named_modules():
-        layer.training = module.get_submodule(path).training
-    varying = set(graph.find_nodes(op="placeholder"))
+        output = model(example.clone())
+    except Exception as error:  # whatever a forward raises
+        what = f"{type(module).__name__} can't be copied or does not run on"
+        raise ValueError(f"{what} an input of shape {tuple(example.shape)}, {example.dtype}") from error
+    for layer in model.modules():
+        if getattr(layer, "inplace", False):
+            layer.inplace = False  # type: ignore[assignment]
+    root = nn.Sequential(model)  # which takes what tracing leaves behind
+    graph = trace(root, type(model).__name__)
+    try:
+        traced = ShapeProp(fx.GraphModule(root, graph)).propagate(example.clone())
+        torch.testing.assert_close(traced, output, rtol=1e-3, atol=1e-3, equal_nan=True)
+    except Exception as error:
+        raise ValueError(
+            f"{type(module).__name__} does something else when it is traced: chance, a state, a question for the type "
+            "of a tensor, or a tensor read elsewhere that a layer overwrites: set inplace=False"
+        ) from error
     for node in graph.nodes:
-        layer = root.get_submodule(str(node.target)) if node.op == "call_module" else None
-        called = node.target if layer is None else parametrize.type_before_parametrizations(layer)
-        reads: list[fx.Node] = []  # with repeats, unlike all_input_nodes: h * h is no linear map
-        fx.node.map_arg((node.args, node.kwargs), lambda a, reads=reads: reads.append(a) if a in varying else None)  # type: ignore
-        node.meta |= {"layer": layer, "name": getattr(called, "__name__", str(called)), "reads": reads}
-        if reads and "tensor_meta" in node.meta:
-            varying.add(node)
+        node.meta["layer"] = root.get_submodule(str(node.target)) if node.op == "call_module" else None
     return model, graph
 
 
@@ -142,29 +123,26 @@ def _is_batch_norm(layer: nn.Module | None) -> TypeGuard[nn.BatchNorm2d]:
     return type(layer) is nn.BatchNorm2d and layer.running_var is not None
 
 
-def _normalise(graph: fx.Graph, iterations: int) -> dict[nn.Module, Tensor]:
-    """Give each convolution norm 1 on its largest image. Returns the scales that BatchNorms have to take over: of those
-    that read one convolution and alone read it."""
+def _normalise(graph: fx.Graph, iterations: int) -> dict[nn.Module, float]:
+    """Give each convolution norm 1 on its largest image. Returns by what it was divided, where BatchNorms can take that
+    over, which read this convolution only and alone read it: for them and for the convolution."""
     calls: dict[nn.Module, list[fx.Node]] = defaultdict(list)
     for node in graph.find_nodes(op="call_module"):
         calls[node.meta["layer"]].append(node)
-    scales: dict[nn.Module, Tensor] = {}
-    for conv, nodes in list(calls.items()):
-        if type(conv) is not nn.Conv2d:
-            continue
-        shapes = [node.all_input_nodes[0].meta["tensor_meta"].shape for node in nodes]
+    scales: dict[nn.Module, float] = {}
+    for conv in [layer for layer in calls if type(layer) is nn.Conv2d]:
+        shapes = [node.all_input_nodes[0].meta["tensor_meta"].shape for node in calls[conv]]
         largest = (conv.in_channels, max(shape[-2] for shape in shapes), max(shape[-1] for shape in shapes))
-        before = double(conv.weight.detach()).norm()
         try:
-            spectral_normalize(conv, largest, iterations).train(conv.training)
+            spectral_normalize(conv, largest, iterations)
         except ValueError:
             continue  # a geometry without one: stays, and is named
-        after = double(conv.weight.detach()).norm()
-        readers = {user.meta["layer"] for node in nodes for user in node.users}
+        readers = {user.meta["layer"] for node in calls[conv] for user in node.users}
         read = {source.meta["layer"] for bn in readers for call in calls[bn] for source in call.all_input_nodes}
         if all(map(_is_batch_norm, readers)) and read == {conv}:
-            scale = before / after if after > 0 else torch.ones_like(after)  # a zero kernel stays one
-            scales |= dict.fromkeys(readers, scale)
+            parametrizations: Any = conv.parametrizations
+            scale = parametrizations.weight[0].sigma(parametrizations.weight.original).item()
+            scales |= dict.fromkeys([conv, *readers], scale)
             if conv.bias is not None:
                 conv.bias.data /= scale
     return scales
@@ -181,31 +159,56 @@ def _lipschitz_from(bn: nn.BatchNorm2d, gamma: float, scale: float) -> Lipschitz
     return made
 
 
-def _cause(node: fx.Node, scales: dict[nn.Module, Tensor]) -> str | None:
-    """Why a call stays as it is; None: it is converted or linear, or no function of the input."""
-    layer, reads = node.meta["layer"], node.meta["reads"]
-    if isinstance(layer, nn.Conv2d) and parametrize.is_parametrized(layer):
-        return None if node.users and all(user.meta["layer"] in scales for user in node.users) else LOST
-    if node.op == "output" or not reads or (type(layer) in REPLACED and getattr(layer, "running_var", 0) is not None):
-        return None
-    if layer is not None and type(layer).__module__.partition(".")[0] not in ("torch", "torchvision"):
-        return CURVED  # someone's own, whatever its name
-    word = re.sub("[123]d$", "", node.meta["name"].strip("_")).replace("_", "").lower()
-    if word in PRODUCTS:  # linear, unless two factors depend on the input
-        return None if len(reads) == 1 and ("div" not in word or node.args[:1] == (reads[0],)) else CURVED
-    return FREE if word in UNBOUNDED else None if word in LINEAR else CURVED
+def _replacements(
+    model: nn.Module, scales: dict[nn.Module, float], beta: float, gamma: float
+) -> dict[nn.Module, nn.Module]:
+    """What stands in for each BatchNorm and ReLU."""
+    made: dict[nn.Module, nn.Module] = {}
+    like = nn.Parameter(torch.zeros(()))  # the parameter that γ and β are like: the layer's own, or the one before
+    for layer in model.modules():
+        like = next(layer.parameters(recurse=False), like)
+        if _is_batch_norm(layer):
+            batch_norm = _lipschitz_from(layer, gamma, scales.get(layer, 1.0))
+            batch_norm.log_gamma.requires_grad_(like.requires_grad)
+            made[layer] = batch_norm
+        elif type(layer) in RELUS:
+            softplus = CenteredSoftplus(beta, cap=6.0 if type(layer) is nn.ReLU6 else None).to(like)
+            softplus.beta = beta  # in the model's precision
+            softplus.log_beta.requires_grad_(like.requires_grad)
+            made[layer] = softplus
+    return made
 
 
-def _warn(model: nn.Module, graph: fx.Graph, scales: dict[nn.Module, Tensor]) -> None:
+def _warn(model: nn.Module, graph: fx.Graph, converted: set[nn.Module]) -> None:
     """Name what stays, by cause: "conv1 (Conv2d)", "features.3 (max_pool2d)", "layer1.0 (relu_)"."""
-    left: dict[str, list[str]] = defaultdict(list)
+    left: dict[str, list[str]] = {LOST: [], KEPT: []}
+    varying = set(graph.find_nodes(op="placeholder"))  # what depends on the input
     for node in graph.nodes:
-        if cause := _cause(node, scales):
+        arguments: list[fx.Node] = []  # with repeats, unlike all_input_nodes: h * h is no linear map
+        fx.node.map_arg((node.args, node.kwargs), arguments.append)
+        reads = [argument for argument in arguments if argument in varying]
+        layer = node.meta["layer"]
+        if not reads or node.op == "output":
+            continue
+        if "tensor_meta" in node.meta:
+            varying.add(node)
+        if layer in converted or type(layer) in OURS:
+            continue
+        called = node.target if layer is None else parametrize.type_before_parametrizations(layer)
+        name = getattr(called, "__name__", str(called))
+        word = re.sub("[123]d$", "", name.strip("_")).replace("_", "").lower()
+        linear = word in LINEAR or (word in PRODUCTS and len(reads) == 1)  # of two factors, it is not
+        lost = isinstance(layer, nn.Conv2d) and parametrize.is_parametrized(layer)
+        if lost or not linear:
             path = list(node.meta["nn_module_stack"].values())[-1][0]
-            left[cause].append(f"{path[2:] or 'the model'} ({node.meta['name']})")  # of an nn.Sequential
+            left[LOST if lost else KEPT].append(f"{path[2:] or 'the model'} ({name})")  # of an nn.Sequential
     run = {node.meta["layer"] for node in graph.nodes}
-    left[FREE] += [path for path, m in model.named_modules() if type(m) is nn.Conv2d and m not in run]
-    said = [f"{cause}: {_few(list(dict.fromkeys(names)))}" for cause, names in left.items() if names]
+    left[KEPT] += [path for path, m in model.named_modules() if type(m) is nn.Conv2d and m not in run]
+    said = []
+    for cause, names in left.items():
+        if different := list(dict.fromkeys(names)):
+            more = f" and {len(different) - 2} more" if len(different) > 2 else ""
+            said.append(f"{cause}: {', '.join(different[:2])}{more}")
     if said:
         warnings.warn("to_low_curvature left something: " + "; ".join(said), stacklevel=3)
 
@@ -242,23 +245,10 @@ def to_low_curvature(
     with torch.no_grad():
         model, graph = _copy_and_graph(module, example_input)
     scales = _normalise(graph, iterations)
-    _warn(model, graph, scales)
-    latest = next(model.parameters(), nn.Parameter(example_input.new_zeros(()) * 1.0))
-
-    def new(layer: nn.Module) -> nn.Module | None:
-        nonlocal latest  # the parameter that new ones are like: the layer's own, or the one before
-        latest = next(layer.parameters(), latest)
-        if _is_batch_norm(layer):
-            made: nn.Module = _lipschitz_from(layer, gamma, float(scales.get(layer, 1.0)))
-            made.log_gamma.requires_grad_(latest.requires_grad)
-        elif type(layer) in RELUS:
-            made = CenteredSoftplus(beta, cap=6.0 if type(layer) is nn.ReLU6 else None).to(latest)
-            made.beta = beta  # in the model's precision
-            made.log_beta.requires_grad_(latest.requires_grad)
-        else:
-            return None
-        return made.train(layer.training)
-
-    converted = replace_layers(model, new)
+    new = _replacements(model, scales, beta, gamma)
+    _warn(model, graph, {*scales, *new})
+    converted = replace_layers(model, new.get)
+    for path, layer in module.named_modules():  # parents first: what is new in a layer follows it
+        converted.get_submodule(path).train(layer.training)
     trace(nn.Sequential(converted), type(module).__name__)  # refuses a list that still holds a layer replaced here
     return converted

@@ -142,10 +142,7 @@ class CenteredSoftplus(nn.Module):
 
     def __init__(self, beta: float = 5.0, trainable: bool = True, cap: float | None = None) -> None:
         super().__init__()
-        if trainable:
-            self.log_beta = nn.Parameter(torch.zeros(()))
-        else:
-            self.register_buffer("log_beta", torch.zeros(()))
+        self.log_beta = nn.Parameter(torch.zeros(())) if trainable else nn.Buffer(torch.zeros(()))
         self.beta = beta
         self.cap = None if cap is None else check_positive(cap, "cap")
 

@@ -51,26 +51,23 @@ def _length(t: Tensor) -> Tensor:
     return largest * torch.linalg.vector_norm(t / largest)
 
 
-def _to_unit_length(ts: list[Tensor], otherwise: list[Tensor] | None = None) -> None:
-    """Divide each tensor by its length, in place, whatever its scale; what is 0 or broken becomes ``otherwise``."""
+def _to_unit_length(ts: list[Tensor]) -> None:
+    """Divide each tensor by its length, in place, whatever its scale; 0 stays 0."""
     tiny = torch.finfo(ts[0].dtype).tiny
     torch._foreach_div_(ts, torch._foreach_clamp_min(torch._foreach_norm(ts, 1), tiny))
-    if otherwise is not None:
-        for t in ts:
-            t.nan_to_num_(0.0)
-        torch._foreach_add_(ts, otherwise, alpha=1e-15)  # which is all that 0 is left with
     torch._foreach_div_(ts, torch._foreach_clamp_min(torch._foreach_norm(ts), tiny))
 
 
 def _iterate(weights: list[Tensor], vs: list[Tensor], geometries: list[Geometry]) -> tuple[list[Tensor], list[Tensor]]:
-    """One power iteration of each layer: u = Av/‖Av‖ and then v = Aᵀu/‖Aᵀu‖; a zero or broken weight leaves v."""
+    """One power iteration of each layer: u = Av/‖Av‖ and then v = Aᵀu/‖Aᵀu‖; a zero weight leaves v."""
     us = list(map(_apply, weights, vs, geometries))
     _to_unit_length(us)
     backs = [
-        F.linear(u, weight.mT) if options is None else conv2d_input(v.shape, weight, u, **options)
-        for weight, v, u, options in zip(weights, vs, us, geometries, strict=True)
+        _apply(weight.mT, u, None) if geometry is None else conv2d_input(v.shape, weight, u, **geometry)
+        for weight, v, u, geometry in zip(weights, vs, us, geometries, strict=True)
     ]
-    _to_unit_length(backs, vs)
+    torch._foreach_add_(backs, vs, alpha=1e-30)  # which is all that a zero weight leaves
+    _to_unit_length(backs)
     return us, backs
 
 
@@ -81,9 +78,8 @@ def _power(weight: Tensor, v: Tensor, geometry: Geometry, iterations: int) -> Te
         raise ValueError(f"iterations={iterations}: at least 1 is needed")
     weight = wide(weight)
     v = v.to(weight)
-    with torch.autocast(weight.device.type, enabled=False):
-        for _ in range(iterations):
-            v = _iterate([weight], [v], [geometry])[1][0]
+    for _ in range(iterations):
+        v = _iterate([weight], [v], [geometry])[1][0]
     return v
 
 
@@ -118,11 +114,8 @@ def _torus_norm(weight: Tensor, size: tuple[int, ...], geometry: dict[str, Any])
     for row in rows:  # one row of frequencies at a time bounds the memory
         block = torch.einsum("ak,gnokbi->gnoabi", row, partial).flatten(3)  # (groups, m′, C_out, s_h·s_w·C_in)
         tall = block.shape[-2] > block.shape[-1]
-        gram = (block.mH @ block if tall else block @ block.mH).flatten(0, 1)
-        eye = torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device)
-        failed = torch.linalg.cholesky_ex(eye * largest - gram).info > 0
-        if bool(failed.any()):  # Cholesky is cheaper: only a block not below the largest so far needs eigenvalues
-            largest = torch.maximum(largest, torch.linalg.eigvalsh(gram[failed])[:, -1].max())
+        gram = block.mH @ block if tall else block @ block.mH
+        largest = torch.maximum(largest, torch.linalg.eigvalsh(gram).max())
     return (largest / math.prod(stride)).sqrt()
 
 
@@ -147,7 +140,7 @@ def conv_norm(
         return _length(_apply(weight, v, geometry)).to(original)
     with torch.no_grad():
         if method == "bound":
-            sigma = _torus_norm(weight, input_shape[1:], geometry)
+            sigma = _torus_norm(weight.cpu(), input_shape[1:], geometry)  # a GPU is slow at many small matrices
             limits = torch.finfo(original.dtype)  # round outward, past float64's errors and the final cast
             return (sigma * (1 + 1e-10 + limits.eps) + (sigma > 0) * limits.tiny * limits.eps).to(original)
         outputs, inputs = _apply(weight, weight.new_zeros(1, *input_shape), geometry).numel(), math.prod(input_shape)
@@ -155,11 +148,6 @@ def conv_norm(
             raise ValueError(f"a {outputs} × {inputs} matrix is too large for 'exact': use method='bound' or 'power'")
         basis = torch.eye(inputs, dtype=weight.dtype, device=weight.device).view(inputs, *input_shape)
         return torch.linalg.matrix_norm(_apply(weight, basis, geometry).flatten(1), 2).to(original)
-
-
-def _divide(weight: Tensor, sigma: Tensor) -> Tensor:
-    """W/σ; a zero weight stays zero."""
-    return weight / torch.where(sigma > 0, sigma, 1)
 
 
 class _Normalise(torch.autograd.Function):
@@ -171,7 +159,8 @@ class _Normalise(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, weight: Tensor, slope: Tensor) -> Tensor:
         sigma = _dot(weight, slope)
-        normalised = _divide(weight, sigma)
+        sigma = torch.where(sigma > 0, sigma, 1)  # a zero weight stays zero
+        normalised = weight / sigma
         ctx.kept = normalised.detach(), slope, sigma
         return normalised
 
@@ -179,7 +168,7 @@ class _Normalise(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         normalised, slope, sigma = ctx.kept
-        return _divide(torch.addcmul(grad, slope, _dot(grad, normalised), value=-1), sigma), None
+        return torch.addcmul(grad, slope, _dot(grad, normalised), value=-1) / sigma, None
 
 
 class SpectralNorm(nn.Module):
@@ -203,14 +192,20 @@ class SpectralNorm(nn.Module):
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"now": None}  # a copy made there is a layer like any other
 
+    def sigma(self, weight: Tensor, v: Tensor | None = None) -> Tensor:
+        """‖W v‖ for the layer's v or another, in float32 or wider; 1 for a zero weight, which stays zero."""
+        weight = wide(weight)
+        v = (self.v if v is None else v).to(weight.dtype)
+        length = _length(_apply(weight, v, self.geometry))
+        return torch.where(length > 0, length, 1)
+
     def forward(self, weight: Tensor) -> Tensor:
         if self.now and self.now[0] is weight:
             return self.now[1]
-        w = wide(weight)
         if self.training:
-            self.v.copy_(_power(w, self.v, self.geometry, 1))
-        v = self.v.to(w.dtype, copy=True)  # a copy: the buffer may move before the backward pass
-        return _divide(w, _length(_apply(w, v, self.geometry))).to(weight.dtype)
+            self.v.copy_(_power(weight, self.v, self.geometry, 1))
+        v = self.v.clone()  # the buffer may move before the backward pass
+        return (wide(weight) / self.sigma(weight, v)).to(weight.dtype)
 
 
 def _normalised(model: nn.Module) -> list[tuple[SpectralNorm, Tensor]]:
@@ -221,18 +216,15 @@ def _normalised(model: nn.Module) -> list[tuple[SpectralNorm, Tensor]]:
 
 def _advance(layers: list[tuple[SpectralNorm, Tensor]]) -> None:
     """One power iteration of all layers together, and each one's W/σ with σ = uᵀAv, u and v held."""
-    geometries = [norm.geometry for norm, _ in layers]
+    norms = [norm for norm, _ in layers]
     weights = [wide(weight) for _, weight in layers]
-    with torch.autocast(weights[0].device.type, enabled=False):
-        with torch.no_grad():
-            us, vs = _iterate(
-                weights, [norm.v.to(w.dtype) for (norm, _), w in zip(layers, weights, strict=True)], geometries
-            )
-            torch._foreach_copy_([norm.v for norm, _ in layers], vs)
-        for (norm, weight), w, u, v in zip(layers, weights, us, vs, strict=True):
-            options = norm.geometry
-            slope = u.mT @ v if options is None else conv2d_weight(v, w.shape, u, **options)
-            norm.now = weight, _Normalise.apply(w, slope).to(weight.dtype)
+    with torch.no_grad():
+        before = [norm.v.to(weight.dtype) for norm, weight in zip(norms, weights, strict=True)]
+        us, vs = _iterate(weights, before, [norm.geometry for norm in norms])
+        torch._foreach_copy_([norm.v for norm in norms], vs)
+    for (norm, original), weight, u, v in zip(layers, weights, us, vs, strict=True):
+        slope = u.mT * v if norm.geometry is None else conv2d_weight(v, weight.shape, u, **norm.geometry)
+        norm.now = original, _Normalise.apply(weight, slope).to(original.dtype)
 
 
 @contextlib.contextmanager
@@ -276,7 +268,6 @@ def sigma_error(model: nn.Module, iterations: int = 20) -> float:
     """
     worst = 0.0
     for norm, weight in _normalised(model):
-        directions = (norm.v, _power(weight, norm.v, norm.geometry, iterations))
-        now, then = (_length(_apply(weight.float(), v.float(), norm.geometry)) for v in directions)
-        worst = max(worst, (1 - now / then).item() if then > 0 else 0.0)
+        converged = _power(weight, norm.v, norm.geometry, iterations)
+        worst = max(worst, (1 - norm.sigma(weight) / norm.sigma(weight, converged)).item())
     return worst

@@ -185,7 +185,7 @@ KINKS = {
     "where": lambda x: torch.where(x > 0, x, x / 2), "leaky_relu": F.leaky_relu_, "sign": torch.sign,
     "topk": lambda x: x.topk(2).values, "clamp": lambda x: x.clamp(0, 1), "relu": F.relu, "relu_": torch.relu_,
     "max_pool2d": nn.MaxPool2d(2), "hardswish": nn.Hardswish(), "norm": lambda x: x / x.norm(), "gelu": nn.GELU(),
-    "tanh": torch.tanh, "softmax": nn.Softmax(-1), "layer_norm": nn.LayerNorm(8), "truediv": lambda x: 1 / (x + 9),
+    "tanh": torch.tanh, "softmax": nn.Softmax(-1), "layer_norm": nn.LayerNorm(8),
     "scaled_dot_product_attention": lambda x: F.scaled_dot_product_attention(x, x, x),
 }  # fmt: skip
 NAMED |= {name: (lambda net, x: net.g(usual(net, x)), dict(g=g), [name.strip("_")]) for name, g in KINKS.items()}
@@ -243,8 +243,8 @@ REFUSED = {
     "chance": (lambda: Net(lambda net, x: usual(net, x + torch.randn_like(x))), "chance"),
     "a list of layers": (lambda: listed(registered=False), "Net .*nn.ModuleList"),
     "a list beside": (lambda: listed(registered=True), "Net .*nn.ModuleList"),
-    "read elsewhere": (lambda: Net(overwritten, relu=nn.ReLU(inplace=True)), "of relu: set inplace=False"),
-    "read through a view": (lambda: Net(viewed, relu=nn.ReLU(inplace=True)), "of relu: set inplace=False"),
+    "read elsewhere": (lambda: Net(overwritten, relu=nn.ReLU(inplace=True)), "set inplace=False"),
+    "read through a view": (lambda: Net(viewed, relu=nn.ReLU(inplace=True)), "set inplace=False"),
     "shape": (lambda: nn.Sequential(nn.Linear(3, 2), nn.ReLU()), "does not run"),
     "functions only": (lambda: nn.Sequential(Shifted()), "nothing to convert"),
 }

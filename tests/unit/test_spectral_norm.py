@@ -230,18 +230,16 @@ def test_several_backward_passes_before_the_next_advance():
 
 
 @pytest.mark.parametrize("name", ["linear", "stride"])
-@pytest.mark.parametrize("bad", [0.0, math.inf, math.nan])
-def test_a_zero_or_broken_weight_leaves_the_direction_as_it_was(name, bad):
+def test_a_zero_weight_leaves_the_direction_as_it_was(name):
     layer, weight, norm = disturbed(name)
     good, v = weight.detach().clone(), norm.v.clone()
     with norms_once_a_step(layer) as advance:
-        weight.data.fill_(bad)
+        weight.data.zero_()
         advance()
         torch.testing.assert_close(norm.v, v, rtol=1e-12, atol=0)
-        if bad == 0:
-            layer.weight.sum().backward()
-            assert layer.weight.abs().max() == 0
-            assert weight.grad.isfinite().all()
+        layer.weight.sum().backward()
+        assert layer.weight.abs().max() == 0
+        assert weight.grad.isfinite().all()
         weight.data.copy_(good)
         for _ in range(500):
             advance()
