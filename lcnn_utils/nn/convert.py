@@ -164,7 +164,8 @@ def _replacements(
 ) -> dict[nn.Module, nn.Module]:
     """What stands in for each BatchNorm and ReLU."""
     made: dict[nn.Module, nn.Module] = {}
-    like = nn.Parameter(torch.zeros(()))  # the parameter that γ and β are like: the layer's own, or the one before
+    # the parameter that γ and β are like: the layer's own, or the one before
+    like = next(model.parameters(), nn.Parameter(torch.zeros(())))
     for layer in model.modules():
         like = next(layer.parameters(recurse=False), like)
         if _is_batch_norm(layer):
@@ -197,7 +198,9 @@ def _warn(model: nn.Module, graph: fx.Graph, converted: set[nn.Module]) -> None:
         called = node.target if layer is None else parametrize.type_before_parametrizations(layer)
         name = getattr(called, "__name__", str(called))
         word = re.sub("[123]d$", "", name.strip("_")).replace("_", "").lower()
-        linear = word in LINEAR or (word in PRODUCTS and len(reads) == 1)  # of two factors, it is not
+        own = layer is not None and type(layer).__module__.partition(".")[0] not in ("torch", "torchvision")
+        of_input = len(reads) == 1 and ("div" not in word or node.args[:1] == (reads[0],))  # neither h * h nor 1 / h
+        linear = not own and (word in LINEAR or (word in PRODUCTS and of_input))
         lost = isinstance(layer, nn.Conv2d) and parametrize.is_parametrized(layer)
         if lost or not linear:
             path = list(node.meta["nn_module_stack"].values())[-1][0]

@@ -157,7 +157,9 @@ class OwnConv(nn.Conv2d):
         return F.conv2d(x, self.weight - self.weight.mean(), self.bias)
 
 
-class Shifted(nn.Module):
+class Flatten(nn.Module):
+    """A layer of somebody's own, not what its name says."""
+
     def forward(self, x):
         return torch.where(x > 0, x, -1.0) if x.sum() > 0 else x
 
@@ -174,7 +176,7 @@ NAMED = {
     "BatchNorm1d": (lambda net, x: net.b(usual(net, x).flatten(1)), dict(b=nn.BatchNorm1d(128)), ["b (BatchNorm1d)"]),
     "unused": (usual, dict(other=conv()), ["other"]),
     "functional": (lambda net, x: usual(net, F.conv2d(x, net.other.weight)), dict(other=conv()), ["conv2d", "other"]),
-    "custom": (lambda net, x: net.other(usual(net, x)), dict(other=Shifted()), ["other (Shifted)"]),
+    "custom": (lambda net, x: net.other(usual(net, x)), dict(other=Flatten()), ["other (Flatten)"]),
     "square": (lambda net, x: (h := usual(net, x), h * h)[1], {}, ["mul"]),
     "read by a value": (lambda net, x: usual(net, x) * x.mean().item(), {}, ["item"]),
     "own layer": (usual, dict(conv=OwnConv(2, 2, 3)), ["conv"]),
@@ -185,7 +187,7 @@ KINKS = {
     "where": lambda x: torch.where(x > 0, x, x / 2), "leaky_relu": F.leaky_relu_, "sign": torch.sign,
     "topk": lambda x: x.topk(2).values, "clamp": lambda x: x.clamp(0, 1), "relu": F.relu, "relu_": torch.relu_,
     "max_pool2d": nn.MaxPool2d(2), "hardswish": nn.Hardswish(), "norm": lambda x: x / x.norm(), "gelu": nn.GELU(),
-    "tanh": torch.tanh, "softmax": nn.Softmax(-1), "layer_norm": nn.LayerNorm(8),
+    "tanh": torch.tanh, "softmax": nn.Softmax(-1), "layer_norm": nn.LayerNorm(8), "truediv": lambda x: 1 / (x + 9),
     "scaled_dot_product_attention": lambda x: F.scaled_dot_product_attention(x, x, x),
 }  # fmt: skip
 NAMED |= {name: (lambda net, x: net.g(usual(net, x)), dict(g=g), [name.strip("_")]) for name, g in KINKS.items()}
@@ -246,7 +248,7 @@ REFUSED = {
     "read elsewhere": (lambda: Net(overwritten, relu=nn.ReLU(inplace=True)), "set inplace=False"),
     "read through a view": (lambda: Net(viewed, relu=nn.ReLU(inplace=True)), "set inplace=False"),
     "shape": (lambda: nn.Sequential(nn.Linear(3, 2), nn.ReLU()), "does not run"),
-    "functions only": (lambda: nn.Sequential(Shifted()), "nothing to convert"),
+    "functions only": (lambda: nn.Sequential(Flatten()), "nothing to convert"),
 }
 
 
