@@ -108,16 +108,19 @@ def _lanczos(hvp: Product, v: Tensor, tol: float, max_iter: int) -> tuple[Tensor
 
     A Ritz pair (θ, z) has ‖Hz − θz‖ = b_k |s_k|: an eigenvalue lies that close to θ (Parlett, thm. 4.5.1).
     """
-    tiny, agreed = torch.finfo(v.dtype).tiny, 0
-    basis, diagonal, off = [v], list[Tensor](), list[Tensor]()
+    tiny, eps = torch.finfo(v.dtype).tiny, torch.finfo(v.dtype).eps
+    basis, diagonal, off, agreed = [v], list[Tensor](), list[Tensor](), 0
+    largest = torch.zeros_like(v[:, 0])
     for k in range(1, min(max_iter, v.shape[1]) + 1):
         w = hvp(basis[-1])
         diagonal.append((w * basis[-1]).sum(1))
+        largest = torch.maximum(largest, length(w))
         stack = torch.stack(basis, 1)  # (N, k, d)
         for _ in range(2):  # orthogonal to all before: twice is enough
             w = w - torch.einsum("nkd,nk->nd", stack, torch.einsum("nkd,nd->nk", stack, w))
-        off.append(length(w))
-        basis.append(w / off[-1].clamp(min=tiny)[:, None])
+        left = length(w)  # rounding alone, where the space found is invariant: a basis of that would be none
+        off.append(torch.where(left > 100 * eps * largest, left, 0))
+        basis.append(torch.where(off[-1][:, None] > 0, w / left.clamp(min=tiny)[:, None], 0))
         side = torch.stack(off, 1)[:, :-1]
         tridiagonal = torch.stack(diagonal, 1).diag_embed() + side.diag_embed(1) + side.diag_embed(-1)
         values, vectors = torch.linalg.eigh(double(tridiagonal))

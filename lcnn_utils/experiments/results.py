@@ -14,13 +14,14 @@ from typing import Any
 import pandas as pd
 from filelock import FileLock
 
-from ..lab import PROJECT, atomic_path, store_root, write_text
-from ..training import METHODS
+from ..lab import PROJECT, atomic_path, check_choice, store_root, write_text
+from ..training import DATASETS, METHODS
 
 RESULTS = PROJECT / "data" / "results"
-SCALES = ("paper", "wide", "small", "tiny")  # of CIFAR's networks, the best first; ``lab`` stands in no name
+SCALES = ("paper", "wide", "small", "tiny")  # of CIFAR's networks, the best first
+LAB = ("moons", "digits")  # whose only scale, ``lab``, stands in no name
 GEOMETRY = ("grad_norm", "hessian_norm", "curvature", "margin_curvature")
-NEEDED = {  # kind of table: columns, beside dataset and scale
+NEEDED = {  # kind of table: columns
     "runs": ("label", "method", "seed", "accuracy"),
     "geometry": ("label", "seed", "image", "split", *GEOMETRY),
     "curves": ("label", "seed", "norm", "eps", "n", "correct", "accuracy"),
@@ -89,11 +90,7 @@ def append(frame: pd.DataFrame, name: str, provenance: Mapping[str, Any]) -> Pat
         name: ``DATASET_SCALE_KIND`` in full, ``DATASET_KIND`` at the scale ``lab``.
         provenance: what produced these rows, for JSON.
     """
-    dataset, second, *_ = name.split("_")
-    columns = [str(column) for column in frame if column not in ("dataset", "scale")]
-    position = columns.index("run") + 1 if "run" in columns else 0
-    columns[position:position] = ["dataset", "scale"]
-    rows = frame.assign(dataset=dataset, scale=second if second in SCALES else "lab")[columns]
+    rows = _placed(frame, name)
     new = pd.read_csv(io.StringIO(rows.to_csv(index=False, float_format="%.5g")), **AS_WRITTEN)
     facts = {run: dict(provenance) for run in (new.run.unique() if "run" in new else [""])}
     path = _path(store_root() / "results", name)
@@ -111,6 +108,21 @@ def append(frame: pd.DataFrame, name: str, provenance: Mapping[str, Any]) -> Pat
             temporary.write_bytes(gzip.compress(content, mtime=0) if path.suffix == ".gz" else content)
             write_text(_record(path), record + "\n", "set LCNN_STORE to a folder of yours")
     return path
+
+
+def _placed(frame: pd.DataFrame, name: str) -> pd.DataFrame:
+    """``frame`` with the dataset and scale that a table's name tells, after the run."""
+    dataset, _, kind = name.partition("_")
+    second = kind.partition("_")[0]
+    scale = second if second in SCALES else "lab"
+    check_choice(dataset, DATASETS, f"dataset in the table's name {name!r}")
+    if not kind or (scale == "lab") != (dataset in LAB):
+        raise ValueError(f"a table of {dataset} can't be called {name!r}: name it DATASET_SCALE_KIND")
+    rows = frame.drop(columns=["dataset", "scale"], errors="ignore")
+    position = list(rows.columns).index("run") + 1 if "run" in rows else 0
+    rows.insert(position, "dataset", dataset)
+    rows.insert(position + 1, "scale", scale)
+    return rows
 
 
 def _path(folder: Path, name: str) -> Path:
@@ -139,9 +151,9 @@ def _read(path: Path, **options: Any) -> tuple[pd.DataFrame, dict[str, dict[str,
     """Rows, and run → what produced them; "" → what produced a table without runs."""
     try:
         facts = json.loads(_record(path).read_text(encoding="utf-8"))
-        frame = pd.read_csv(path, **options)
+        frame = _placed(pd.read_csv(path, **options), _record(path).stem)  # older tables do not name their place
         needed = next((columns for kind, columns in NEEDED.items() if _record(path).stem.endswith(f"_{kind}")), ())
-        if lacking := [column for column in ("dataset", "scale", *needed) if column not in frame]:
+        if lacking := [column for column in needed if column not in frame]:
             raise ValueError(f"it lacks the columns {', '.join(lacking)}")
         if "accuracy" in frame and not pd.to_numeric(frame.accuracy).between(0, 1).all():
             raise ValueError("an accuracy is not in [0, 1]")
@@ -153,9 +165,10 @@ def _read(path: Path, **options: Any) -> tuple[pd.DataFrame, dict[str, dict[str,
 
 def _by_run(frame: pd.DataFrame) -> pd.DataFrame:
     """Rows by method and seed of their run, ``DATASET-METHOD-seedN-HASH``; those of one run keep their order."""
-    frame = frame.reset_index(drop=True)
-    names = frame.run.str.split("-", expand=True)
-    methods = names[1].map(list(METHODS).index)
-    seeds = names[2].str.removeprefix("seed").astype(int)
-    order = pd.DataFrame({"method": methods, "seed": seeds}).sort_values(["method", "seed"])
-    return frame.loc[order.index].reset_index(drop=True)
+
+    def place(run: str) -> tuple[int, int]:
+        _, method, seed, _ = run.split("-")
+        return list(METHODS).index(method), int(seed.removeprefix("seed"))
+
+    order = {run: number for number, run in enumerate(sorted(frame.run.unique(), key=place))}
+    return frame.sort_values("run", key=lambda runs: runs.map(order), kind="stable", ignore_index=True)

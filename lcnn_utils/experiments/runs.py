@@ -40,7 +40,7 @@ class Run:
     model: nn.Module | None  # in eval mode, on the device asked for; None where only the numbers were asked for
     metrics: dict[str, float]
     recipe: Recipe
-    history: pd.DataFrame  # one row an epoch, as ``training.fit`` returns it
+    history: pd.DataFrame  # one row an epoch, with the columns of ``training.fit``
     provenance: dict[str, Any]  # the last sitting's versions and threads, all devices, seconds, seed, date
 
 

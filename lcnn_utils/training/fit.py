@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import platform
-import shutil
-import sysconfig
 import time
+import warnings
 from collections.abc import Callable, Iterable
 from contextlib import nullcontext
 from pathlib import Path
@@ -14,8 +14,8 @@ from typing import Any
 
 import pandas as pd
 import torch
+import torch.nn.functional as F
 from torch import Generator, Tensor, nn
-from torch.utils._triton import has_triton
 from tqdm import tqdm
 
 from .. import __version__, data
@@ -152,10 +152,16 @@ def autocast(recipe: Recipe, device: torch.device) -> torch.autocast:
     return torch.autocast(device.type, torch.bfloat16, enabled=able if recipe.bfloat16 is None else recipe.bfloat16)
 
 
-def has_compiler() -> bool:
-    """Whether all is there that compiling for a GPU needs: Triton, a C compiler, Python's headers."""
-    headers = Path(sysconfig.get_path("include", "posix_prefix"), "Python.h")
-    return has_triton() and headers.exists() and any(shutil.which(name) for name in ("gcc", "clang"))
+@functools.cache
+def has_compiler(device: torch.device) -> bool:
+    """Whether torch.compile works on this device, which takes more than torch; if not, a warning says why."""
+    try:
+        torch.compile(F.softplus)(torch.ones(8, device=device))
+    except Exception as error:  # whatever is missing
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        warnings.warn(f"training goes on without torch.compile: {reason}", RuntimeWarning, stacklevel=2)
+        return False
+    return True
 
 
 def compiles(recipe: Recipe, device: torch.device) -> bool:
@@ -167,7 +173,7 @@ def compiles(recipe: Recipe, device: torch.device) -> bool:
         return False
     if recipe.derivative == "exact" and recipe.method in ONLY["derivative"]:
         return False
-    return has_compiler()
+    return has_compiler(device)
 
 
 def training_step(

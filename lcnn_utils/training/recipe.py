@@ -110,7 +110,9 @@ class Recipe:
             if kind in (int, float):
                 object.__setattr__(self, field.name, _number(field.name, value, kind))
             elif kind is not str and type(value) not in (bool, kind):
-                raise ValueError(f"{field.name} must be True or False (default: {field.default}), got {value!r}")
+                raise ValueError(
+                    f"{field.name} must be True or False{' or None' if kind is not bool else ''}, got {value!r}"
+                )
         if self.dataset == "moons" and self.model != "mlp":
             raise ValueError(f"moons are points (N, 2), which {self.model} cannot take: use model='mlp'")
         if self.compile and self.derivative == "exact" and self.method in ONLY["derivative"]:
