@@ -125,7 +125,7 @@ UNLIKE = LIKE_THE_PAPERS | {
 
 
 def measure(nets: dict, seeds: int = 2, images: int = 40, kinds: str = "rgsc") -> pd.DataFrame:
-    """Tables of CIFAR-10 of networks with such values: the claims about them."""
+    """Tables of digits of networks with such values: the claims about them."""
     hard = np.exp(np.random.default_rng(0).normal(size=images) * 0.5)  # how hard an image is, for every network
     made: dict[str, list] = {"runs": [], "geometry": [], "stability": [], "curves": []}
     for number, (label, values) in enumerate(nets.items()):
@@ -146,8 +146,8 @@ def measure(nets: dict, seeds: int = 2, images: int = 40, kinds: str = "rgsc") -
             made["curves"].append(frame.assign(eps=[0.0, 0.1, 0.1], accuracy=shares, correct=10_000 * shares))
     for kind, parts in made.items():
         if kind[0] in kinds:
-            append(pd.concat(parts), f"cifar10_{kind}", {})
-    return claims("cifar10", ALL)
+            append(pd.concat(parts), f"digits_{kind}", {})
+    return claims("digits", ALL)
 
 
 @pytest.mark.parametrize("seeds", [1, 2])
