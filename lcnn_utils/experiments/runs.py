@@ -133,7 +133,8 @@ def read_record(path: Path) -> Run:
             raise ValueError("it is the record of another recipe")
         metrics, about = record["metrics"], record["provenance"]
         finite = all(math.isfinite(value) for value in (*metrics.values(), about["seconds"]))
-        if not finite or not 0 <= metrics["accuracy"] <= 1 or min(metrics[name] for name in COUNTS) < 1:
+        least = min(metrics[name] for name in COUNTS)
+        if not finite or not 0 <= metrics["accuracy"] <= 1 or least < 1 or about["seconds"] < 0:
             raise ValueError("a metric or the seconds are out of range")
         return Run(None, metrics, recipe, pd.DataFrame(record["history"]), about)
     except DAMAGE as error:

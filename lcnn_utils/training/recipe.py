@@ -99,7 +99,7 @@ class Recipe:
     eps: float = 0.1  # code-22: radius of the L2 attack in adversarial training, in pixel units
     attack_steps: int = 3  # code-22
     held_out: float = 0.0  # share of the training set to choose λ by, instead of the test set
-    compile: bool | None = None  # by torch.compile; None: on a GPU, a CNN without exact second derivatives
+    compile: bool | None = None  # by torch.compile; None: where it works on a GPU, CNNs without second derivatives
     bfloat16: bool | None = None  # mixed precision; None: on a GPU that computes in it
 
     def __post_init__(self) -> None:

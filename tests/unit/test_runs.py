@@ -207,6 +207,7 @@ DAMAGES = {
     "a metric that is no number": altered("metrics", curvature=float("nan")),
     "an accuracy above 1": altered("metrics", accuracy=1.5),
     "no images": altered("metrics", images=0),
+    "negative seconds": altered("provenance", seconds=-1.0),
 }
 
 
