@@ -180,17 +180,20 @@ def test_the_layer_is_the_function_within_what_is_stated(log10_beta, log10_scale
 @pytest.mark.parametrize("beta", [0.02, 0.3, 5.0, 50.0])
 @pytest.mark.parametrize("layout", ["contiguous_format", "channels_last", "sliced"])
 def test_a_graph_of_the_layers_gradient_is_exact(beta, layout):
-    """As GradReg needs it: the gradient of a function of the gradient, in x, log β and what came from above."""
+    """As GradReg needs it, against the function: the gradient of a function of the gradient, in x, log β and g."""
     x, g = (torch.randn(4, 3, 5, 5, generator=torch.Generator().manual_seed(i)) for i in range(2))
-    x, found = laid(x, layout), []
-    for dtype in (torch.float32, torch.float64):
-        layer = CenteredSoftplus(beta).to(dtype)
+    x, layer, found = laid(x, layout), CenteredSoftplus(beta), []
+    function = lambda at, log_beta: centered_softplus(at, log_beta.exp())
+    for dtype, f in ((torch.float64, function), (torch.float64, layer), (torch.float32, layer)):
+        log_beta = layer.to(dtype).log_beta
         at, above = x.to(dtype).requires_grad_(), g.to(dtype).requires_grad_()
-        first = torch.autograd.grad(layer(at), [at, layer.log_beta], above, create_graph=True)
+        y = f(at) if f is layer else f(at, log_beta)
+        first = torch.autograd.grad(y, [at, log_beta], above, create_graph=True)
         total = first[0].square().sum() + first[1].square()
-        found.append(torch.autograd.grad(total, [at, above, layer.log_beta]))
-    for fast, exact in zip(*found, strict=True):
-        torch.testing.assert_close(fast.double(), exact, rtol=1e-4, atol=1e-4 * exact.abs().max().item())
+        found.append(torch.autograd.grad(total, [at, above, log_beta]))
+    for exact, *ours in zip(*found, strict=True):
+        for value in ours:
+            torch.testing.assert_close(value.double(), exact, rtol=1e-4, atol=1e-4 * exact.abs().max().item())
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
