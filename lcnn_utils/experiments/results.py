@@ -14,12 +14,11 @@ from typing import Any
 import pandas as pd
 from filelock import FileLock
 
-from ..lab import PROJECT, atomic_path, check_choice, store_root, write_text
-from ..training import DATASETS, METHODS
+from ..lab import PROJECT, atomic_path, store_root, write_text
+from ..training import METHODS, SCALES
 
 RESULTS = PROJECT / "data" / "results"
-SCALES = ("paper", "wide", "small", "tiny")  # of CIFAR's networks, the best first
-LAB = ("moons", "digits")  # whose only scale, ``lab``, stands in no name
+BEST_FIRST = ("paper", "wide", "small", "tiny")  # scales of CIFAR's networks; that of digits, ``lab``, is in no name
 GEOMETRY = ("grad_norm", "hessian_norm", "curvature", "margin_curvature")
 NEEDED = {  # kind of table: columns
     "runs": ("label", "method", "seed", "accuracy"),
@@ -37,7 +36,7 @@ def best(name: str) -> str:
     """``DATASET_KIND`` → the table's name at the dataset's best scale: ``cifar10_curves`` → ``cifar10_tiny_curves``,
     which is that of the best ``_runs`` table with a Standard network in it: scales are never mixed."""
     dataset, _, kind = name.partition("_")
-    for scale in SCALES if kind and not _files(name) else ():
+    for scale in BEST_FIRST if kind and not _files(name) else ():
         runs = f"{dataset}_{scale}_runs"
         if _files(runs) and "standard" in set(measured(runs).method):
             return f"{dataset}_{scale}_{kind}"
@@ -115,9 +114,8 @@ def _placed(frame: pd.DataFrame, name: str) -> pd.DataFrame:
     dataset, _, kind = name.partition("_")
     second = kind.partition("_")[0]
     scale = second if second in SCALES else "lab"
-    check_choice(dataset, DATASETS, f"dataset in the table's name {name!r}")
-    if not kind or (scale == "lab") != (dataset in LAB):
-        raise ValueError(f"a table of {dataset} can't be called {name!r}: name it DATASET_SCALE_KIND")
+    if not kind or dataset not in SCALES[scale]:
+        raise ValueError(f"{name!r} names no table: write DATASET_SCALE_KIND, or DATASET_KIND at the scale lab")
     rows = frame.drop(columns=["dataset", "scale"], errors="ignore")
     position = list(rows.columns).index("run") + 1 if "run" in rows else 0
     rows.insert(position, "dataset", dataset)
