@@ -279,16 +279,17 @@ def fit(
         state = State(recipe, model, momenta, Generator().manual_seed(recipe.seed))
         if resume and path.exists():
             state.load(path)
-        try:
-            if len(state.history) < recipe.epochs:
+        if len(state.history) < recipe.epochs:
+            try:
                 _train(state, path, optimizer, device, progress, watch)
-        except RuntimeError as error:
-            if isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error):
-                raise RuntimeError(f"not enough memory on {device} for {recipe}: use a smaller batch_size") from None
-            raise
-        finally:
-            if compiles(recipe, device):
-                torch._dynamo.reset()  # the number of versions that it keeps of a function is limited
+            except RuntimeError as error:
+                if isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error):
+                    why = f"not enough memory on {device} for {recipe}: use a smaller batch_size"
+                    raise RuntimeError(why) from None
+                raise
+            finally:
+                if compiles(recipe, device):
+                    torch._dynamo.reset()  # the number of versions that it keeps of a function is limited
     refresh_norms(model)
     history = pd.DataFrame(state.history)
     history.attrs |= state.about
