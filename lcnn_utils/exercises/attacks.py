@@ -21,9 +21,7 @@ shortened = lambda step, eps, length: step * (eps / length).clamp(max=1)
         "steps inside the ball stay as they are: only longer ones are shortened": lambda s, eps: s * eps / norms(s),
         "the length of each sample's own step, not of the whole batch": lambda s, eps: shortened(s, eps, s.norm()),
         "this is the ball of L∞: L2 keeps the direction of a step": lambda s, eps: s.clamp(-eps, eps),
-        "the length of all of a sample, not of its last axis": lambda s, eps: shortened(
-            s, eps, s.norm(dim=-1)[..., None]
-        ),
+        "the length is a whole sample's": lambda s, eps: shortened(s, eps, s.norm(dim=-1, keepdim=True)),
         "divide by the length, not by its square": lambda s, eps: shortened(s, eps, norms(s).square()),
     },
     wild="a step of length 0 must stay 0: keep the length that you divide by above 0",

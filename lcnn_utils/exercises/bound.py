@@ -48,9 +48,7 @@ root = lambda m, g, k: (g**2 + 2 * k * m.clamp(min=0)).sqrt()
 @exercise(
     inputs=[(3 * randn(n, 6), randn(n + 1, 6).abs() + 0.1, k) for n, k in enumerate([4.0, 0.5, 100.0, 1e-9, 0.0])],
     mistakes={
-        "where the sample is wrong already (m ≤ 0) nothing is certified: 0": lambda m, g, k: (
-            2 * m / (g + root(m, g, k))
-        ),
+        "where the sample is wrong (m ≤ 0) nothing is certified: 0": lambda m, g, k: 2 * m / (g + root(m, g, k)),
         "this ignores the curvature: m/‖∇m‖ holds for a linear margin only": lambda m, g, k: m.clamp(min=0) / g,
         "Taylor's remainder is K·r²/2: √(‖∇m‖² + 2Km)": lambda m, g, k: (root(m, g, 2 * k) - g) / (2 * k),
         "the other root: −‖∇m‖ + √(…), not ‖∇m‖ + √(…)": lambda m, g, k: (root(m, g, k) + g) / k,

@@ -62,7 +62,7 @@ def raised(error: BaseException) -> Raised:
     frames = [frame for frame in traceback.extract_tb(error.__traceback__) if not frame.filename.startswith(room)]
     where = f", in the line `{frames[0].line}`" if frames else ""
     # torch raises NotImplementedError, too, but in no line that says `raise` (typed code may be without its lines)
-    is_stub = isinstance(error, NotImplementedError) and (frames[-1].line or "raise").startswith("raise")
+    is_stub = isinstance(error, NotImplementedError) and bool(frames) and (frames[-1].line or "raise")[:5] == "raise"
     return Raised("".join(traceback.format_exception_only(error)).strip(), where, is_stub)
 
 
@@ -127,7 +127,7 @@ def stacked(function: Callable, *arguments: Any) -> Any:
     return torch.stack([torch.as_tensor(part, dtype=torch.float64) for part in answer])
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, repr=False)
 class Exercise:
     """A function for students to write: ``exercise(function)`` prints the verdict on theirs."""
 
@@ -145,6 +145,9 @@ class Exercise:
     def statement(self) -> str:
         """What is asked for: the reference's docstring without the solution."""
         return " ".join((inspect.getdoc(self.reference) or "").split("Solution:")[0].split())
+
+    def __repr__(self) -> str:
+        return self.statement
 
     def __call__(self, student: Callable) -> bool | None:
         name = self.reference.__name__

@@ -94,9 +94,7 @@ halved = lambda slope, averaged, by=8**0.5: slope / by if averaged else slope
         "an average divides by 2": lambda b, s, avg: halved(both(b, s), avg, math.sqrt(2)),
         "the input is divided by √2, too": lambda b, s, avg: halved(both(b, s), avg, 2),
         "both branches see the same x/√2: a factor √2 once, not twice": lambda b, s, avg: halved(both(b, s), avg, 4),
-        "true, but not tight: the average of two slopes is at most their larger one": lambda b, s, avg: (
-            larger(b, s) / math.sqrt(2) if avg else both(b, s)
-        ),
+        "true, but not tight": lambda b, s, avg: larger(b, s) / math.sqrt(2) if avg else both(b, s),
     },
 )
 def block_bound(branch: Tensor, shortcut: Tensor, averaged: bool) -> Tensor:

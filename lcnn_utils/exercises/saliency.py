@@ -32,9 +32,7 @@ def gradient(model: nn.Module, x: Tensor, y: Tensor, scalar: str = "logit") -> T
     mistakes={
         "keep the sign: for or against is half of the map": lambda model, x, y: gradient(model, x, y).abs(),
         "of the label's logit, not of the loss": lambda model, x, y: gradient(model, x, y, "loss"),
-        "of the label's logit, not of the predicted class's": lambda model, x, y: gradient(
-            model, x, model(x).argmax(1)
-        ),
+        "of the label's logit, not of the prediction's": lambda model, x, y: gradient(model, x, model(x).argmax(1)),
         "sum the logits over the samples, don't average": lambda model, x, y: gradient(model, x, y) / len(x),
         "the gradient alone: times x it is another method": lambda model, x, y: gradient(model, x, y) * x,
     },

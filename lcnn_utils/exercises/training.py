@@ -1,18 +1,14 @@
 """The exercises of notebook 05; :mod:`lcnn_utils.exercises.engine` checks them."""
 
 import hashlib
-import inspect
 import itertools
 import json
 import math
-import os
 import re
-import subprocess
-import sys
-import textwrap
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from typing import Any
+from unittest import mock
 
 import torch
 from torch import Tensor
@@ -64,9 +60,7 @@ slopes = lambda losses, x, again=True: torch.autograd.grad(losses.sum(), x, crea
     inputs=[(network(randn(0, 3, 3)), randn(1, 4, 3)), (network(randn(2, 4, 3)), randn(3, 2, 1, 2, 2))],
     mistakes={
         "take the gradient with create_graph=True": lambda losses, x: slopes(losses, x, False).square().sum(1).mean(),
-        "mean over the samples, of the sum over a sample's entries": lambda losses, x: (
-            slopes(losses, x).square().mean()
-        ),
+        "mean over samples, of the sum over entries": lambda losses, x: slopes(losses, x).square().mean(),
         "the squared norm": lambda losses, x: slopes(losses, x).norm(dim=1).mean(),
         "the mean over the samples: divide by N": lambda losses, x: slopes(losses, x).square().sum(),
         "the mean loss has slopes N times too small": lambda losses, x: slopes(losses / len(x), x).norm() ** 2 / len(x),
@@ -117,9 +111,14 @@ OTHER = dict(  # not BASE's in any field
 MANY = [dict(seed=seed, lambda_beta=number / 7) for seed in range(40) for number in range(20)]
 
 
+other_hash = lambda value: 0  # Python's hash() of a text is another in each process
+
+
 def keys_differ(key: Callable[[Recipe], str], changes: list[dict[str, Any]]) -> Any:
-    """Whether the recipes with these changes all have their own key, which for many another process has to make, too.
-    ValueError: one is no key."""
+    """Whether the recipes with these changes all have their own key. ValueError: one is no key.
+
+    A set's order, which is another in each process, too, is not found out.
+    """
     recipes = [replace(BASE, **change) for change in changes]
     keys = [key(recipe) for recipe in recipes]
     if is_stub(keys[0]):
@@ -131,48 +130,18 @@ def keys_differ(key: Callable[[Recipe], str], changes: list[dict[str, Any]]) -> 
             raise ValueError("a key has at most 100 letters")
         if re.fullmatch(r"[A-Za-z0-9._-]+", text) is None:
             raise ValueError("a key has letters, digits, -, . and _ only")
-    differ = len(set(keys)) == len(keys)
-    if differ and len(keys) > 2 and keys_elsewhere(key, recipes) != keys:
-        raise ValueError("another process makes other keys")
-    return differ
-
-
-ELSEWHERE = """
-from __future__ import annotations
-import dataclasses, hashlib, json, re, sys
-from dataclasses import asdict, astuple, fields
-from hashlib import md5, sha1, sha256
-defaults, recipes = json.load(sys.stdin)
-Recipe = dataclasses.make_dataclass("Recipe", [(name, object, value) for name, value in defaults.items()], frozen=True)
-{definition}
-print(json.dumps([{name}(Recipe(**values)) for values in recipes]))
-"""
-
-
-def keys_elsewhere(key: Callable[[Recipe], str], recipes: list[Recipe]) -> list[str]:
-    """The keys that the text of a function makes in a new Python, where hash() is another. ValueError: it can't.
-    There recipes are of a class like ours: torch need not be loaded."""
-    source = textwrap.dedent(inspect.getsource(key))
-    definition = re.search("^def .*", source, re.DOTALL | re.MULTILINE)  # without decorators
-    if definition is None:
-        raise ValueError("define it with `def`, so that its text can be given to another process")
-    program = ELSEWHERE.format(definition=definition[0], name=key.__name__)
-    values = json.dumps([asdict(Recipe()), [asdict(recipe) for recipe in recipes]])
-    environment = os.environ | {"PYTHONHASHSEED": "random"}
-    command = [sys.executable, "-c", program]
-    done = subprocess.run(command, input=values, env=environment, capture_output=True, text=True, timeout=60)
-    if done.returncode != 0:
-        error = done.stderr.splitlines()[-1]
-        raise ValueError(f"in another process, where it is alone: {error} (import within the function what it needs)")
-    return json.loads(done.stdout.splitlines()[-1])
+    if [key(recipe) for recipe in recipes] != keys:
+        raise ValueError("asked again, it makes another key of the same recipe")
+    with mock.patch("builtins.hash", other_hash):
+        if [key(recipe) for recipe in recipes] != keys:
+            raise ValueError("another process makes another key of the same recipe")
+    return len(set(keys)) == len(keys)
 
 
 digest = lambda values: hashlib.sha256(str(values).encode()).hexdigest()
+texts = lambda recipe: [str(value) for value in asdict(recipe).values()]
+rounded = lambda value: f"{value:g}" if isinstance(value, int | float) else value
 counter = itertools.count()
-
-
-def salted(recipe: Recipe) -> str:
-    return str(hash(recipe))
 
 
 @exercise(
@@ -189,24 +158,17 @@ def salted(recipe: Recipe) -> str:
     ],
     mistakes={
         "a file's name is a text; a number made by hash() won't do": lambda recipe: hash(recipe),
-        "shorten it with a hash that is the same everywhere: hashlib.sha256(text.encode()).hexdigest()": (
-            lambda recipe: json.dumps(asdict(recipe))
-        ),
+        "shorten it with hashlib.sha256(text.encode()).hexdigest()": lambda recipe: json.dumps(asdict(recipe)),
         "hexdigest() has only letters and digits": lambda recipe: f"runs/{digest(recipe)}",
-        "no clock, no counter, and no id() or address in memory": lambda recipe: str(next(counter)),
-        "numbers must not be rounded: f'{x:g}' keeps six digits; repr, or json.dumps, keeps them all": lambda recipe: (
-            digest([f"{value:g}" if isinstance(value, int | float) else value for value in asdict(recipe).values()])
+        "no clock, no counter, no random numbers": lambda recipe: str(next(counter)),
+        "no id() or address in memory": lambda recipe: str(id(recipe)),
+        "f'{x:g}' keeps six digits; repr, or json.dumps, keeps all": lambda recipe: digest(
+            {name: rounded(value) for name, value in asdict(recipe).items()}
         ),
-        "values joined without anything between run into each other": lambda recipe: digest(
-            "".join(map(str, asdict(recipe).values()))
-        ),
-        "which value is whose? Put each field's name beside its value": lambda recipe: digest(
-            sorted(map(str, asdict(recipe).values()))
-        ),
-        "Python salts hash() of texts in each process, and sets have another order there: use sha256, and sort": salted,
-        "too short: by the birthday paradox n keys of k possible ones collide from n ≈ √k on; keep 12 hex digits": (
-            lambda recipe: digest(recipe)[:4]
-        ),
+        "values joined without anything between run into each other": lambda recipe: digest("".join(texts(recipe))),
+        "which value is whose? Put each field's name beside its value": lambda recipe: digest(sorted(texts(recipe))),
+        "Python salts hash() in each process: use hashlib.sha256 of a text": lambda recipe: str(hash(recipe)),
+        "too short: n keys of k possible ones collide from n ≈ √k on (birthdays)": lambda recipe: digest(recipe)[:4],
         "every field counts: dataclasses.asdict(recipe) has them all": lambda recipe: f"{recipe.model}-{recipe.seed}",
     },
     call=keys_differ,
