@@ -32,17 +32,8 @@ def randn(seed: int, *shape: int) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
-@dataclass(frozen=True)
-class Raised:
-    """What a function raised instead of an answer."""
-
-    error: str  # its type and message
-    where: str  # the student's line, in words
-    is_stub: bool  # whether it is a NotImplementedError of the student's own code
-
-
 def attempt(function: Callable, *arguments: Any) -> Any:
-    """A function's answer to copies of the arguments, or what it ``Raised``.
+    """A function's answer to copies of the arguments, or the error that it raises.
 
     Tensors come without their graph, from any device; numbers as tensors in float64.
     """
@@ -54,41 +45,37 @@ def attempt(function: Callable, *arguments: Any) -> Any:
     except KeyboardInterrupt:
         raise
     except BaseException as error:  # quit() in a student's function is an answer, too
-        return raised(error)
+        return error
 
 
-def raised(error: BaseException) -> Raised:
+def message(error: BaseException) -> str:
+    return "".join(traceback.format_exception_only(error)).strip()
+
+
+def student_lines(error: BaseException) -> list[str]:
+    """The lines that led to an error, from the student's own on; empty texts where they are not known."""
     room = os.path.dirname(__file__)
-    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if not frame.filename.startswith(room)]
-    where = f", in the line `{frames[0].line}`" if frames else ""
-    # torch raises NotImplementedError, too, but in no line that says `raise` (typed code may be without its lines)
-    is_stub = isinstance(error, NotImplementedError) and bool(frames) and (frames[-1].line or "raise")[:5] == "raise"
-    return Raised("".join(traceback.format_exception_only(error)).strip(), where, is_stub)
+    frames = traceback.extract_tb(error.__traceback__)
+    return [frame.line or "" for frame in frames if not frame.filename.startswith(room)]
 
 
 def is_stub(answer: Any) -> bool:
     """Whether a function is as the notebook has it: it returns nothing or ``...``, or raises NotImplementedError."""
-    if isinstance(answer, Raised):
-        return answer.is_stub
+    if isinstance(answer, NotImplementedError):  # torch raises it, too, but in no line that says `raise`
+        lines = student_lines(answer)
+        return lines != [] and (lines[-1] == "" or lines[-1].startswith("raise"))
     parts = answer if isinstance(answer, tuple) else [answer]
     return all(part is None or part is ... for part in parts)
 
 
 def kind(value: Any) -> str:
-    """What a value is, in words."""
+    """What a value is, in words: of tensors the dtype and the shape."""
     if isinstance(value, Tensor):
         dtype = str(value.dtype).removeprefix("torch.")
         return f"a {dtype} tensor of shape {tuple(value.shape)}" if value.dim() else f"a {dtype} number"
     if isinstance(value, Real | list):
         return reprlib.repr(value)
     return "None (is a `return` missing?)" if value is None else f"a {type(value).__name__}"
-
-
-def same_kind(answer: Any, expected: Any) -> bool:
-    """Whether both are tensors of one shape and dtype."""
-    if not isinstance(answer, Tensor) or not isinstance(expected, Tensor):
-        return False
-    return answer.shape == expected.shape and answer.dtype == expected.dtype
 
 
 def gaps(answer: Tensor, expected: Tensor) -> Tensor:
@@ -101,9 +88,11 @@ def gaps(answer: Tensor, expected: Tensor) -> Tensor:
 
 def is_mistake(answer: Any, mistaken: Any) -> bool:
     """Whether an answer is that of a known mistake: the same numbers, or the same error."""
-    if isinstance(answer, Raised) and isinstance(mistaken, Raised):
-        return answer.error == mistaken.error
-    return same_kind(answer, mistaken) and bool((gaps(answer, mistaken) < 1e-4).all())
+    if isinstance(answer, BaseException) and isinstance(mistaken, BaseException):
+        return message(answer) == message(mistaken)
+    if not isinstance(mistaken, Tensor) or kind(answer) != kind(mistaken):
+        return False
+    return bool((gaps(answer, mistaken) < 1e-4).all())
 
 
 def worst_entry(answer: Tensor, expected: Tensor, arguments: dict[str, Any]) -> str:
@@ -170,11 +159,11 @@ class Exercise:
 
     def examine(self, answer: Any, expected: Tensor, arguments: dict[str, Any]) -> tuple[str, str]:
         """What is wrong with an answer, empty if nothing is, and a hint, empty if there is none."""
-        if isinstance(answer, Raised):
-            hints = [hint for part, hint in ERRORS.items() if part in answer.error]
-            problem = f"expected {kind(expected)}, but it raised {answer.error}{answer.where}"
-            return problem, hints[0] if hints else ""
-        if not same_kind(answer, expected):
+        if isinstance(answer, BaseException):
+            line = "".join(f", in the line `{line}`" for line in student_lines(answer)[:1])
+            hints = [hint for part, hint in ERRORS.items() if part in message(answer)]
+            return f"expected {kind(expected)}, but it raised {message(answer)}{line}", "".join(hints[:1])
+        if kind(answer) != kind(expected):
             return f"expected {kind(expected)}, got {kind(answer)}", ""
         gap, allowed = gaps(answer, expected), 2e-5 if expected.dtype == torch.float32 else 1e-6
         wrong = int((gap > allowed).sum())

@@ -121,11 +121,6 @@ def double_backward(f, x, v):
     return torch.autograd.grad(gradient @ v, x)[0]
 
 
-def why_curved_by_sorting(g, h):
-    top = torch.zeros_like(g, dtype=torch.bool).scatter(0, (h / (g + 1e-6)).topk(len(g) // 10).indices, True)
-    return top & (g.log10().median() - g.log10() > h.log10() - h.log10().median())
-
-
 def bisected_radius(m, g, k):
     low, high = torch.zeros_like(m), 10 * m.clamp(min=0) / g
     for _ in range(200):
@@ -177,12 +172,6 @@ def pgd_step_by_package(x, x_adv, gradient, length, eps):
     return attacks.move(x, attacks.project(step, radius, "l2"), (0.0, 1.0))
 
 
-def margin_by_top2(logits, y):
-    top = logits.topk(2, dim=1)
-    other = torch.where(top.indices[:, 0] == y, top.values[:, 1], top.values[:, 0])
-    return other - logits[range(len(y)), y]
-
-
 RIGHT = [
     ("softplus.centered_softplus", nn.centered_softplus),
     ("softplus.centered_softplus", lambda x, beta: (F.softplus(x.mul_(beta)) - math.log(2)) / beta),  # in place
@@ -193,7 +182,6 @@ RIGHT = [
     ("curvature.hessian_vector_product", lambda f, x, v: vjp(grad(f), x)[1](v)[0]),
     ("curvature.power_iteration", lambda hvp, v, steps: norm(torch.stack([hvp(e) for e in torch.eye(len(v)).to(v)]))),
     ("curvature.why_curved", vanishing_gradient),
-    ("curvature.why_curved", why_curved_by_sorting),
     ("bound.layer_term", lambda a, g, b: sum(g[k] * b[k] * torch.outer(a[k], a[k]) for k in range(len(g)))),
     ("bound.composition", lambda lg, cg, lh, ch: [torch.tensor(lg * lh), lg * ch + lh * cg * lh]),
     ("bound.certified_radius", bisected_radius),
@@ -214,7 +202,6 @@ RIGHT = [
     ("attacks.project", lambda step, eps: torch.stack([s if s.norm() <= eps else eps * s / s.norm() for s in step])),
     ("attacks.project", lambda step, eps: attacks.project(step, torch.full((len(step),), eps).to(step), "l2")),
     ("attacks.pgd_step", pgd_step_by_package),
-    ("attacks.margin_loss", margin_by_top2),
     ("attacks.margin_loss", lambda logits, y: -curvature.scalar_of(logits, y, "margin")),
     ("paper.mean_curvature", lambda g, h, eps: sum(hi / (gi + eps) for gi, hi in zip(g, h, strict=True)) / len(g)),
     ("paper.inside", lambda a, s, b, t: (a - b) ** 2 <= s**2 + t**2),
@@ -260,13 +247,8 @@ def raising(error):
     return answer
 
 
-class Unprintable(Exception):
-    def __str__(self):
-        raise ValueError("no text")
-
-
 @pytest.mark.parametrize(
-    "error", [ZeroDivisionError("oh"), KeyError(), SystemExit(2), GeneratorExit(), RecursionError(), Unprintable()]
+    "error", [ZeroDivisionError("oh"), KeyError(), SystemExit(2), GeneratorExit(), RecursionError()]
 )
 def test_what_a_student_raises_is_reported_with_what_was_expected_and_the_line(error, capsys):
     assert power(raising(error)) is False
