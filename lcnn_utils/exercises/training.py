@@ -109,16 +109,12 @@ OTHER = dict(  # not BASE's in any field
     held_out=0.1, compile=True, bfloat16=True,
 )  # fmt: skip
 MANY = [dict(seed=seed, lambda_beta=number / 7) for seed in range(40) for number in range(20)]
-
-
-other_hash = lambda value: 0  # Python's hash() of a text is another in each process
+other_hash = lambda value: 0  # in another process Python's hash() of a text is another number
 
 
 def keys_differ(key: Callable[[Recipe], str], changes: list[dict[str, Any]]) -> Any:
-    """Whether the recipes with these changes all have their own key. ValueError: one is no key.
-
-    A set's order, which is another in each process, too, is not found out.
-    """
+    """Whether BASE with each of these changes has a key of its own. ValueError: a key is none, or not always the same.
+    Not found out: the order of a set, the process's number, the machine's name."""
     recipes = [replace(BASE, **change) for change in changes]
     keys = [key(recipe) for recipe in recipes]
     if is_stub(keys[0]):
@@ -172,7 +168,7 @@ counter = itertools.count()
         "every field counts: dataclasses.asdict(recipe) has them all": lambda recipe: f"{recipe.model}-{recipe.seed}",
     },
     call=keys_differ,
-    compared="keys differ (1) or not (0): ",
+    compared="whether a recipe with these changes has as many keys, 1 or 0: ",
 )
 def run_key(recipe: Recipe) -> str:
     """f(recipe) → a text of at most 100 letters, digits, - . and _ (a file's name): the same for equal recipes in every

@@ -6,6 +6,7 @@ import inspect
 import json
 import math
 import re
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from torch.nn import Identity
 
 from lcnn_utils import attacks, curvature, nn, saliency
 from lcnn_utils.exercises.engine import Exercise, exercise
+from lcnn_utils.exercises.training import BASE, OTHER
 from lcnn_utils.measurements.curvature import vanishing_gradient
 from lcnn_utils.measurements.training import lowest_gamma
 from lcnn_utils.nn.spectral_norm import _power
@@ -293,6 +295,12 @@ def test_answers_of_other_forms_pass_and_a_stub_may_be_without_source():
     scope = {}
     exec("def stub(x, n):\n    raise NotImplementedError", scope)
     assert power(scope["stub"]) is None
+
+
+def test_a_key_is_tried_with_every_field_changed():
+    changed = {name: replace(BASE, **{name: value}) for name, value in OTHER.items()}
+    assert set(changed) == set(asdict(BASE))
+    assert BASE not in changed.values()
 
 
 def test_a_derivative_is_checked_where_the_value_is_right(capsys):
