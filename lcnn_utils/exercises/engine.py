@@ -152,7 +152,7 @@ class Exercise:
             if problem:
                 asked = ", ".join(f"{name} = {kind(value)}" for name, value in named.items())
                 hint = self.likely_mistake(answer, expected, arguments) or hint or self.statement
-                print(f"✗ {name}: for {asked}:\n  {self.compared}{problem}\n  hint: {hint}")
+                print(f"✗ {name}: for {asked}:\n  {problem}\n  hint: {hint}")
                 return False
         print(f"✓ {name}: correct on {len(self.inputs)} inputs")
         return True
@@ -164,12 +164,13 @@ class Exercise:
             hints = [hint for part, hint in ERRORS.items() if part in message(answer)]
             return f"expected {kind(expected)}, but it raised {message(answer)}{line}", "".join(hints[:1])
         if kind(answer) != kind(expected):
-            return f"expected {kind(expected)}, got {kind(answer)}", ""
+            return f"{self.compared}expected {kind(expected)}, got {kind(answer)}", ""
         gap, allowed = gaps(answer, expected), 2e-5 if expected.dtype == torch.float32 else 1e-6
         wrong = int((gap > allowed).sum())
         if wrong == 0:
             return "", ""
-        problem = f"{worst_entry(answer, expected, arguments)} ({wrong} of {len(gap.flatten())} wrong)"
+        entry = worst_entry(answer, expected, arguments)
+        problem = f"{self.compared}{entry} ({wrong} of {len(gap.flatten())} wrong)"
         if not bool(answer.isfinite().all()):
             return problem, self.wild
         nearly = "nearly right: float32 inside, a finite difference, too few steps?"

@@ -125,7 +125,7 @@ def keys_differ(key: Callable[[Recipe], str], changes: list[dict[str, Any]]) -> 
         if len(text) > 100:
             raise ValueError("a key has at most 100 letters")
         if re.fullmatch(r"[A-Za-z0-9._-]+", text) is None:
-            raise ValueError("a key has letters, digits, -, . and _ only")
+            raise ValueError("a key has letters, digits, '-', '.' and '_' only")
     if [key(recipe) for recipe in recipes] != keys:
         raise ValueError("asked again, it makes another key of the same recipe")
     with mock.patch("builtins.hash", other_hash):
@@ -168,7 +168,7 @@ counter = itertools.count()
         "every field counts: dataclasses.asdict(recipe) has them all": lambda recipe: f"{recipe.model}-{recipe.seed}",
     },
     call=keys_differ,
-    compared="whether a recipe with these changes has as many keys, 1 or 0: ",
+    compared="0 is one key for both, 1 a key for each: ",
 )
 def run_key(recipe: Recipe) -> str:
     """f(recipe) → a text of at most 100 letters, digits, - . and _ (a file's name): the same for equal recipes in every
