@@ -1,86 +1,190 @@
 """Instant checks of the notebooks' exercises: ``from lcnn_utils.exercises import softplus as check``.
 
-``check.derivatives(mine)`` calls the student's function on seeded random inputs, compares the results with independent
-references, prints a verdict and returns True (✓), False (✗, with a hint) or None (·, not attempted yet); it raises for
-nothing the student's code does. A likely mistake is named when it gives the student's very numbers.
+``check.derivatives(mine)`` compares the answers of a student's function with those of a reference, prints a verdict and
+returns True (✓), False (✗, with a hint) or None (·, not attempted yet). Nothing that the student's code does raises out
+of it. ``check.derivatives?`` shows what is asked for, ``check.derivatives??`` the reference, which is a solution.
 """
 
+import copy
+import functools
 import inspect
+import operator
 import os
+import reprlib
 import traceback
 from collections.abc import Callable
+from dataclasses import dataclass
 from numbers import Real
 from typing import Any
 
 import torch
 from torch import Tensor
 
-_HERE = os.path.dirname(__file__)
-_RAISED = {  # a part of an error's message: what it usually means
-    "differentiated again": "take the gradient with create_graph=True",
+ERRORS = {  # a part of an error's message: what it usually means
     "does not require grad": "start from x.detach().requires_grad_(), and take the gradient with create_graph=True",
     "implicitly created only for scalar": "only a number can be differentiated backward: sum the values first",
     "converted to": "math's functions take single numbers: use torch's (torch.exp, torch.log, ...)",
 }
 
 
-def _kind(value: Any) -> str:
-    if isinstance(value, Tensor):
-        return f"a {str(value.dtype)[6:]} " + (f"tensor of shape {tuple(value.shape)}" if value.dim() else "number")
-    named = "None (is a `return` missing?)" if value is None else f"a {type(value).__name__}"
-    return f"{value:g}" if isinstance(value, Real) else named
-
-
-def _same(a: Any, b: Tensor) -> bool:
-    if not isinstance(a, Tensor) or (a.shape, a.dtype) != (b.shape, b.dtype):
-        return False
-    near = 1e-4 * b.double().abs().nan_to_num(0, 0).max().item()
-    return torch.allclose(a.double(), b.double(), rtol=0, atol=near, equal_nan=True)
-
-
-def verdict(task: Callable, f: Callable, inputs: list, truth: Callable, mistakes: dict, wild: str = "", what: str = ""):
-    """Compare f with ``truth`` up to the first input that fails; ``wild`` is the hint for nan and infinity."""
-    name, stated, largest = task.__name__, " ".join((task.__doc__ or "").split("Solution:")[0].split()), 0.0
-    for args in inputs:
-        expected, named = truth(*args), dict(zip(inspect.signature(truth).parameters, args, strict=True))
-        try:
-            got = f(*(arg.clone() if isinstance(arg, Tensor) else arg for arg in args))
-            got = torch.tensor(float(got)).to(expected) if isinstance(got, Real) and expected.dim() == 0 else got
-            problem, hint = f"expected {_kind(expected)}, got {_kind(got)}", stated
-        except (Exception, SystemExit) as error:  # quit() in a student's function is an answer, too
-            frames = traceback.extract_tb(error.__traceback__)
-            got, lines = [error], [at.line for at in frames if not at.filename.startswith(_HERE)]
-            stub = bool(lines) and (lines[-1] or "raise").startswith("raise")  # torch raises NotImplementedError too
-            got = ... if stub and isinstance(error, NotImplementedError) else got
-            line = f", in the line `{lines[0]}`" if lines and lines[0] else ""
-            problem = f"it raised {type(error).__name__}: {error}{line}"
-            hint = next((hint for part, hint in _RAISED.items() if part in str(error)), stated)
-        if args is inputs[0] and str(got) in ("None", "Ellipsis", "(None, None)", "(Ellipsis, Ellipsis)"):
-            print(f"· {name}: not attempted yet: the rest uses lcnn_utils' version", end="")
-            print(" (it returned None: once written, it needs a `return`)" if got is None else "")
-            return None
-        got = got.detach().cpu() if isinstance(got, Tensor) else got
-        if isinstance(got, Tensor) and (got.shape, got.dtype) == (expected.shape, expected.dtype):
-            gap = (got.double() - expected.double()).abs().nan_to_num(torch.inf).flatten()
-            i, scale = int(gap.argmax()), expected.double().abs().max().item()
-            if gap[i] <= (tol := scale * (2e-5 if got.dtype == torch.float32 else 1e-6)):
-                largest = max(largest, gap[i].item())
-                continue
-            tensors = {f"at {key} =": v for key, v in named.items() if isinstance(v, Tensor)}
-            shown = {key: v for key, v in tensors.items() if v.shape in ((), got.shape[got.dim() - v.dim() :])}
-            shown = {key: v.expand(got.shape) for key, v in ({"expected": expected, "got": got} | shown).items()}
-            entry = [(key, v.flatten()[i].item()) for key, v in shown.items()]
-            problem = ", ".join(f"{key} {v if isinstance(v, bool) else format(v, '.6g')}" for key, v in entry)
-            problem = f"{what}{problem} ({int((gap > tol).sum())} of {len(gap)} wrong)"
-            near = "nearly right: float32 inside, a finite difference, too few steps?"
-            hint = (near if gap[i] < scale / 99 else hint) if got.flatten()[i].isfinite() else wild or hint
-        likely = (text for text, mistake in mistakes.items() if _same(got, w := mistake(*args)) > _same(expected, w))
-        said = ", ".join(f"{key} = {_kind(arg)}" for key, arg in named.items())
-        print(f"✗ {name}: for {said}:\n  {problem}\n  hint: {next(likely, hint)}")
-        return False
-    print(f"✓ {name}: correct on {len(inputs)} inputs (largest difference {largest:.1g})")
-    return True
-
-
 def randn(seed: int, *shape: int) -> Tensor:
+    """Normal random numbers in float64, the same at each call."""
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def attempt(function: Callable, *arguments: Any) -> Any:
+    """A function's answer to copies of the arguments, or the error that it raises.
+
+    Tensors come without their graph, from any device; numbers as tensors in float64.
+    """
+    try:
+        answer = function(*copy.deepcopy(arguments))
+        if isinstance(answer, Real):
+            answer = torch.tensor(float(answer), dtype=torch.float64)
+        return answer.detach().cpu().to_dense() if isinstance(answer, Tensor) else answer
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # quit() in a student's function is an answer, too
+        return error
+
+
+def message(error: BaseException) -> str:
+    return "".join(traceback.format_exception_only(error)).strip()
+
+
+def student_lines(error: BaseException) -> list[str]:
+    """The lines that led to an error, from the student's own on; empty texts where they are not known."""
+    room = os.path.dirname(__file__)
+    frames = traceback.extract_tb(error.__traceback__)
+    return [frame.line or "" for frame in frames if not frame.filename.startswith(room)]
+
+
+def is_stub(answer: Any) -> bool:
+    """Whether a function is as the notebook has it: it returns nothing or ``...``, or raises NotImplementedError."""
+    if isinstance(answer, NotImplementedError):  # torch raises it, too, but in no line that says `raise`
+        lines = student_lines(answer)
+        return lines != [] and (lines[-1] == "" or lines[-1].startswith("raise"))
+    parts = answer if isinstance(answer, tuple) else [answer]
+    return all(part is None or part is ... for part in parts)
+
+
+def kind(value: Any) -> str:
+    """What a value is, in words: of tensors the dtype and the shape."""
+    if isinstance(value, Tensor):
+        dtype = str(value.dtype).removeprefix("torch.")
+        return f"a {dtype} tensor of shape {tuple(value.shape)}" if value.dim() else f"a {dtype} number"
+    if isinstance(value, Real | list):
+        return reprlib.repr(value)
+    return "None (is a `return` missing?)" if value is None else f"a {type(value).__name__}"
+
+
+def gaps(answer: Tensor, expected: Tensor) -> Tensor:
+    """How far each entry is off, relative to the largest expected one; infinite where only one of both is finite."""
+    answer, expected = answer.double(), expected.double()
+    scale = expected.abs().nan_to_num(0, 0).max().clamp(min=1e-300)
+    equal = (answer == expected) | (answer.isnan() & expected.isnan())
+    return ((answer - expected).abs() / scale).nan_to_num(torch.inf).masked_fill(equal, 0)
+
+
+def is_mistake(answer: Any, mistaken: Any) -> bool:
+    """Whether an answer is that of a known mistake: the same numbers, or the same error."""
+    if isinstance(answer, BaseException) and isinstance(mistaken, BaseException):
+        return message(answer) == message(mistaken)
+    if not isinstance(mistaken, Tensor) or kind(answer) != kind(mistaken):
+        return False
+    return bool((gaps(answer, mistaken) < 1e-4).all())
+
+
+def worst_entry(answer: Tensor, expected: Tensor, arguments: dict[str, Any]) -> str:
+    """The entry that is furthest off: what it should be, what it is, and the arguments' entries that belong to it."""
+    worst = int(gaps(answer, expected).argmax())
+    shown = {"expected": expected, "got": answer}
+    for name, value in arguments.items():
+        if isinstance(value, Tensor) and value.dim() and value.shape == answer.shape[-value.dim() :]:
+            shown[f"at {name} ="] = value.expand(answer.shape)
+    entries = {name: values.flatten()[worst] for name, values in shown.items()}
+    return ", ".join(
+        f"{name} {entry if entry.dtype == torch.bool else format(entry, '.6g')}" for name, entry in entries.items()
+    )
+
+
+def stacked(function: Callable, *arguments: Any) -> Any:
+    """The parts of the tuple that a function answers in one tensor (a ``call`` of an exercise)."""
+    answer = function(*arguments)
+    if not isinstance(answer, tuple | list) or is_stub(answer):
+        return answer
+    return torch.stack([torch.as_tensor(part, dtype=torch.float64) for part in answer])
+
+
+@dataclass(eq=False, repr=False)
+class Exercise:
+    """A function for students to write: ``exercise(function)`` prints the verdict on theirs."""
+
+    reference: Callable
+    inputs: list[tuple]  # the arguments of each call
+    mistakes: dict[str, Callable]  # hint: a wrong function that gets it
+    wild: str = ""  # the hint for nan and infinity
+    call: Callable = operator.call  # (function, *arguments) → what is compared
+    compared: str = ""  # what that is, where it is not the answer itself
+
+    def __post_init__(self) -> None:
+        functools.update_wrapper(self, self.reference)  # for the `?` and `??` of notebooks
+
+    @property
+    def statement(self) -> str:
+        """What is asked for: the reference's docstring without the solution."""
+        return " ".join((inspect.getdoc(self.reference) or "").split("Solution:")[0].split())
+
+    def __repr__(self) -> str:
+        return self.statement
+
+    def __call__(self, student: Callable) -> bool | None:
+        name = self.reference.__name__
+        for arguments in self.inputs:
+            answer = attempt(self.call, student, *arguments)
+            if arguments is self.inputs[0] and is_stub(answer):
+                missing = " (it returned None: once written, it needs a `return`)" if answer is None else ""
+                print(f"· {name}: not attempted yet: the rest uses lcnn_utils' version{missing}")
+                return None
+            named = dict(zip(inspect.signature(self.reference).parameters, arguments, strict=True))
+            expected = attempt(self.call, self.reference, *arguments)
+            problem, hint = self.examine(answer, expected, named)
+            if problem:
+                asked = ", ".join(f"{name} = {kind(value)}" for name, value in named.items())
+                hint = self.likely_mistake(answer, expected, arguments) or hint or self.statement
+                print(f"✗ {name}: for {asked}:\n  {problem}\n  hint: {hint}")
+                return False
+        print(f"✓ {name}: correct on {len(self.inputs)} inputs")
+        return True
+
+    def examine(self, answer: Any, expected: Tensor, arguments: dict[str, Any]) -> tuple[str, str]:
+        """What is wrong with an answer, empty if nothing is, and a hint, empty if there is none."""
+        if isinstance(answer, BaseException):
+            line = "".join(f", in the line `{line}`" for line in student_lines(answer)[:1])
+            hints = [hint for part, hint in ERRORS.items() if part in message(answer)]
+            return f"expected {kind(expected)}, but it raised {message(answer)}{line}", "".join(hints[:1])
+        if kind(answer) != kind(expected):
+            return f"{self.compared}expected {kind(expected)}, got {kind(answer)}", ""
+        gap, allowed = gaps(answer, expected), 2e-5 if expected.dtype == torch.float32 else 1e-6
+        wrong = int((gap > allowed).sum())
+        if wrong == 0:
+            return "", ""
+        entry = worst_entry(answer, expected, arguments)
+        problem = f"{self.compared}{entry} ({wrong} of {len(gap.flatten())} wrong)"
+        if not bool(answer.isfinite().all()):
+            return problem, self.wild
+        nearly = "nearly right: float32 inside, a finite difference, too few steps?"
+        return problem, nearly if gap.max() < 0.01 else ""
+
+    def likely_mistake(self, answer: Any, expected: Tensor, arguments: tuple) -> str:
+        """The hint of the first known mistake that gives this answer, and not the right one; empty if there is none."""
+        for hint, wrong in self.mistakes.items():
+            mistaken = attempt(self.call, wrong, *arguments)
+            if is_mistake(answer, mistaken) and not is_mistake(expected, mistaken):
+                return hint
+        return ""
+
+
+def exercise(**parts: Any) -> Callable[[Callable], Exercise]:
+    """An :class:`Exercise` made of these parts and the reference below, whose docstring says what is asked for."""
+    return lambda reference: Exercise(reference, **parts)

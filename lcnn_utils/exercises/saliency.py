@@ -1,80 +1,86 @@
-"""The checks of notebook 06; see :mod:`lcnn_utils.exercises.engine`."""
-
-from collections.abc import Callable
+"""The exercises of notebook 06; :mod:`lcnn_utils.exercises.engine` checks them."""
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.linalg import eigvalsh
 
-from ..curvature import scalar_of
-from .engine import randn, verdict
-
-__all__ = ["random_meets", "relative_change", "saliency"]
+from .engine import exercise, randn
 
 
-def _net(seed: int, classes: int) -> nn.Module:
-    with torch.random.fork_rng(devices=[]):  # what Linear draws is replaced
-        net = nn.Sequential(nn.Flatten(), nn.Linear(12, 7), nn.Softplus(), nn.Linear(7, classes)).double()
-    for i, p in enumerate(net.parameters()):
-        p.data = randn(seed + i, *p.shape)
-    return net
+def network(seed: int, classes: int) -> nn.Module:
+    """One of images of 12 values."""
+    layers = [nn.utils.skip_init(nn.Linear, *sizes, dtype=torch.float64) for sizes in [(12, 7), (7, classes)]]
+    for i, parameter in enumerate([*layers[0].parameters(), *layers[1].parameters()]):
+        parameter.data = randn(seed + i, *parameter.shape)
+    return nn.Sequential(nn.Flatten(), layers[0], nn.Softplus(), layers[1])
 
 
-def saliency(f: Callable) -> bool | None:
+def gradient(model: nn.Module, x: Tensor, y: Tensor, scalar: str = "logit") -> Tensor:
+    x.requires_grad_()
+    logits = model(x)
+    value = logits.gather(1, y[:, None]).sum() if scalar == "logit" else F.cross_entropy(logits, y, reduction="sum")
+    return torch.autograd.grad(value, x)[0]
+
+
+@exercise(
+    inputs=[
+        (network(0, 5), torch.sigmoid(randn(50, 4, 3, 2, 2)), torch.arange(4)),
+        (network(10, 2), torch.sigmoid(randn(51, 1, 1, 3, 4)), torch.tensor([0])),
+        (network(20, 3), torch.sigmoid(randn(52, 6, 1, 4, 3)), torch.arange(6) % 3),
+    ],
+    mistakes={
+        "keep the sign: for or against is half of the map": lambda model, x, y: gradient(model, x, y).abs(),
+        "of the label's logit, not of the loss": lambda model, x, y: gradient(model, x, y, "loss"),
+        "of the label's logit, not of the prediction's": lambda model, x, y: gradient(model, x, model(x).argmax(1)),
+        "sum the logits over the samples, don't average": lambda model, x, y: gradient(model, x, y) / len(x),
+        "the gradient alone: times x it is another method": lambda model, x, y: gradient(model, x, y) * x,
+    },
+)
+def saliency(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
     """f(model, x, y) → the signed gradient of each sample's own logit z_y by its pixels, like x and detached: images x
     (N, C, H, W), labels y (N,). Solution: ``lcnn_utils.saliency.explain(model, x, y, "gradient")``."""
-
-    def gradient(model: nn.Module, x: Tensor, y: Tensor, scalar: str = "logit") -> Tensor:
-        at = x.detach().clone().requires_grad_()
-        return torch.autograd.grad(scalar_of(model(at), y, scalar).sum(), at)[0]
-
-    truth = lambda model, x, y: gradient(model, x, y)
-    mistakes = {
-        "keep the sign: for or against is half of the map": lambda m, x, y: gradient(m, x, y).abs(),
-        "of the label's logit, not of the loss": lambda m, x, y: gradient(m, x, y, "loss"),
-        "of the label's logit, not of the predicted class's": lambda m, x, y: gradient(m, x, m(x).argmax(1)),
-        "sum the logits over the samples, don't average": lambda m, x, y: gradient(m, x, y) / len(x),
-        "the gradient alone: times x it is another method": lambda m, x, y: gradient(m, x, y) * x,
-    }
-
-    def detached(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
-        found = f(model, x, y)
-        return found.detach() if isinstance(found, Tensor) else found
-
-    shapes = [(4, (3, 2, 2), 5), (1, (1, 3, 4), 2), (6, (1, 4, 3), 3)]
-    inputs = [(_net(10 * i, k), torch.sigmoid(randn(i + 50, n, *s)), torch.arange(n) % k)
-              for i, (n, s, k) in enumerate(shapes)]  # fmt: skip
-    return verdict(saliency, detached, inputs, truth, mistakes)
+    return gradient(model, x, y)
 
 
-def relative_change(f: Callable) -> bool | None:
+size = lambda maps: maps.flatten(1).norm(dim=1)
+
+
+@exercise(
+    inputs=[
+        (randn(n, n, *shape), randn(n, n, *shape) + 0.3 * randn(n + 30, n, *shape))
+        for n, shape in [(3, (1, 4, 4)), (1, (3, 2, 2)), (5, (2, 3, 1))]
+    ],
+    mistakes={
+        "relative to the map before, not to the one after": lambda before, after: size(after - before) / size(after),
+        "a number a sample: norms over C, H and W": lambda before, after: (after - before).norm() / before.norm(),
+        "divide the norms, don't take the norm of a ratio": lambda before, after: size((after - before) / before),
+        "of the map, not of its length": lambda before, after: (size(after) - size(before)).abs() / size(before),
+        "relative: divide by the size of the map before": lambda before, after: size(after - before),
+        "norms, not their squares": lambda before, after: size(after - before) ** 2 / size(before) ** 2,
+    },
+)
+def relative_change(before: Tensor, after: Tensor) -> Tensor:
     """f(before, after) → ‖after − before‖₂ / ‖before‖₂ of each sample's map, (N,): maps (N, C, H, W).
     Solution: ``lcnn_utils.saliency.compare``."""
-    size = lambda m: m.flatten(1).norm(dim=1)
-    truth = lambda before, after: size(after - before) / size(before)
-    mistakes = {
-        "relative to the map before, not to the one after": lambda b, a: size(a - b) / size(a),
-        "a number a sample: the norm over C, H and W only": lambda b, a: (a - b).norm() / b.norm(),
-        "divide the norms, don't take the norm of a ratio": lambda b, a: size((a - b) / b),
-        "the change of the map, not of its length": lambda b, a: (size(a) - size(b)).abs() / size(b),
-        "divide by the size of the map: without it nets with large gradients look unsteady": lambda b, a: size(a - b),
-        "norms, not their squares": lambda b, a: size(a - b).square() / size(b).square(),
-    }
-    shapes = [(3, 1, 4, 4), (1, 3, 2, 2), (5, 2, 3, 1)]
-    inputs = [(randn(i, *s), randn(i, *s) + 0.3 * randn(i + 30, *s)) for i, s in enumerate(shapes)]
-    return verdict(relative_change, f, inputs, truth, mistakes)
+    return size(after - before) / size(before)
 
 
-def random_meets(f: Callable) -> bool | None:
+symmetric = lambda matrix: matrix + matrix.T
+
+
+@exercise(
+    inputs=[(symmetric(randn(d, d, d)),) for d in (4, 9, 1, 16)]
+    + [(torch.tensor([3.0, -3.0, 1.0, 0.0, 0.0]).double().diag(),)],
+    mistakes={
+        "the worst direction: a random one meets all eigenvalues alike": lambda hessian: eigvalsh(hessian).abs().max(),
+        "u has length 1, so each of its d entries has mean square 1/d": lambda hessian: hessian.norm(),
+        "divide by √d, not by d": lambda hessian: hessian.norm() / len(hessian),
+        "the mean of squares comes before the root": lambda hessian: eigvalsh(hessian).abs().mean(),
+        "eigenvalues of both signs count: square them first": lambda hessian: eigvalsh(hessian).mean().abs(),
+    },
+)
+def random_meets(hessian: Tensor) -> Tensor:
     """f(hessian) → the root mean square of ‖Hu‖ over random directions u of length 1, ‖H‖_F/√d, a number: hessian is
     symmetric, (d, d). Solution: ``lcnn_utils.measurements.saliency.random_meets``."""
-    truth = lambda hessian: hessian.norm() / len(hessian) ** 0.5
-    mistakes = {
-        "the worst direction: a random one meets all eigenvalues alike": lambda h: torch.linalg.matrix_norm(h, 2),
-        "u has length 1, so each of its d entries has mean square 1/d": lambda h: h.norm(),
-        "divide by √d, not by d": lambda h: h.norm() / len(h),
-        "the mean of squares comes before the root": lambda h: torch.linalg.eigvalsh(h).abs().mean(),
-        "eigenvalues of both signs count: square them first": lambda h: torch.linalg.eigvalsh(h).mean().abs(),
-    }
-    inputs = [(a + a.mT,) for a in (randn(i, d, d) for i, d in enumerate((4, 9, 1, 16)))]
-    inputs.append((torch.diag(torch.tensor([3.0, -3.0, 1.0, 0.0, 0.0], dtype=torch.float64)),))
-    return verdict(random_meets, f, inputs, truth, mistakes)
+    return hessian.norm() / len(hessian) ** 0.5

@@ -1,0 +1,309 @@
+"""Every exercise: its reference passes and is right, each wrong answer gets its own hint, nothing raises."""
+
+import hashlib
+import importlib
+import inspect
+import json
+import math
+import re
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch.func import grad, vjp
+from torch.nn import Identity
+
+from lcnn_utils import attacks, curvature, nn, saliency
+from lcnn_utils.exercises.engine import Exercise, exercise
+from lcnn_utils.exercises.training import BASE, OTHER
+from lcnn_utils.measurements.curvature import vanishing_gradient
+from lcnn_utils.measurements.training import lowest_gamma
+from lcnn_utils.nn.spectral_norm import _power
+from lcnn_utils.training import Recipe, run_name
+from lcnn_utils.training.objectives import layer_penalty, squared_gradient
+
+NOTEBOOKS = {int(path.name[:2]): path for path in Path(__file__).parents[3].glob("notebooks/*.ipynb")}
+PAGES = ["softplus", "curvature", "bound", "lipschitz", "training", "saliency", "attacks", "paper"]
+EXERCISES: dict[str, Exercise] = {
+    f"{page}.{name}": value
+    for page in PAGES
+    for name, value in vars(importlib.import_module(f"lcnn_utils.exercises.{page}")).items()
+    if isinstance(value, Exercise)
+}
+MISTAKES = [(name, hint) for name, check in EXERCISES.items() for hint in check.mistakes]
+
+
+def hint_of(output: str) -> str:
+    return output.split("  hint: ")[1].strip()
+
+
+# ------------------------------------------------------------------------------------------------- for all exercises
+@pytest.mark.parametrize("name", EXERCISES)
+def test_the_reference_passes_and_a_stub_is_no_attempt(name, capsys):
+    check = EXERCISES[name]
+
+    def unwritten(*args):
+        raise NotImplementedError("your turn")
+
+    assert check(check.reference) is True, capsys.readouterr().out
+    for stub in (unwritten, lambda *args: None, lambda *args: ..., lambda *args: (None, None)):
+        assert check(stub) is None
+        assert "not attempted yet" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("name", "hint"), MISTAKES)
+def test_a_wrong_answer_gets_its_own_hint(name, hint, capsys):
+    assert EXERCISES[name](EXERCISES[name].mistakes[hint]) is False
+    assert hint_of(capsys.readouterr().out) == hint
+
+
+@pytest.mark.parametrize("name", EXERCISES)
+def test_nonsense_is_wrong(name, capsys):
+    for value in ("text", (1,), [None, 2], np.zeros(3), torch.zeros(3, 5, 7), math.nan, 1j, 10**400, True, object()):
+        assert EXERCISES[name](lambda *args, value=value: value) is False, value
+        assert "expected" in capsys.readouterr().out
+    for other in (None, 3, "f", torch.ones(3), lambda: 0):
+        assert EXERCISES[name](other) is False
+        assert "it raised TypeError" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", EXERCISES)
+def test_the_statement_has_the_arguments_names_and_a_solution_that_is_there(name):
+    check = EXERCISES[name]
+    parameters = inspect.signature(check.reference).parameters
+    assert check.statement.startswith(f"f({', '.join(parameters)}) → ")
+    assert inspect.getdoc(check).startswith("f("), "which `?` shows"
+    for dotted in re.findall(r"``lcnn_utils\.([\w.]*\w)", inspect.getdoc(check).split("Solution: ")[1]):
+        *path, last = dotted.split(".")
+        assert hasattr(importlib.import_module(".".join(["lcnn_utils", *path])), last), dotted
+
+
+def test_inputs_spoiled_by_a_student_and_the_random_state_do_not_matter(capsys):
+    def spoil(*args):
+        for arg in args:
+            for tensor in arg.parameters() if isinstance(arg, torch.nn.Module) else [arg]:
+                if isinstance(tensor, torch.Tensor) and tensor.is_leaf and tensor.is_floating_point():
+                    tensor.data.fill_(math.nan)
+
+    state = torch.random.get_rng_state()
+    for check in EXERCISES.values():
+        assert check(spoil) is None
+        assert check(check.reference) is True
+    assert torch.equal(state, torch.random.get_rng_state())
+
+
+@pytest.mark.parametrize(("number", "page"), list(enumerate(PAGES, start=1)))
+def test_the_notebook_calls_each_exercise_of_its_file(number, page):
+    cells = json.loads(NOTEBOOKS[number].read_text(encoding="utf-8"))["cells"]
+    source = "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code")
+    assert f"from lcnn_utils.exercises import {page} as check" in source
+    called = re.findall(r"^check\.(\w+)\((\w+)\)", source, re.MULTILINE)
+    assert {f"{page}.{name}" for name, _ in called} == {name for name in EXERCISES if name.startswith(f"{page}.")}
+    for name, student in called:
+        stub = re.search(rf"^def {student}\((.*)\):", source, re.MULTILINE)[1].split(", ")
+        assert stub == list(inspect.signature(EXERCISES[f"{page}.{name}"].reference).parameters)
+
+
+# ---------------------------------------------- independent right answers: closed forms, autograd, loops, the package
+norm = lambda matrix: torch.linalg.matrix_norm(matrix, 2)
+
+
+def autograd_derivatives(x, beta):
+    x = x.detach().requires_grad_()
+    (first,) = torch.autograd.grad(nn.centered_softplus(x, beta).sum(), x, create_graph=True)
+    return first, torch.autograd.grad(first.sum(), x)[0]
+
+
+def double_backward(f, x, v):
+    x = x.detach().requires_grad_()
+    (gradient,) = torch.autograd.grad(f(x), x, create_graph=True)
+    return torch.autograd.grad(gradient @ v, x)[0]
+
+
+def bisected_radius(m, g, k):
+    low, high = torch.zeros_like(m), 10 * m.clamp(min=0) / g
+    for _ in range(200):
+        middle = (low + high) / 2
+        inside = m - g * middle - k * middle**2 / 2 > 0
+        low, high = torch.where(inside, middle, low), torch.where(inside, high, middle)
+    return torch.where(m > 0, low, 0)
+
+
+def adjoint_by_autograd(conv, x):
+    x = x.detach().requires_grad_()
+    y = F.conv2d(x, conv.weight, None, conv.stride, conv.padding)
+    (back,) = torch.autograd.grad(y, x, y.detach())
+    return back / back.norm()
+
+
+def package_slopes(var, gamma, eps):
+    layer = nn.LipschitzBatchNorm2d(len(var), gamma, eps=eps).double()
+    layer.running_var.copy_(var)
+    return layer.channel_slopes()
+
+
+def package_penalty(log_beta, log_gamma, lambda_beta, lambda_gamma):
+    layers = [nn.CenteredSoftplus(value) for value in log_beta.exp().tolist()]
+    layers += [nn.LipschitzBatchNorm2d(1, value) for value in log_gamma.exp().tolist()]
+    recipe = Recipe(lambda_beta=lambda_beta, lambda_gamma=lambda_gamma)
+    return layer_penalty(torch.nn.Sequential(*layers).double(), recipe)[0]
+
+
+def descended_gamma(gamma, rates, lam, momentum):
+    """By gradient descent, without a sign change at 1, and then long enough for momentum to run out."""
+    log_gamma, velocity = math.log(gamma), 0.0
+    for rate in [*rates.tolist(), *[0.0] * 2000]:
+        velocity = momentum * velocity + lam * rate
+        log_gamma -= velocity
+    return max(1.0, math.exp(log_gamma))
+
+
+def saliency_one_by_one(model, x, y):
+    x.requires_grad_()
+    for pixels, label in zip(x, y, strict=True):
+        model(pixels[None])[0, label].backward()
+    return x.grad
+
+
+def pgd_step_by_package(x, x_adv, gradient, length, eps):
+    radius = torch.full((len(x),), eps).to(x)
+    step = x_adv + length * attacks.direction(gradient, "l2") - x
+    return attacks.move(x, attacks.project(step, radius, "l2"), (0.0, 1.0))
+
+
+RIGHT = [
+    ("softplus.centered_softplus", nn.centered_softplus),
+    ("softplus.centered_softplus", lambda x, beta: (F.softplus(x.mul_(beta)) - math.log(2)) / beta),  # in place
+    ("softplus.derivatives", autograd_derivatives),
+    ("softplus.beta_for_curvature", lambda c: torch.tensor(4 * c, requires_grad=True)),
+    ("softplus.beta_for_curvature", lambda c: np.float32(4 * c)),
+    ("curvature.hessian_vector_product", double_backward),
+    ("curvature.hessian_vector_product", lambda f, x, v: vjp(grad(f), x)[1](v)[0]),
+    ("curvature.power_iteration", lambda hvp, v, steps: norm(torch.stack([hvp(e) for e in torch.eye(len(v)).to(v)]))),
+    ("curvature.why_curved", vanishing_gradient),
+    ("bound.layer_term", lambda a, g, b: sum(g[k] * b[k] * torch.outer(a[k], a[k]) for k in range(len(g)))),
+    ("bound.composition", lambda lg, cg, lh, ch: [torch.tensor(lg * lh), lg * ch + lh * cg * lh]),
+    ("bound.certified_radius", bisected_radius),
+    ("lipschitz.power_step", adjoint_by_autograd),
+    ("lipschitz.power_step", lambda c, x: _power(c.weight, x, dict(stride=c.stride, padding=c.padding), 1)),
+    ("lipschitz.batchnorm_slopes", package_slopes),
+    ("lipschitz.block_bound", lambda b, s, averaged: (math.prod(b) + math.prod(s)) / (8**0.5 if averaged else 1)),
+    ("training.layer_penalty", package_penalty),
+    ("training.gradient_penalty", lambda losses, x: squared_gradient(Identity(), x, x, losses.mean(), Recipe())[1]),
+    ("training.lowest_gamma", lowest_gamma),
+    ("training.lowest_gamma", descended_gamma),
+    ("training.run_key", run_name),
+    ("training.run_key", lambda recipe: hashlib.sha256(repr(recipe).encode()).hexdigest()[:16]),
+    ("saliency.saliency", saliency_one_by_one),
+    ("saliency.saliency", lambda model, x, y: saliency.explain(model, x, y, "gradient")),
+    ("saliency.relative_change", lambda b, a: torch.from_numpy(saliency.compare(b, a)["relative_change"])),
+    ("saliency.random_meets", lambda h: torch.stack([row.square().sum() for row in h]).mean().sqrt()),  # over a basis
+    ("attacks.project", lambda step, eps: torch.stack([s if s.norm() <= eps else eps * s / s.norm() for s in step])),
+    ("attacks.project", lambda step, eps: attacks.project(step, torch.full((len(step),), eps).to(step), "l2")),
+    ("attacks.pgd_step", pgd_step_by_package),
+    ("attacks.margin_loss", lambda logits, y: -curvature.scalar_of(logits, y, "margin")),
+    ("paper.mean_curvature", lambda g, h, eps: sum(hi / (gi + eps) for gi, hi in zip(g, h, strict=True)) / len(g)),
+    ("paper.inside", lambda a, s, b, t: (a - b) ** 2 <= s**2 + t**2),
+]
+
+
+@pytest.mark.parametrize(("name", "answer"), RIGHT)
+def test_an_independent_right_answer_passes(name, answer, capsys):
+    assert EXERCISES[name](answer) is True, capsys.readouterr().out
+
+
+def test_all_have_an_independent_answer_and_the_curvature_is_the_packages():
+    assert {name for name, _ in RIGHT} == set(EXERCISES)
+    net, x = nn.mlp((4, 6, 3), lcnn=True).eval(), torch.rand(9, 4)
+    measured = curvature.geometry(net, x, torch.arange(9) % 3, method="exact")
+    mean = EXERCISES["paper.mean_curvature"].reference(measured.grad_norm, measured.hessian_norm, 1e-6)
+    torch.testing.assert_close(mean, measured.curvature.mean())
+
+
+@pytest.mark.parametrize("averaged", [False, True])
+def test_the_bound_of_a_block_is_attained_and_never_broken(averaged):
+    """By linear maps in parallel: by multiples of the identity; and random ones stay below."""
+    bound, by = EXERCISES["lipschitz.block_bound"].reference, 2 * math.sqrt(2) if averaged else 1
+    for seed in range(50):
+        a, b, c = torch.randn(3, 4, 4, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+        slopes = torch.stack([norm(a), norm(b)])
+        assert norm((a @ b + c) / by) <= bound(slopes, norm(c)[None], averaged) * (1 + 1e-12)
+        attained = norm((slopes.prod() + 1) * torch.eye(4, dtype=torch.float64) / by)
+        torch.testing.assert_close(attained, bound(slopes, slopes[:0], averaged))
+
+
+# ------------------------------------------------------------------------------------------------------ the engine
+@exercise(inputs=[(torch.tensor([1.0, 2.0, 3.0]), 2)], mistakes={"not cubed": lambda x, n: x**3}, wild="look at nan")
+def power(x, n):
+    """f(x, n) → xⁿ. Solution: ``**``."""
+    return x**n
+
+
+def raising(error):
+    def answer(*args):
+        raise error
+
+    return answer
+
+
+@pytest.mark.parametrize(
+    "error", [ZeroDivisionError("oh"), KeyError(), SystemExit(2), GeneratorExit(), RecursionError()]
+)
+def test_what_a_student_raises_is_reported_with_what_was_expected_and_the_line(error, capsys):
+    assert power(raising(error)) is False
+    out = capsys.readouterr().out
+    assert f"{type(error).__name__}" in out
+    assert "expected a float32 tensor of shape (3,)" in out
+    assert "in the line `raise error`" in out
+    assert hint_of(out) == "f(x, n) → xⁿ."
+
+
+def test_an_interrupt_interrupts():
+    with pytest.raises(KeyboardInterrupt):
+        power(raising(KeyboardInterrupt()))
+
+
+@pytest.mark.parametrize(
+    ("answer", "said"),
+    [
+        (lambda x, n: x[:2] ** n, "got a float32 tensor of shape (2,)"),
+        (lambda x, n: x.double() ** n, "got a float64 tensor of shape (3,)"),
+        (lambda x, n: (x**n,), "got a tuple"),
+        (lambda x, n: (x**n).numpy(), "got a ndarray"),
+        (lambda x, n: 4.0, "got a float64 number"),
+        (lambda x, n: x**n + torch.tensor([0, 0, 1]), "expected 9, got 10, at x = 3 (1 of 3 wrong)"),
+        (lambda x, n: x**n + 1e-3, "nearly right"),
+        (lambda x, n: x**n / 0, "look at nan"),
+        (lambda x, n: x**3, "not cubed"),
+        (lambda x, n: math.exp(x), "math's functions take single numbers"),
+        (lambda x, n: torch.autograd.grad((x**n).sum(), x), "requires_grad_()"),
+        (lambda x, n: torch.exp(x, out=torch.empty(0).to_sparse()), "NotImplementedError"),  # torch's own: no stub
+    ],
+)
+def test_what_is_wrong_is_said(answer, said, capsys):
+    assert power(answer) is False
+    out = capsys.readouterr().out
+    assert said in out
+    assert "for x = a float32 tensor of shape (3,), n = 2" in out
+
+
+def test_answers_of_other_forms_pass_and_a_stub_may_be_without_source():
+    assert power(lambda x, n: (x.requires_grad_() ** n).to_sparse()) is True
+    scope = {}
+    exec("def stub(x, n):\n    raise NotImplementedError", scope)
+    assert power(scope["stub"]) is None
+
+
+def test_a_key_is_tried_with_every_field_changed():
+    changed = {name: replace(BASE, **{name: value}) for name, value in OTHER.items()}
+    assert set(changed) == set(asdict(BASE))
+    assert BASE not in changed.values()
+
+
+def test_a_derivative_is_checked_where_the_value_is_right(capsys):
+    right = EXERCISES["training.gradient_penalty"].reference
+    answer = lambda losses, x: losses.mean() + (right(losses, x) - losses.mean()).detach()
+    assert EXERCISES["training.gradient_penalty"](answer) is False
