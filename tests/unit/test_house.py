@@ -132,3 +132,18 @@ def test_pictures_of_the_readme_exist_and_are_described():
     for alt, path in pictures:
         assert (PROJECT / path).is_file(), path
         assert len(alt) > 40, path
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", ["README.md", "docs/package.md"])
+def test_python_on_a_page_runs_as_it_stands(page, tmp_path):
+    blocks = re.findall(r"```python\n(.*?)```", (PROJECT / page).read_text(encoding="utf-8"), re.DOTALL)
+    environment = os.environ | {"PYTHONPATH": str(PROJECT), "LCNN_STORE": str(tmp_path), "LCNN_DEVICE": "cpu"}
+    for block in blocks:
+        subprocess.run([sys.executable, "-c", block], cwd=tmp_path, env=environment, check=True)
+
+
+def test_links_of_the_pages_resolve():
+    for page in [PROJECT / name for name in ("README.md", "data/README.md", "benchmarks/README.md")]:
+        for link in re.findall(r"\]\((?!https?://|#)([^)#]+)\)", page.read_text(encoding="utf-8")):
+            assert (page.parent / link).exists(), f"{page.name}: {link}"
