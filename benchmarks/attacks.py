@@ -15,7 +15,7 @@ from common import interleaved, write
 from lcnn_utils.attacks import first_success, pgd
 from lcnn_utils.figures.style import METHOD
 from lcnn_utils.lab import one_thread, pick_device
-from lcnn_utils.studies.scene import scene
+from lcnn_utils.measurements.saliency import scene
 
 STEPS = 20
 GRIDS = {"digits": {"l2": (0.1, 0.2, 0.3, 0.5, 0.7, 1.0), "linf": (8 / 255, 16 / 255, 24 / 255, 32 / 255, 48 / 255)},

@@ -10,7 +10,7 @@ from common import interleaved, write
 
 from lcnn_utils import nn as models
 from lcnn_utils.curvature import bounds
-from lcnn_utils.studies import bounds as studies
+from lcnn_utils.measurements import bound as measurements
 
 MLPS, CNNS, SLACK = 10_000, 200, 1 + 1e-9
 DEPTHS = (4, 8, 16, 32, 64)
@@ -39,10 +39,10 @@ def audit(kind: str, frame: pd.DataFrame, nets: int) -> list[dict]:
 def cnn_frame() -> pd.DataFrame:
     parts = []
     for seed in range(CNNS):
-        model, shape = studies.random_cnn(seed)
+        model, shape = measurements.random_cnn(seed)
         x = torch.rand((2, *shape), generator=torch.Generator().manual_seed(seed + 1), dtype=torch.float64)
         scalar = bounds.SCALARS[seed // 4 % 2]
-        parts.append(studies.audit(model, x, torch.tensor([0, 2]), scalar).assign(net=seed))
+        parts.append(measurements.audit(model, x, torch.tensor([0, 2]), scalar).assign(net=seed))
     return pd.concat(parts, ignore_index=True)
 
 
@@ -83,7 +83,7 @@ def main() -> None:
     ]
     write("bounds_cost", [*timed, *grown], command, n=15, seed=0, notes=notes)
     torch.set_num_threads(1)
-    rows = audit("MLPs", studies.audit_frame(range(MLPS)), MLPS) + audit("CNNs", cnn_frame(), CNNS)
+    rows = audit("MLPs", measurements.audit_frame(range(MLPS)), MLPS) + audit("CNNs", cnn_frame(), CNNS)
     write(
         "bounds", rows, command, n=MLPS + CNNS, seed=0,
         notes=[

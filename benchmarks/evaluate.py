@@ -22,8 +22,9 @@ from common import provenance
 from lcnn_utils.experiments import SHIPPED, append, has, measured, sweep
 from lcnn_utils.experiments.sweep import recorded
 from lcnn_utils.lab import one_thread
-from lcnn_utils.studies import attacks, methods, paper, saliency
-from lcnn_utils.studies.scene import scene
+from lcnn_utils.measurements import attacks, paper, saliency
+from lcnn_utils.measurements import training as methods
+from lcnn_utils.measurements.saliency import scene
 from lcnn_utils.training import METHODS, Recipe, recipe, run_name, state_path
 
 DIGITS: dict[str, Any] = dict(seeds=(0, 1, 2), images=360, geometry=360, maps=100, l2=attacks.DIGITS_EPS,

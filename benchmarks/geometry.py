@@ -17,7 +17,7 @@ from common import interleaved, write
 from torch import Tensor, nn
 
 from lcnn_utils.curvature import geometry, gradient_and_hvp, scalar_of
-from lcnn_utils.studies import digits_recipe
+from lcnn_utils.measurements.curvature import digits_recipe
 from lcnn_utils.training import fit, samples
 
 N, STARTS, LONGEST, EPOCHS, TOL, ROUNDING = 64, 2, 80, 3, 1e-2, 1e-3  # the last: float32's

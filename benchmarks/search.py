@@ -1,6 +1,6 @@
 """Choose λ on digits by a held-out fifth of the training set: `python benchmarks/search.py`.
 
-Writes the table digits_lambda_search, with the λ that `studies.search.chosen` chooses. 30 trainings, some two minutes
+Writes the table digits_lambda_search, with the λ that `measurements.search.chosen` chooses. 30 trainings, some two minutes
 on one core. LCNN_STORE=FOLDER puts them and the table elsewhere than in data/runs and data/results.
 """
 
@@ -12,7 +12,7 @@ from common import provenance
 
 from lcnn_utils.experiments import append
 from lcnn_utils.lab import one_thread
-from lcnn_utils.studies.search import HELD_OUT, chosen, search_frame, search_recipes
+from lcnn_utils.measurements.training import HELD_OUT, chosen, search_frame, search_recipes
 
 SEEDS = (0, 1, 2)
 

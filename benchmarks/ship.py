@@ -17,7 +17,7 @@ from pathlib import Path
 from lcnn_utils.experiments import SHIPPED, load_weights, measure, run
 from lcnn_utils.experiments.runs import Run, write_record
 from lcnn_utils.lab import one_thread
-from lcnn_utils.studies.methods import failure_recipes, ingredient_recipes, lambda_recipes
+from lcnn_utils.measurements.training import failure_recipes, ingredient_recipes, lambda_recipes
 from lcnn_utils.training import METHODS, Recipe, recipe, run_name
 from lcnn_utils.training.checkpoint import write
 

@@ -60,7 +60,7 @@ def redraw_rows() -> list[dict]:
     from ipywidgets import Dropdown, FloatLogSlider
 
     from lcnn_utils import explorers
-    from lcnn_utils.studies import moons_recipe
+    from lcnn_utils.measurements import moons_recipe
     from lcnn_utils.training import fit, samples
 
     recipes = {method: moons_recipe(method, epochs=10) for method in ("standard", "lcnn")}

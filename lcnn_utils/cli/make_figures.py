@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from ..figures import style
 from ..lab import PROJECT, check_choice, one_thread, use_style, write_text
-from ..studies.paper import NAME, datasets
+from ..measurements.paper import NAME, datasets
 from . import figure_steps
 
 HEAD = """# Figures and tables

@@ -1,4 +1,4 @@
-"""The checks of notebook 07; see :mod:`lcnn_utils.exercises`."""
+"""The checks of notebook 07; see :mod:`lcnn_utils.exercises.engine`."""
 
 from collections.abc import Callable
 
@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ..curvature import scalar_of
-from . import _check, _randn
+from .engine import randn, verdict
 
 __all__ = ["margin_loss", "pgd_step", "project"]
 
@@ -32,11 +32,11 @@ def project(f: Callable) -> bool | None:
         "divide by the length, not by its square": lambda s, e: shortened(s, e, _norms(s).square()),
     }
     shapes = [((4, 1, 3, 3), 1.0), ((1, 5), 0.3), ((6, 2), 2.0), ((3, 3, 2, 2), 4.0)]
-    inputs = [(torch.linspace(0.2, 2, s[0]).view(-1, *[1] * (len(s) - 1)) * _randn(i, *s), e)
+    inputs = [(torch.linspace(0.2, 2, s[0]).view(-1, *[1] * (len(s) - 1)) * randn(i, *s), e)
               for i, (s, e) in enumerate(shapes)]  # fmt: skip
     inputs.append((torch.zeros(2, 3, dtype=torch.float64), 0.5))
     wild = "a step of length 0 must stay 0: keep the length that you divide by above 0"
-    return _check(project, f, inputs, truth, mistakes, wild)
+    return verdict(project, f, inputs, truth, mistakes, wild)
 
 
 def pgd_step(f: Callable) -> bool | None:
@@ -66,10 +66,10 @@ def pgd_step(f: Callable) -> bool | None:
     }
     inputs = []
     for i, (n, length, eps) in enumerate([(4, 0.3, 0.5), (1, 0.05, 0.4), (3, 1.0, 0.3), (2, 0.2, 2.0)]):
-        x = (0.5 + 0.5 * _randn(i, n, 1, 3, 3)).clamp(0, 1)
-        at = (x + 0.1 * _randn(i + 10, n, 1, 3, 3)).clamp(0, 1)
-        inputs.append((x, at, 3 * _randn(i + 20, n, 1, 3, 3), length, eps))
-    return _check(pgd_step, f, inputs, truth, mistakes)
+        x = (0.5 + 0.5 * randn(i, n, 1, 3, 3)).clamp(0, 1)
+        at = (x + 0.1 * randn(i + 10, n, 1, 3, 3)).clamp(0, 1)
+        inputs.append((x, at, 3 * randn(i + 20, n, 1, 3, 3), length, eps))
+    return verdict(pgd_step, f, inputs, truth, mistakes)
 
 
 def margin_loss(f: Callable) -> bool | None:
@@ -85,6 +85,6 @@ def margin_loss(f: Callable) -> bool | None:
         "the largest other logit, not their mean": lambda z, y: (z.sum(1) - own(z, y)) / (z.shape[1] - 1) - own(z, y),
     }
     shapes = [(6, 4), (1, 2), (9, 10), (3, 3)]
-    inputs = [(2 * _randn(i, n, k), (torch.arange(n) * 7 + i) % k) for i, (n, k) in enumerate(shapes)]
-    inputs.append((_randn(8, 5, 6) - 9, torch.arange(5)))
-    return _check(margin_loss, f, inputs, truth, mistakes)
+    inputs = [(2 * randn(i, n, k), (torch.arange(n) * 7 + i) % k) for i, (n, k) in enumerate(shapes)]
+    inputs.append((randn(8, 5, 6) - 9, torch.arange(5)))
+    return verdict(margin_loss, f, inputs, truth, mistakes)

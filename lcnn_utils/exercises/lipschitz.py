@@ -1,4 +1,4 @@
-"""The checks of notebook 04; see :mod:`lcnn_utils.exercises`."""
+"""The checks of notebook 04; see :mod:`lcnn_utils.exercises.engine`."""
 
 import math
 from collections.abc import Callable
@@ -8,16 +8,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.grad import conv2d_input
 
-from . import _check, _randn
+from .engine import randn, verdict
 
 __all__ = ["batchnorm_slopes", "block_bound", "power_step"]
 
 
 def _conv(seed: int, c_in: int, c_out: int, kernel: int, stride: int, bias: bool = False) -> nn.Conv2d:
     conv = nn.utils.skip_init(nn.Conv2d, c_in, c_out, kernel, stride, kernel // 2, bias=bias, dtype=torch.float64)
-    conv.weight.data = _randn(seed, *conv.weight.shape)
+    conv.weight.data = randn(seed, *conv.weight.shape)
     if conv.bias is not None:
-        conv.bias.data = _randn(seed + 1, c_out)
+        conv.bias.data = randn(seed + 1, c_out)
     return conv.requires_grad_(False)
 
 
@@ -47,9 +47,9 @@ def power_step(f: Callable) -> bool | None:
         "torch.nn.grad.conv2d_input": lambda conv, x: unit(transposed(conv, forward(conv, x))),
     }
     settings = [(2, 2, 3, 1, 5), (1, 3, 3, 1, 4), (2, 3, 3, 2, 6), (3, 2, 3, 2, 5), (2, 4, 1, 2, 4), (2, 2, 5, 1, 7)]
-    inputs = [(_conv(i, *s[:4]), _randn(i + 50, 1, s[0], s[4], s[4])) for i, s in enumerate(settings)]
-    inputs.append((_conv(9, 2, 3, 3, 1, bias=True), _randn(8, 1, 2, 5, 4)))
-    return _check(power_step, f, inputs, truth, mistakes)
+    inputs = [(_conv(i, *s[:4]), randn(i + 50, 1, s[0], s[4], s[4])) for i, s in enumerate(settings)]
+    inputs.append((_conv(9, 2, 3, 3, 1, bias=True), randn(8, 1, 2, 5, 4)))
+    return verdict(power_step, f, inputs, truth, mistakes)
 
 
 def batchnorm_slopes(f: Callable) -> bool | None:
@@ -74,9 +74,9 @@ def batchnorm_slopes(f: Callable) -> bool | None:
             max=gamma
         ),
     }
-    variances = [torch.tensor([16, 1, 0.25, 1e-4, 1e-8]).double(), (2 * _randn(0, 16)).exp(), (3 * _randn(1, 7)).exp()]
+    variances = [torch.tensor([16, 1, 0.25, 1e-4, 1e-8]).double(), (2 * randn(0, 16)).exp(), (3 * randn(1, 7)).exp()]
     inputs = [(var, gamma, eps) for var in variances for gamma, eps in ((1e4, 1e-2), (3.0, 1e-5), (0.5, 1e-3))]
-    return _check(batchnorm_slopes, f, inputs, truth, mistakes)
+    return verdict(batchnorm_slopes, f, inputs, truth, mistakes)
 
 
 def block_bound(f: Callable) -> bool | None:
@@ -109,6 +109,6 @@ def block_bound(f: Callable) -> bool | None:
         ),
         "averaged is not used: its block is smaller": lambda b, s, a: b.prod() + s.prod(),
     }
-    slopes = [(_randn(n, n).exp(), _randn(9 + n, m).exp()) for n, m in ((2, 1), (3, 0), (4, 2), (1, 0))]
+    slopes = [(randn(n, n).exp(), randn(9 + n, m).exp()) for n, m in ((2, 1), (3, 0), (4, 2), (1, 0))]
     inputs = [(b, s, averaged) for averaged in (False, True) for b, s in slopes]
-    return _check(block_bound, f, inputs, truth, mistakes)
+    return verdict(block_bound, f, inputs, truth, mistakes)

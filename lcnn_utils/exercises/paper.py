@@ -1,10 +1,10 @@
-"""The checks of notebook 08; see :mod:`lcnn_utils.exercises`."""
+"""The checks of notebook 08; see :mod:`lcnn_utils.exercises.engine`."""
 
 from collections.abc import Callable
 
 import torch
 
-from . import _check, _randn
+from .engine import randn, verdict
 
 __all__ = ["inside", "mean_curvature"]
 
@@ -21,8 +21,8 @@ def mean_curvature(f: Callable) -> bool | None:
         "Hessian over gradient, not the other way round": lambda g, h, eps: (g / (h + eps)).mean(),
     }
     sizes = [(7, 0.1), (1, 0.5), (20, 0.01), (5, 0.3)]
-    inputs = [(_randn(i, n).abs() + 0.05, 30 * _randn(i + 10, n).abs(), eps) for i, (n, eps) in enumerate(sizes)]
-    return _check(mean_curvature, f, inputs, truth, mistakes)
+    inputs = [(randn(i, n).abs() + 0.05, 30 * randn(i + 10, n).abs(), eps) for i, (n, eps) in enumerate(sizes)]
+    return verdict(mean_curvature, f, inputs, truth, mistakes)
 
 
 def inside(f: Callable) -> bool | None:
@@ -39,6 +39,6 @@ def inside(f: Callable) -> bool | None:
     }
     inputs = []
     for i, n in enumerate((60, 1, 200, 40)):
-        spreads = [_randn(i + 10 * k, n).abs() + 0.01 for k in (1, 2)]
-        inputs.append((_randn(i, n), spreads[0], _randn(i + 30, n), 2 * spreads[1]))
-    return _check(inside, f, inputs, truth, mistakes)
+        spreads = [randn(i + 10 * k, n).abs() + 0.01 for k in (1, 2)]
+        inputs.append((randn(i, n), spreads[0], randn(i + 30, n), 2 * spreads[1]))
+    return verdict(inside, f, inputs, truth, mistakes)

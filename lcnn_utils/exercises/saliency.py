@@ -1,4 +1,4 @@
-"""The checks of notebook 06; see :mod:`lcnn_utils.exercises`."""
+"""The checks of notebook 06; see :mod:`lcnn_utils.exercises.engine`."""
 
 from collections.abc import Callable
 
@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from ..curvature import scalar_of
-from . import _check, _randn
+from .engine import randn, verdict
 
 __all__ = ["random_meets", "relative_change", "saliency"]
 
@@ -15,7 +15,7 @@ def _net(seed: int, classes: int) -> nn.Module:
     with torch.random.fork_rng(devices=[]):  # what Linear draws is replaced
         net = nn.Sequential(nn.Flatten(), nn.Linear(12, 7), nn.Softplus(), nn.Linear(7, classes)).double()
     for i, p in enumerate(net.parameters()):
-        p.data = _randn(seed + i, *p.shape)
+        p.data = randn(seed + i, *p.shape)
     return net
 
 
@@ -41,9 +41,9 @@ def saliency(f: Callable) -> bool | None:
         return found.detach() if isinstance(found, Tensor) else found
 
     shapes = [(4, (3, 2, 2), 5), (1, (1, 3, 4), 2), (6, (1, 4, 3), 3)]
-    inputs = [(_net(10 * i, k), torch.sigmoid(_randn(i + 50, n, *s)), torch.arange(n) % k)
+    inputs = [(_net(10 * i, k), torch.sigmoid(randn(i + 50, n, *s)), torch.arange(n) % k)
               for i, (n, s, k) in enumerate(shapes)]  # fmt: skip
-    return _check(saliency, detached, inputs, truth, mistakes)
+    return verdict(saliency, detached, inputs, truth, mistakes)
 
 
 def relative_change(f: Callable) -> bool | None:
@@ -60,13 +60,13 @@ def relative_change(f: Callable) -> bool | None:
         "norms, not their squares": lambda b, a: size(a - b).square() / size(b).square(),
     }
     shapes = [(3, 1, 4, 4), (1, 3, 2, 2), (5, 2, 3, 1)]
-    inputs = [(_randn(i, *s), _randn(i, *s) + 0.3 * _randn(i + 30, *s)) for i, s in enumerate(shapes)]
-    return _check(relative_change, f, inputs, truth, mistakes)
+    inputs = [(randn(i, *s), randn(i, *s) + 0.3 * randn(i + 30, *s)) for i, s in enumerate(shapes)]
+    return verdict(relative_change, f, inputs, truth, mistakes)
 
 
 def random_meets(f: Callable) -> bool | None:
     """f(hessian) → the root mean square of ‖Hu‖ over random directions u of length 1, ‖H‖_F/√d, a number: hessian is
-    symmetric, (d, d). Solution: ``lcnn_utils.studies.saliency.random_meets``."""
+    symmetric, (d, d). Solution: ``lcnn_utils.measurements.saliency.random_meets``."""
     truth = lambda hessian: hessian.norm() / len(hessian) ** 0.5
     mistakes = {
         "the worst direction: a random one meets all eigenvalues alike": lambda h: torch.linalg.matrix_norm(h, 2),
@@ -75,6 +75,6 @@ def random_meets(f: Callable) -> bool | None:
         "the mean of squares comes before the root": lambda h: torch.linalg.eigvalsh(h).abs().mean(),
         "eigenvalues of both signs count: square them first": lambda h: torch.linalg.eigvalsh(h).mean().abs(),
     }
-    inputs = [(a + a.mT,) for a in (_randn(i, d, d) for i, d in enumerate((4, 9, 1, 16)))]
+    inputs = [(a + a.mT,) for a in (randn(i, d, d) for i, d in enumerate((4, 9, 1, 16)))]
     inputs.append((torch.diag(torch.tensor([3.0, -3.0, 1.0, 0.0, 0.0], dtype=torch.float64)),))
-    return _check(random_meets, f, inputs, truth, mistakes)
+    return verdict(random_meets, f, inputs, truth, mistakes)

@@ -1,4 +1,4 @@
-"""The figures of notebook 07: each takes what :mod:`lcnn_utils.studies.attacks` measured and returns a Figure."""
+"""The figures of notebook 07: each takes what ``measurements.attacks`` measured and returns a Figure."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def logit_scale(frame: pd.DataFrame) -> Figure:
 
 
 def curves(panels: Mapping[str, pd.DataFrame], paper: pd.DataFrame | None = None) -> Figure:
-    """Accuracy against ε, a line a method, a panel each. ``panels``: title → frame of ``studies.attacks.over_seeds``
+    """Accuracy against ε, a line a method, a panel each. ``panels``: title → frame of ``measurements.over_seeds``
     (one norm). ``paper``: columns label, eps, accuracy, spread (in %): a last panel with the published values."""
     count = len(panels) + (paper is not None)
     figure, axes = plt.subplots(1, count, figsize=(1.5 + 3.6 * count, 4.3), squeeze=False, sharey=True)

@@ -1,4 +1,4 @@
-"""The figures of notebook 04: each takes what :mod:`lcnn_utils.studies.lipschitz` measured and returns a Figure."""
+"""The figures of notebook 04: each takes what ``measurements.lipschitz`` measured and returns a Figure."""
 
 from __future__ import annotations
 

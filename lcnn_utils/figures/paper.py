@@ -1,4 +1,4 @@
-"""The figures of notebook 08: ours beside the paper's. Each takes what :mod:`lcnn_utils.studies.paper` made ready."""
+"""The figures of notebook 08: ours beside the paper's. Each takes what ``measurements.paper`` made ready."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def _span(axis: Axes, parts: list[pd.DataFrame], log: bool) -> tuple[float, floa
 
 def cost(panels: Mapping[str, pd.DataFrame]) -> Figure:
     """Seconds of an epoch over Standard's: a point a run, on a log axis, the median seconds written beside.
-    ``panels``: title → of ``studies.paper.cost_frame``."""
+    ``panels``: title → of ``measurements.cost_frame``."""
     names = list(dict.fromkeys(label for frame in panels.values() for label in frame.label))
     figure, axes = plt.subplots(1, len(panels), figsize=(1.5 + 4.2 * len(panels), 3.6), squeeze=False, sharey=True)
     for axis, (title, frame) in zip(axes[0], panels.items(), strict=True):
@@ -91,7 +91,7 @@ def cost(panels: Mapping[str, pd.DataFrame]) -> Figure:
 
 def layers(panels: Mapping[str, pd.DataFrame]) -> Figure:
     """β and γ of each layer after training, from input to output: mean over seeds, bars ± their standard deviation.
-    ``panels``: title → of ``studies.paper.trained_layers``."""
+    ``panels``: title → of ``measurements.trained_layers``."""
     kinds = {"beta": "β: sharpness", "gamma": "γ: slope limit of BatchNorm"}
     figure, axes = plt.subplots(len(panels), 2, figsize=(9.5, 0.6 + 2.7 * len(panels)), squeeze=False)
     for line, (title, frame) in zip(axes, panels.items(), strict=True):
@@ -118,7 +118,7 @@ def layers(panels: Mapping[str, pd.DataFrame]) -> Figure:
 
 def train_test(panels: Mapping[str, pd.DataFrame]) -> Figure:
     """Mean curvature of each run on training and on test images: a point a run.
-    ``panels``: title → of ``studies.paper.train_test``."""
+    ``panels``: title → of ``measurements.train_test``."""
     figure, axes = plt.subplots(1, len(panels), figsize=(0.4 + 4.3 * len(panels), 4.4), squeeze=False)
     for axis, (title, frame) in zip(axes[0], panels.items(), strict=True):
         values = frame[["train", "test"]].to_numpy()

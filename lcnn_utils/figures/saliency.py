@@ -1,4 +1,4 @@
-"""The figures of notebook 06: each takes what :mod:`lcnn_utils.studies.saliency` measured and returns a Figure."""
+"""The figures of notebook 06: each takes what ``measurements.saliency`` measured and returns a Figure."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def maps(images: Sequence[np.ndarray], columns: Mapping[str, Sequence[np.ndarray
 
 def gradient_robustness(panels: Mapping[str, pd.DataFrame], paper: Mapping[str, pd.DataFrame] | None = None) -> Figure:
     """The paper's figure: relative change of the gradient against ‖η‖, with the dashed lines ‖η‖·E[C].
-    ``panels``: title → points of one kind of noise, of ``studies.saliency.lines``. ``paper``: title → columns label,
+    ``panels``: title → points of one kind of noise, of ``measurements.lines``. ``paper``: title → columns label,
     eps, value: the published curves, digitised."""
     paper = paper or {}
     count = len(panels) + len(paper)
@@ -80,7 +80,7 @@ def gradient_robustness(panels: Mapping[str, pd.DataFrame], paper: Mapping[str, 
 
 def by_map(frame: pd.DataFrame, measures: Sequence[str], noise: Sequence[str] = ("random", "worst")) -> Figure:
     """Measures of several nets by method of explanation: medians over images with 95 % intervals.
-    ``frame``: of ``studies.saliency.by_map``, of trained weights."""
+    ``frame``: of ``measurements.by_map``, of trained weights."""
     panels = [(m, k) for m in measures for k in noise if len(frame[(frame.measure == m) & (frame.noise == k)])]
     figure, axes = plt.subplots(1, len(panels), figsize=(2.2 + 2.6 * len(panels), 3.6), squeeze=False, sharey=True)
     names = list(dict.fromkeys(frame["map"]))
@@ -104,7 +104,7 @@ def by_map(frame: pd.DataFrame, measures: Sequence[str], noise: Sequence[str] = 
 
 def stable_or_right(frame: pd.DataFrame) -> Figure:
     """Steadiness against faithfulness: a point a map and net; hollow: the same net with shuffled weights.
-    ``frame``: of ``studies.saliency.by_map`` with relative_change and infidelity under random noise."""
+    ``frame``: of ``measurements.by_map`` with relative_change and infidelity under random noise."""
     wide = frame[frame.noise == "random"].pivot(
         index=["net", "map", "weights"], columns="measure", values="value"
     ).reset_index()  # fmt: skip

@@ -4,7 +4,7 @@ An exception in a widget's callback fails no cell: ``interact`` and ``Output`` c
 by the dispatcher. All of them end in IPython's ``showtraceback``, which is replaced here by one that keeps a record.
 What is written to stderr meanwhile (warnings, logged exceptions) is recorded too.
 
-Uses ``lcnn_utils.explorers.CONTROLS``, a list of (control, the Image that it redraws, or None).
+Uses ``lcnn_utils.widgets.CONTROLS``, a list of (control, the Image that it redraws, or None).
 """
 
 import contextlib
@@ -107,7 +107,7 @@ def corners(controls):
             )
 
 
-module = sys.modules.get("lcnn_utils.explorers")
+module = sys.modules.get("lcnn_utils.widgets")
 pairs = list(module.CONTROLS) if module is not None else []
 shell.showtraceback, keep = showtraceback, shell.showtraceback
 try:

@@ -60,7 +60,7 @@ def shown_errors(notebook: NotebookNode) -> list[str]:
 HEAD = """
 import sys, types
 import ipywidgets as widgets
-module = sys.modules["lcnn_utils.explorers"] = types.ModuleType("lcnn_utils.explorers")  # stands for it, without torch
+module = sys.modules["lcnn_utils.widgets"] = types.ModuleType("lcnn_utils.widgets")  # stands for it, without torch
 module.CONTROLS = []
 image = widgets.Image(value=b"\\x89PNG start")
 

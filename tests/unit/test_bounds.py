@@ -8,7 +8,7 @@ from torch import nn
 
 from lcnn_utils.curvature import bounds, geometry
 from lcnn_utils.nn import CenteredSoftplus, LipschitzBatchNorm2d, mlp, resnet
-from lcnn_utils.studies.bounds import scramble
+from lcnn_utils.measurements.bound import scramble
 
 SLACK = 1 + 1e-9
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from lcnn_utils.exercises import bounds as check
+from lcnn_utils.exercises import bound as check
 
 
 def conjugate(m, g, k):

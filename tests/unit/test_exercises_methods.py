@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 import torch
 
-from lcnn_utils.exercises import methods as check
+from lcnn_utils.exercises import training as check
 from lcnn_utils.nn import CenteredSoftplus, LipschitzBatchNorm2d
-from lcnn_utils.studies.methods import lowest_gamma
+from lcnn_utils.measurements.training import lowest_gamma
 from lcnn_utils.training import Recipe, run_name
 from lcnn_utils.training.objectives import layer_penalty, squared_gradient
 

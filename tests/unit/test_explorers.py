@@ -197,7 +197,7 @@ def test_the_numbers_under_the_moons(method, beta, seen):
     x, y = POINTS
     share, median, largest = numbers(text)
     assert share == f"{(model(x).argmax(1) == y).float().mean().item():.1%}"
-    margin, curvature = studies.moons_fields(model, studies.moons_grid(RESOLUTION))
+    margin, curvature = measurements.moons_fields(model, measurements.moons_grid(RESOLUTION))
     assert float(median) == pytest.approx(np.median(curvature.numpy()), rel=1e-2)
     assert float(largest) == pytest.approx(curvature.max().item(), rel=1e-2)
     assert METHOD[method][0] in text.value

@@ -14,8 +14,8 @@ from torch import nn
 from lcnn_utils import explorers
 from lcnn_utils import nn as models
 from lcnn_utils.curvature import bounds, geometry
-from lcnn_utils.explorers import bounds as module
-from lcnn_utils.studies import bounds as studies
+from lcnn_utils.widgets import bound as module
+from lcnn_utils.measurements import bound as measurements
 from lcnn_utils.training import accuracy
 
 
@@ -156,7 +156,7 @@ def test_another_layer_starts_as_trained():
     other.value = "2"
     assert text.value == other_text.value
     np.testing.assert_array_equal(pixels(image), pixels(other_image))
-    bound = studies.layer_numbers(MODEL, X, Y)["bound"]
+    bound = measurements.layer_numbers(MODEL, X, Y)["bound"]
     assert f"of the bound {bound:.3g} (as trained {bound:.3g})" in text.value
     beta.value = 0.3
     layer.value = "1"

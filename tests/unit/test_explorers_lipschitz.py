@@ -8,7 +8,7 @@ import pytest
 from test_explorers import ends, parts, pixels
 
 from lcnn_utils import explorers
-from lcnn_utils.explorers import lipschitz
+from lcnn_utils.widgets import lipschitz
 from lcnn_utils.figures.style import METHOD
 
 GAMMAS = [10 ** (k / 4) for k in range(6)]

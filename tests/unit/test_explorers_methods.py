@@ -10,7 +10,7 @@ from test_explorers import parts, pixels
 from test_figures_methods import history, layer_frame
 
 from lcnn_utils import explorers
-from lcnn_utils.explorers import methods
+from lcnn_utils.widgets import training as methods
 from lcnn_utils.figures.style import METHOD
 from lcnn_utils.training import fit, recipe
 

@@ -8,7 +8,7 @@ import pytest
 
 from lcnn_utils import explorers
 from lcnn_utils.experiments import claims
-from lcnn_utils.explorers import paper
+from lcnn_utils.widgets import paper
 
 
 @pytest.fixture(autouse=True)

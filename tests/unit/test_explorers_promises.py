@@ -10,10 +10,10 @@ from test_explorers import ends, numbers, parts, pixels
 from lcnn_utils import data, explorers
 from lcnn_utils import nn as models
 from lcnn_utils.attacks import pgd
-from lcnn_utils.explorers import attacks, saliency
+from lcnn_utils.widgets import attacks, saliency
 from lcnn_utils.figures.style import METHOD
 from lcnn_utils.saliency import MAPS, compare, explain
-from lcnn_utils.studies.scene import Scene
+from lcnn_utils.measurements.saliency import Scene
 
 CLASSES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine of a long name")
 

@@ -81,7 +81,7 @@ def test_no_two_methods_look_alike():
 
 
 def test_activations(no_disk):
-    frame = studies.activation_frame((0.5, 4.0), X)
+    frame = measurements.activation_frame((0.5, 4.0), X)
     axes = labelled(figures.activations(frame), 3)
     for axis, column in zip(axes, ("value", "slope", "curvature"), strict=True):
         drawn = lines(axis)
@@ -95,7 +95,7 @@ def test_activations(no_disk):
 
 
 def test_figure_1c(no_disk):
-    frame = studies.activation_frame((0.5, 4.0), X)
+    frame = measurements.activation_frame((0.5, 4.0), X)
     axes = labelled(figures.figure_1c(frame), 2)
     for axis, name in zip(axes, ("softplus", "centered"), strict=True):
         assert axis.get_title() == style.ACTIVATION[name][0]
@@ -112,7 +112,7 @@ def test_figure_1c(no_disk):
 
 
 def test_composition(no_disk):
-    frame = studies.composition_frame((0.5, 4.0, 9.0), (1, 5), X)
+    frame = measurements.composition_frame((0.5, 4.0, 9.0), (1, 5), X)
     axes = labelled(figures.composition(frame), 6)
     for axis, (name, beta) in zip(axes, [(n, b) for n in ("softplus", "centered") for b in (0.5, 4.0, 9.0)]):  # noqa: B905
         assert axis.get_title() == f"{style.ACTIVATION[name][0]}, β = {beta:g}"
@@ -127,7 +127,7 @@ def test_composition(no_disk):
 @pytest.mark.parametrize("points", [(-2.0, -1.0, 0.0, 0.1, 1.0, 2.0, 3.0)])
 def test_normalised_curvature(no_disk, points):
     betas = (0.1, 1.0, 10.0)
-    frame = studies.normalised_curvature_frame(betas, points)
+    frame = measurements.normalised_curvature_frame(betas, points)
     (axis,) = labelled(figures.normalised_curvature(frame), 1)
     drawn = lines(axis)
     assert set(drawn) == {"bound β", *(f"x = {x:g}" for x in points)}, "every x is drawn"

@@ -9,7 +9,7 @@ from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from matplotlib.transforms import Affine2D
 
-from lcnn_utils.figures import bounds as figures
+from lcnn_utils.figures import bound as figures
 from lcnn_utils.figures import style
 
 pytestmark = pytest.mark.usefixtures("drawing")

@@ -6,9 +6,9 @@ import pytest
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 
-from lcnn_utils.figures import methods as figures
+from lcnn_utils.figures import training as figures
 from lcnn_utils.figures.style import METHOD
-from lcnn_utils.studies.methods import LAMBDAS
+from lcnn_utils.measurements.training import LAMBDAS
 
 pytestmark = pytest.mark.usefixtures("drawing")
 

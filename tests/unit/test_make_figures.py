@@ -16,7 +16,7 @@ from lcnn_utils.cli import commands, figure_steps, make_figures
 from lcnn_utils.cli.make_figures import Entry, entries, make, page
 from lcnn_utils.figures import style
 from lcnn_utils.lab import PROJECT
-from lcnn_utils.studies import bounds as bound_studies
+from lcnn_utils.measurements import bound as bound_studies
 
 FIGURE, TABLE = {"png", "svg", "json"}, {"csv", "md", "tex", "json"}
 PICTURE = re.compile(r"!\[(.*?)\]\((.*?)\)")

@@ -14,7 +14,7 @@ from lcnn_utils.experiments.paper import TABLES, _gain, _ratio
 from lcnn_utils.experiments.results import GEOMETRY
 from lcnn_utils.figures.style import METHOD
 from lcnn_utils.lab import PROJECT
-from lcnn_utils.studies.paper import readable_claims
+from lcnn_utils.measurements.paper import readable_claims
 from lcnn_utils.training import DATASETS, MODELS
 
 ALL = (*CLAIMS, *BEYOND)

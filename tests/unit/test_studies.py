@@ -34,12 +34,12 @@ def moons_net(seed: int = 0, beta: float = 4.0) -> nn.Module:
 
 @pytest.mark.parametrize("method", ["standard", "lcnn"])
 def test_the_recipes_differ_in_method_and_seed_alone(method):
-    for make, dataset in ((studies.moons_recipe, "moons"), (studies.digits_recipe, "digits")):
+    for make, dataset in ((measurements.moons_recipe, "moons"), (measurements.digits_recipe, "digits")):
         recipe = make(method, 3, epochs=2)
         assert (recipe.dataset, recipe.method, recipe.seed, recipe.epochs) == (dataset, method, 3, 2)
         assert make(method, 3, epochs=2) == recipe
     with pytest.raises(ValueError, match="unknown method"):
-        studies.moons_recipe("standrd")
+        measurements.moons_recipe("standrd")
 
 
 # ---- activations -------------------------------------------------------------------------------------------------
@@ -47,7 +47,7 @@ def test_the_recipes_differ_in_method_and_seed_alone(method):
 
 def test_activation_frame_against_torch():
     betas = (0.3, 2.0, 20.0)
-    frame = studies.activation_frame(betas, X)
+    frame = measurements.activation_frame(betas, X)
     assert list(frame.columns) == ["x", "activation", "beta", "value", "slope", "curvature"]
     assert len(frame) == len(X) * (1 + 2 * len(betas))
     x = X.double()
@@ -73,7 +73,7 @@ def test_activation_frame_against_torch():
 @given(st.floats(-30, 30), st.floats(0.01, 1000), st.integers(1, 30))
 def test_compositions_against_their_closed_forms(x, beta, depth):
     """log(n + e^{βx})/β and log(1 + (e^{βx} − 1)/2ⁿ)/β, in a form that does not overflow."""
-    plain, centered = studies.composition(torch.tensor([x], dtype=torch.float64), beta, depth)
+    plain, centered = measurements.composition(torch.tensor([x], dtype=torch.float64), beta, depth)
     expected = np.logaddexp(math.log(depth), beta * x) / beta
     assert plain.item() == pytest.approx(expected, rel=1e-9, abs=1e-9 / beta)
     t = beta * x
@@ -84,7 +84,7 @@ def test_compositions_against_their_closed_forms(x, beta, depth):
 def test_normalised_curvature_frame():
     """s₀″/s₀′ by autograd of torch's softplus in float64."""
     betas, points = (0.1, 2.0, 30.0), (-1.0, 0.0, 0.5)
-    frame = studies.normalised_curvature_frame(betas, points)
+    frame = measurements.normalised_curvature_frame(betas, points)
     assert list(frame.columns) == ["x", "beta", "normalised"]
     assert list(zip(frame.x, frame.beta, strict=True)) == [(x, beta) for x in points for beta in betas]
     for row in frame.itertuples():
@@ -100,16 +100,16 @@ def test_normalised_curvature_frame():
 
 @pytest.mark.parametrize("resolution", [2, 5])
 def test_moons_grid_against_numpy(resolution):
-    left, right, low, high = studies.MOONS_BOX
+    left, right, low, high = measurements.MOONS_BOX
     x1, x2 = np.meshgrid(np.linspace(left, right, resolution), np.linspace(low, high, resolution))
-    grid = studies.moons_grid(resolution)
+    grid = measurements.moons_grid(resolution)
     np.testing.assert_allclose(grid, np.stack([x1.ravel(), x2.ravel()], 1), rtol=1e-6)
 
 
 def test_the_box_holds_the_moons():
-    left, right, low, high = studies.MOONS_BOX
+    left, right, low, high = measurements.MOONS_BOX
     for split in ("train", "test"):
-        x, _ = samples(studies.moons_recipe("standard"), split)
+        x, _ = samples(measurements.moons_recipe("standard"), split)
         assert left < x[:, 0].min() < x[:, 0].max() < right
         assert low < x[:, 1].min() < x[:, 1].max() < high
 
@@ -126,9 +126,9 @@ def fields_by_autograd(model: nn.Module, grid: torch.Tensor) -> tuple[np.ndarray
 
 
 def test_moons_fields_against_autograd():
-    model, grid = moons_net().double(), studies.moons_grid(4).double()
+    model, grid = moons_net().double(), measurements.moons_grid(4).double()
     model.train()
-    margin, curvature = studies.moons_fields(model, grid)
+    margin, curvature = measurements.moons_fields(model, grid)
     assert model.training, "left as it was"
     expected_margin, expected_curvature = fields_by_autograd(model, grid)
     np.testing.assert_allclose(margin, expected_margin, rtol=1e-10, atol=1e-12)
@@ -137,9 +137,9 @@ def test_moons_fields_against_autograd():
 
 def test_moons_study_puts_each_field_at_its_point():
     models = {"standard": moons_net(0), "lcnn": moons_net(1)}
-    frame, points = studies.moons_study(models, resolution=3)
+    frame, points = measurements.moons_study(models, resolution=3)
     assert frame.groupby("method", sort=False).size().to_dict() == {"standard": 9, "lcnn": 9}
-    x, y = samples(studies.moons_recipe("standard"), "test")
+    x, y = samples(measurements.moons_recipe("standard"), "test")
     for method, part in frame.groupby("method"):
         grid = torch.tensor(part[["x1", "x2"]].to_numpy(), dtype=torch.float64)
         margin, curvature = fields_by_autograd(copy.deepcopy(models[method]).double(), grid)
@@ -147,7 +147,7 @@ def test_moons_study_puts_each_field_at_its_point():
         np.testing.assert_allclose(part.curvature, curvature, rtol=1e-3)
         hits = models[method](x).argmax(1).numpy() == y.numpy()
         assert part.accuracy.unique() == pytest.approx([hits.mean()])
-    x, y = samples(studies.moons_recipe("standard"), "train")
+    x, y = samples(measurements.moons_recipe("standard"), "train")
     np.testing.assert_array_equal(points[["x1", "x2"]].to_numpy(np.float32), x)
     np.testing.assert_array_equal(points.label, y)
 
@@ -155,7 +155,7 @@ def test_moons_study_puts_each_field_at_its_point():
 def test_with_beta_is_a_copy_with_one_beta():
     model = moons_net(beta=4.0)
     before = copy.deepcopy(model.state_dict())
-    other = studies.with_beta(model, 0.5)
+    other = measurements.with_beta(model, 0.5)
     assert [m.beta.item() for m in other.modules() if isinstance(m, CenteredSoftplus)] == pytest.approx([0.5, 0.5])
     assert all(torch.equal(model.state_dict()[name], value) for name, value in before.items())
     x = torch.randn(5, 2)
@@ -164,19 +164,19 @@ def test_with_beta_is_a_copy_with_one_beta():
     torch.testing.assert_close(other(x), weights[2](F.softplus(h, 0.5) - math.log(2) / 0.5), rtol=1e-4, atol=1e-5)
     for bad in (0.0, -1.0, math.nan, math.inf):
         with pytest.raises(ValueError, match="beta"):
-            studies.with_beta(model, bad)
+            measurements.with_beta(model, bad)
     with pytest.raises(ValueError, match="CenteredSoftplus"):
-        studies.with_beta(nn.Linear(2, 2), 1.0)
+        measurements.with_beta(nn.Linear(2, 2), 1.0)
 
 
 def test_beta_maps_frame_is_the_fields_of_each_net():
     models = {beta: moons_net(beta=beta) for beta in (1.0, 9.0)}
-    frame = studies.beta_maps_frame(models, 3)
+    frame = measurements.beta_maps_frame(models, 3)
     assert set(frame.columns) == {"x1", "x2", "beta", "margin", "curvature", "accuracy"}
-    x, y = samples(studies.moons_recipe("standard"), "test")
+    x, y = samples(measurements.moons_recipe("standard"), "test")
     for beta, part in frame.groupby("beta"):
-        np.testing.assert_allclose(part[["x1", "x2"]].to_numpy(), studies.moons_grid(3), rtol=1e-6)
-        margin, curvature = fields_by_autograd(copy.deepcopy(models[beta]).double(), studies.moons_grid(3).double())
+        np.testing.assert_allclose(part[["x1", "x2"]].to_numpy(), measurements.moons_grid(3), rtol=1e-6)
+        margin, curvature = fields_by_autograd(copy.deepcopy(models[beta]).double(), measurements.moons_grid(3).double())
         np.testing.assert_allclose(part.margin, margin, rtol=1e-4, atol=1e-5)
         np.testing.assert_allclose(part.curvature, curvature, rtol=1e-3)
         assert part.accuracy.unique() == pytest.approx([(models[beta](x).argmax(1) == y).float().mean().item()])
@@ -189,7 +189,7 @@ def test_turning_of_one_bend_in_closed_form():
         for module, weight in ((model[0], [[1.0, 0.0]]), (model[2], [[0.0], [1.0]])):
             module.weight.copy_(torch.tensor(weight))
             module.bias.zero_()
-    turned, accounted = studies.turning(model, torch.tensor([-1.0, 0.3]), torch.tensor([1.0, 0.3]), steps=2000)
+    turned, accounted = measurements.turning(model, torch.tensor([-1.0, 0.3]), torch.tensor([1.0, 0.3]), steps=2000)
     expected = torch.sigmoid(torch.tensor(6.0)).item() - torch.sigmoid(torch.tensor(-6.0)).item()
     assert turned == pytest.approx(expected, rel=1e-5)
     assert accounted == pytest.approx(expected, rel=1e-4)
@@ -202,7 +202,7 @@ def test_turning_of_a_relu_is_unseen_by_its_hessian():
         for module, weight in ((model[0], [[1.0, 0.0]]), (model[2], [[0.0], [1.0]])):
             module.weight.copy_(torch.tensor(weight))
             module.bias.zero_()
-    turned, accounted = studies.turning(model, torch.tensor([-1.0, 0.3]), torch.tensor([1.5, 0.3]), steps=1001)
+    turned, accounted = measurements.turning(model, torch.tensor([-1.0, 0.3]), torch.tensor([1.5, 0.3]), steps=1001)
     assert turned == pytest.approx(1.0)
     assert accounted == 0
 
@@ -220,7 +220,7 @@ def tiny(monkeypatch):
 
 
 def test_digits_study(tiny, store):
-    frame = studies.digits_study((0,), epochs=1, device="cpu", images=8)
+    frame = measurements.digits_study((0,), epochs=1, device="cpu", images=8)
     assert set(frame.columns) == {
         "label", "method", "seed", "image", "grad_norm", "hessian_norm", "curvature", "margin_curvature", "correct",
         "accuracy",
@@ -247,7 +247,7 @@ def test_digits_study(tiny, store):
 
 
 def test_vanishing_gradient_agrees_with_the_exercise(capsys):
-    assert exercises.why_curved(studies.vanishing_gradient), capsys.readouterr().out
+    assert exercises.why_curved(measurements.vanishing_gradient), capsys.readouterr().out
 
 
 def test_geometry_table_by_hand():
@@ -258,7 +258,7 @@ def test_geometry_table_by_hand():
     ]  # fmt: skip
     frame = pd.DataFrame(rows, columns=["label", "seed", "grad_norm", "hessian_norm", "curvature", "accuracy"])
     frame["margin_curvature"] = 2 * frame.curvature
-    table = studies.geometry_table(frame).set_index("net")
+    table = measurements.geometry_table(frame).set_index("net")
     assert list(table.index) == ["B", "A"], "in the order of the frame"
     # B: means of ‖∇f‖ are 3 and 2; of ‖∇²f‖ 5 and 2; of C 16 and 3; medians of C 5 and 2; standard deviation |a−b|/√2
     assert table.loc["B"].to_dict() == {
@@ -275,7 +275,7 @@ def test_convergence_frame():
         nn.Linear(6, 16), CenteredSoftplus(5.0), nn.Linear(16, 16), CenteredSoftplus(5.0), nn.Linear(16, 3)
     ).double()
     x, y = torch.randn(5, 6).double(), torch.tensor([0, 1, 2, 0, 1])
-    frame = studies.convergence_frame(model.train(), x, y, products=12)
+    frame = measurements.convergence_frame(model.train(), x, y, products=12)
     assert model.training, "left as it was"
     assert list(frame.columns) == ["estimator", "products", "sample", "estimate", "exact", "error"]
     assert frame.estimator.nunique() == 3

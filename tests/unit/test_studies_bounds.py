@@ -14,8 +14,8 @@ from torch import nn
 from lcnn_utils import nn as models
 from lcnn_utils.curvature import bounds
 from lcnn_utils.nn import CenteredSoftplus, LipschitzBatchNorm2d
-from lcnn_utils.studies import bounds as studies
-from lcnn_utils.studies import moons_grid
+from lcnn_utils.measurements import bound as measurements
+from lcnn_utils.measurements.curvature import moons_grid
 
 LOG2 = math.log(2)
 
@@ -67,7 +67,7 @@ def truths(model, x, y, scalar, **changes) -> tuple[np.ndarray, np.ndarray]:
 
 def lcnn(seed: int = 1, sizes=(2, 6, 5, 2)) -> nn.Sequential:
     torch.manual_seed(seed)
-    return studies.scramble(models.mlp(sizes, lcnn=True), seed)
+    return measurements.scramble(models.mlp(sizes, lcnn=True), seed)
 
 
 def state(model: nn.Module) -> dict[str, torch.Tensor]:
@@ -92,7 +92,7 @@ def all_kinds() -> nn.Module:
 def test_scramble_leaves_nothing_at_its_default():
     model = all_kinds()
     fresh = copy.deepcopy(model)
-    assert studies.scramble(model, 3) is model
+    assert measurements.scramble(model, 3) is model
     assert not any(module.training for module in model.modules())
     changed, default = model.state_dict(), fresh.state_dict()
     checked = 0
@@ -112,20 +112,20 @@ def test_scramble_leaves_nothing_at_its_default():
 
 def test_scramble_depends_on_the_seed_alone():
     torch.manual_seed(1)
-    first = studies.scramble(all_kinds(), 3)
+    first = measurements.scramble(all_kinds(), 3)
     torch.manual_seed(2)
     other = all_kinds()
     other(torch.rand(8, 1, 3, 3))  # moves its statistics on
     other[1].num_batches_tracked.zero_()
     other[6].num_batches_tracked.zero_()
     other[3].get_buffer("num_batches_tracked").zero_()
-    assert same(first, studies.scramble(other, 3))
-    again = studies.scramble(all_kinds(), 4)
+    assert same(first, measurements.scramble(other, 3))
+    again = measurements.scramble(all_kinds(), 4)
     assert not any(torch.equal(a, b) for a, b in zip(first.parameters(), again.parameters(), strict=True))
 
 
 def test_random_mlps_are_varied():
-    nets = [studies.random_mlp(seed) for seed in range(30)]
+    nets = [measurements.random_mlp(seed) for seed in range(30)]
     depths, widths, outputs, betas, kinds = set(), set(), set(), set(), set()
     for net in nets:
         assert not any(module.training for module in net.modules())
@@ -149,7 +149,7 @@ def test_random_mlps_are_varied():
     assert kinds == {False, True}
 
 
-@pytest.mark.parametrize("make", [lambda: studies.random_mlp(3), lambda: studies.random_cnn(1)[0]])
+@pytest.mark.parametrize("make", [lambda: measurements.random_mlp(3), lambda: measurements.random_cnn(1)[0]])
 def test_random_lcnns_depend_on_the_seed_alone(make):
     torch.manual_seed(0)
     first = make()
@@ -163,7 +163,7 @@ def test_random_lcnns_depend_on_the_seed_alone(make):
 def test_random_cnns_are_varied():
     shapes, kinds = set(), set()
     for seed in range(8):
-        model, shape = studies.random_cnn(seed)
+        model, shape = measurements.random_cnn(seed)
         assert not any(module.training for module in model.modules())
         logits = model(torch.rand((2, *shape), dtype=torch.float64))
         assert logits.shape == (2, 3)
@@ -184,10 +184,10 @@ def test_random_cnns_are_varied():
 @pytest.mark.parametrize("scalar", bounds.SCALARS)
 @pytest.mark.parametrize("seed", [0, 2, 5])
 def test_audit_against_torch_func_and_the_public_functions(seed, scalar):
-    model = studies.random_mlp(seed)
+    model = measurements.random_mlp(seed)
     d, classes = model[1].in_features, model[-1].out_features
     x, y = draw(3, d, seed=seed), torch.arange(3) % classes
-    frame = studies.audit(model, x, y, scalar)
+    frame = measurements.audit(model, x, y, scalar)
     assert set(frame) == {
         "gradient", "hessian", "curvature", "normalised", "local", "kappa", "data_free", "published", "published_widths"
     }  # fmt: skip
@@ -216,11 +216,11 @@ def test_audit_against_torch_func_and_the_public_functions(seed, scalar):
 
 
 def test_audit_frame_takes_margins_and_logits_in_turn():
-    frame = studies.audit_frame([2, 5], points=3)
+    frame = measurements.audit_frame([2, 5], points=3)
     assert frame.net.tolist() == [2, 2, 2, 5, 5, 5]
     assert list(frame.index) == list(range(6))
     for seed, scalar in ((2, "margin"), (5, "logit")):
-        model, part = studies.random_mlp(seed), frame[frame.net == seed]
+        model, part = measurements.random_mlp(seed), frame[frame.net == seed]
         assert (part.data_free == bounds.curvature_bound(model, (model[1].in_features,), scalar=scalar)).all()
         assert part.gradient.nunique() == 3, "different points"
 
@@ -230,7 +230,7 @@ def test_audit_frame_takes_margins_and_logits_in_turn():
 
 @pytest.mark.parametrize("beta", [0.5, 5.0, 40.0])
 def test_cancelling_slopes_at_zero(beta):
-    model = studies.Cancelling(beta).double()
+    model = measurements.Cancelling(beta).double()
     f = lambda x: model(x.reshape(1, 1))[0, 0]
     zero = torch.zeros((), dtype=torch.float64)
     assert abs(torch.func.grad(f)(zero).item()) < 1e-15
@@ -243,7 +243,7 @@ def test_cancelling_slopes_at_zero(beta):
 def test_cancellation_frame_in_closed_form():
     """f′ = tanh(βx/2), f″ = (β/2)/cosh²(βx/2), so C = β/sinh(βx); d = (σ(βx), −σ(−βx)), ‖A‖² = 2."""
     beta, x = 5.0, [1e-3, 0.1, 0.5, 2.0]
-    frame = studies.cancellation_frame(beta, x)
+    frame = measurements.cancellation_frame(beta, x)
     assert frame.x.tolist() == x
     t = beta * np.array(x)
     sigma, slope = 1 / (1 + np.exp(-t)), np.tanh(t / 2)
@@ -263,7 +263,7 @@ def test_cancellation_frame_in_closed_form():
 
 
 def test_depth_frame():
-    frame = studies.depth_frame((1, 3, 5), range(2), width=6, points=3)
+    frame = measurements.depth_frame((1, 3, 5), range(2), width=6, points=3)
     assert list(frame.columns) == ["depth", "seed", "quantity", "value"]
     assert len(frame) == 3 * 2 * 3
     table = frame.pivot(index=["depth", "seed"], columns="quantity", values="value")
@@ -279,7 +279,7 @@ def test_depth_frame():
 def test_depth_frame_for_one_layer_in_closed_form():
     """f = w·s₀(Wx): ∇²f = Wᵀ diag(w φ″) W, and (B) = β/4 ‖W‖² max_k |w_k|."""
     beta, width, points = 5.0, 6, 7
-    table = studies.depth_frame((1,), (4,), width=width, points=points).set_index("quantity").value
+    table = measurements.depth_frame((1,), (4,), width=width, points=points).set_index("quantity").value
     generator = torch.Generator().manual_seed(4)
     normal = lambda *shape: torch.randn(shape, generator=generator, dtype=torch.float64)
     first, _, last, _ = normal(width, 2) * 2 / 2**0.5, normal(width), normal(2, width) * 2 / width**0.5, normal(2)
@@ -298,7 +298,7 @@ def test_loss_parts_by_another_route(shape):
     model = lcnn(5, (4, 6, 5, 3)).train()
     x, y = torch.rand((5, *shape), generator=torch.Generator().manual_seed(0), dtype=torch.float64), torch.arange(5) % 3
     before = state(model)
-    frame = studies.loss_parts(model, x, y)
+    frame = measurements.loss_parts(model, x, y)
     assert same(model, before)
     assert all(module.training for module in model.modules())
     assert list(frame.columns) == ["sample", "total", "softmax", "activations", "gradient"]
@@ -322,7 +322,7 @@ def test_loss_parts_of_a_linear_model():
     """Two classes: p(1 − p)‖w₁ − w₀‖² is the whole, and the softmax's part."""
     model = nn.Sequential(nn.Linear(3, 2)).double()
     x = draw(6, 3)
-    frame = studies.loss_parts(model, x, torch.arange(6) % 2)
+    frame = measurements.loss_parts(model, x, torch.arange(6) % 2)
     p = model(x).softmax(1)[:, 0]
     expected = (p * (1 - p) * (model[0].weight[1] - model[0].weight[0]).square().sum()).detach()
     np.testing.assert_allclose(frame.total, expected, rtol=1e-9)
@@ -346,7 +346,7 @@ class Never(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.start, self.net = nn.Linear(2, 1, bias=False), studies.Cancelling(2.0)
+        self.start, self.net = nn.Linear(2, 1, bias=False), measurements.Cancelling(2.0)
         self.start.weight.data = torch.tensor([[1.0, 0.0]])
         self.net.outer = nn.Linear(2, 2)
         self.net.outer.weight.data = torch.tensor([[1.0, 1.0], [0.0, 0.0]])
@@ -360,7 +360,7 @@ def test_certificates():
     x = torch.tensor([[0.5, 0.5], [0.9, 0.5], [0.2, 0.1], [0.4, 0.9]], dtype=torch.float64)
     y = torch.tensor([1, 1, 0, 0])  # the last is wrong in the first net
     nets = {"line": half_plane(3.0, 4.0, bias=-2.5), "never": Never().double()}
-    frame = studies.certificates(nets, x, y, steps=12, restarts=1)
+    frame = measurements.certificates(nets, x, y, steps=12, restarts=1)
     assert list(frame.columns) == ["net", "sample", "certified", "attacked"]
     assert frame.net.tolist() == ["line"] * 4 + ["never"] * 4
     assert frame["sample"].tolist() == [0, 1, 2, 3] * 2
@@ -378,7 +378,7 @@ def test_certificates_stay_in_the_box():
     """From (0.5, 0.9), the nearest of the line 2x₂ = 2.2 is out of reach; without a box it is 0.2 away."""
     x, y = torch.tensor([[0.5, 0.9]], dtype=torch.float64), torch.tensor([0])
     nets = {"line": half_plane(1.0, 2.0, bias=-2.7)}
-    boxed, free = (studies.certificates(nets, x, y, steps=20, restarts=1, box=box) for box in ((0.0, 1.0), None))
+    boxed, free = (measurements.certificates(nets, x, y, steps=20, restarts=1, box=box) for box in ((0.0, 1.0), None))
     assert free.attacked[0] == pytest.approx(0.4 / 5**0.5, rel=5e-3)
     assert boxed.attacked[0] == pytest.approx(math.hypot(0.2, 0.1), rel=5e-3)
     assert boxed.certified[0] == free.certified[0] == pytest.approx(0.4 / 5**0.5, rel=1e-6)
@@ -389,7 +389,7 @@ def test_robust_accuracy_by_hand():
         dict(net=list("bbbbaaaa"), seed=[0, 0, 1, 1] * 2, certified=[0, 0.1, 0.3, 0.4, 0, 0, 0.2, 0],
              attacked=[0, 0.2, math.inf, 0.5, 0, 0.3, 0.3, math.inf])
     )  # fmt: skip
-    shares = studies.robust_accuracy(frame, (e for e in (0, 0.2, 1.0)))
+    shares = measurements.robust_accuracy(frame, (e for e in (0, 0.2, 1.0)))
     assert set(shares) == {"net", "seed", "eps", "certified", "attacked"}
     assert shares.net.unique().tolist() == ["b", "a"], "in the order given"
     shares = shares.set_index(["net", "seed", "eps"]).sort_index()
@@ -400,7 +400,7 @@ def test_robust_accuracy_by_hand():
     assert len(shares) == 12
     for (net, seed), rows in expected.items():
         np.testing.assert_array_equal(shares.loc[(net, seed), ["certified", "attacked"]], rows)
-    pooled = studies.robust_accuracy(frame.drop(columns="seed"), [0.2])
+    pooled = measurements.robust_accuracy(frame.drop(columns="seed"), [0.2])
     assert "seed" not in pooled
     assert pooled.set_index("net").certified.to_dict() == {"b": 0.5, "a": 0.0}
     assert pooled.set_index("net").attacked.to_dict() == {"b": 0.5, "a": 0.75}
@@ -411,7 +411,7 @@ def test_certified_table_by_hand():
         dict(net=list("bbbbaa"), seed=[0, 0, 1, 1, 0, 0], certified=[0, 0.1, 0.3, 0.4, 0, 0.2],
              attacked=[0, 0.3, math.inf, 0.5, 0.1, 0.3])
     )  # fmt: skip
-    table = studies.certified_table(frame, [0.2])
+    table = measurements.certified_table(frame, [0.2])
     assert list(table.columns) == ["net", "accuracy %", "certified at 0.2 (PGD leaves)"]
     assert table.to_numpy().tolist() == [
         ["b", "75.0 ± 35.4", "50.0 ± 70.7 (75.0 ± 35.4)"],  # shares 0.5 and 1, 0 and 1, 0.5 and 1
@@ -420,11 +420,11 @@ def test_certified_table_by_hand():
 
 
 def test_moons_balls(monkeypatch):
-    monkeypatch.setattr(studies, "minimal_radius", partial(studies.minimal_radius, steps=10, restarts=1))
+    monkeypatch.setattr(studies, "minimal_radius", partial(measurements.minimal_radius, steps=10, restarts=1))
     x = torch.tensor([[0.5, 0.5], [1.0, 0.0], [-0.5, 0.25]])
     y = torch.tensor([1, 0, 0])  # the second is wrong in the first net
     line, never = half_plane(3.0, 4.0, bias=-2.5).float(), Never()
-    points, fields = studies.moons_balls({"line": line, "never": never}, x, y, resolution=4)
+    points, fields = measurements.moons_balls({"line": line, "never": never}, x, y, resolution=4)
     assert set(points) == {
         "net", "sample", "x1", "x2", "label", "certified", "attacked", "found1", "found2"
     }  # fmt: skip
@@ -451,11 +451,11 @@ def test_moons_balls(monkeypatch):
 
 
 def test_certificate_recipe():
-    recipe = studies.certificate_recipe("lcnn", 3, penalty=0.25, epochs=2)
+    recipe = measurements.certificate_recipe("lcnn", 3, penalty=0.25, epochs=2)
     assert (recipe.dataset, recipe.method, recipe.model, recipe.width) == ("digits", "lcnn", "mlp", 64)
     assert (recipe.seed, recipe.epochs, recipe.lambda_beta, recipe.lambda_gamma) == (3, 2, 0.25, 0.25)
     with pytest.raises(ValueError, match="unknown method"):
-        studies.certificate_recipe("lcn")
+        measurements.certificate_recipe("lcn")
 
 
 # ---- one layer's β and slope -------------------------------------------------------------------------------------
@@ -479,7 +479,7 @@ def test_the_slope_before_a_layer_is_scaled(layer, factor):
         assert cut.any()
         assert not cut.all()
     before, x = state(model), draw(6, 2)
-    changed = studies.slope_scaled(model, layer, 0.37, factor)
+    changed = measurements.slope_scaled(model, layer, 0.37, factor)
     assert same(model, before)
     np.testing.assert_allclose(inputs_of(changed, layer, x), factor * inputs_of(model, layer, x), rtol=1e-6)
     assert changed.get_submodule(layer).beta.item() == pytest.approx(0.37, rel=1e-6)
@@ -495,24 +495,24 @@ def test_the_slope_before_a_layer_is_scaled(layer, factor):
 
 def test_the_slope_in_a_block_of_a_resnet():
     torch.manual_seed(0)
-    model = studies.scramble(models.resnet(10, num_classes=2, width=2, in_channels=1, image_size=4, lcnn=True), 0)
+    model = measurements.scramble(models.resnet(10, num_classes=2, width=2, in_channels=1, image_size=4, lcnn=True), 0)
     names = [name for name, module in model.named_modules() if isinstance(module, CenteredSoftplus)]
     layer = next(name for name in names if "branch" in name)
     x = torch.rand(2, 1, 4, 4, dtype=torch.float64)
-    changed = studies.slope_scaled(model, layer, 2.0, 3.0)
+    changed = measurements.slope_scaled(model, layer, 2.0, 3.0)
     torch.testing.assert_close(inputs_of(changed, layer, x), 3 * inputs_of(model, layer, x))
     sum_of_branches = next(name for name in names if name.endswith("activation"))
     with pytest.raises(ValueError, match=f"{sum_of_branches} is no centered softplus that follows a γ-BatchNorm"):
-        studies.slope_scaled(model, sum_of_branches, 2.0, 3.0)
+        measurements.slope_scaled(model, sum_of_branches, 2.0, 3.0)
 
 
 @pytest.mark.parametrize("layer", ["0", "1", "2", "4"])
 def test_a_layer_that_follows_no_batchnorm(layer):
     with pytest.raises(ValueError, match=f"{layer} is no centered softplus that follows a γ-BatchNorm"):
-        studies.slope_scaled(lcnn(), layer, 2.0, 3.0)
+        measurements.slope_scaled(lcnn(), layer, 2.0, 3.0)
     standard = models.mlp([2, 3, 3, 2])
     with pytest.raises(ValueError, match="2 is no centered softplus that follows a γ-BatchNorm"):
-        studies.slope_scaled(standard, "2", 2.0, 3.0)
+        measurements.slope_scaled(standard, "2", 2.0, 3.0)
 
 
 @pytest.mark.parametrize("start", [1, 2, 3])
@@ -520,7 +520,7 @@ def test_a_slice_of_a_net_keeps_its_names(start):
     """``net[1:]`` calls its first layer "1"."""
     model = lcnn()[start:]
     x, layer = draw(4, model[0].in_features if start == 1 else 6), "6"
-    changed = studies.slope_scaled(model, layer, 2.0, 3.0)
+    changed = measurements.slope_scaled(model, layer, 2.0, 3.0)
     torch.testing.assert_close(inputs_of(changed, layer, x), 3 * inputs_of(model, layer, x))
 
 
@@ -535,7 +535,7 @@ def points_of(model: nn.Module) -> tuple[torch.Tensor, torch.Tensor]:
 def test_layer_numbers():
     model = lcnn()
     x, y = points_of(model)
-    numbers = studies.layer_numbers(model, x, y)
+    numbers = measurements.layer_numbers(model, x, y)
     assert list(numbers) == ["bound", "local", "truth", "accuracy"]
     assert all(type(value) is float for value in numbers.values())
     assert numbers["bound"] == bounds.curvature_bound(model, (2,))
@@ -547,10 +547,10 @@ def test_layer_numbers():
 def test_layer_numbers_are_those_of_eval_mode_and_change_nothing():
     model = lcnn()
     x, y = points_of(model)
-    expected = studies.layer_numbers(model, x, y)
+    expected = measurements.layer_numbers(model, x, y)
     model.train()
     before = state(model)
-    assert studies.layer_numbers(model, x, y) == expected
+    assert measurements.layer_numbers(model, x, y) == expected
     assert same(model, before)
     assert all(module.training for module in model.modules())
 
@@ -559,7 +559,7 @@ def test_knobs_frame():
     model = lcnn()
     x, y = points_of(model)
     before = state(model)
-    frame = studies.knobs_frame(model, x, y, (30.0,), (0.25, 1.0, 4.0))
+    frame = measurements.knobs_frame(model, x, y, (30.0,), (0.25, 1.0, 4.0))
     assert same(model, before)
     assert list(frame.columns) == ["knob", "layer", "value", "trained", "bound", "local", "truth", "accuracy"]
     for (knob, layer), part in frame.groupby(["knob", "layer"]):
@@ -568,7 +568,7 @@ def test_knobs_frame():
     knobs = [("sharpness β", 30.0)] + [("slope before it, times", v) for v in (0.25, 1.0, 4.0)]
     expected = [(knob, layer, value) for layer in ("3", "6") for knob, value in knobs]
     assert list(frame[["knob", "layer", "value"]].itertuples(index=False, name=None)) == expected
-    trained = studies.layer_numbers(model, x, y)
+    trained = measurements.layer_numbers(model, x, y)
     for row in frame.itertuples():
         is_beta = row.knob == "sharpness β"
         change = {"beta": {row.layer: row.value}} if is_beta else {"factor": {row.layer: row.value}}

@@ -11,7 +11,7 @@ from lcnn_utils import nn as models
 from lcnn_utils.curvature import geometry
 from lcnn_utils.nn import CenteredSoftplus, LipschitzBatchNorm2d, conv_norm, refresh_norms, spectral_normalize
 from lcnn_utils.nn.resnet import AveragedBlock, _Parts
-from lcnn_utils.studies import lipschitz as studies
+from lcnn_utils.measurements import lipschitz as measurements
 from lcnn_utils.training import Recipe, accuracy, fit, samples
 
 RECIPE = Recipe("digits", "lcnn", "resnet10", width=2, epochs=1, batch_size=256)
@@ -30,24 +30,24 @@ def nets(tmp_path_factory):
 @pytest.mark.parametrize("stride", [1, 2])
 @pytest.mark.parametrize("shape", [(2, 6, 6), (3, 5, 8), (1, 4, 3)])
 def test_matrix_and_norm_of_a_convolution(stride, shape):
-    conv = studies.random_conv(shape[0], 4, seed=1, stride=stride)
-    matrix = studies.conv_matrix(conv, shape)
+    conv = measurements.random_conv(shape[0], 4, seed=1, stride=stride)
+    matrix = measurements.conv_matrix(conv, shape)
     x = torch.randn(5, *shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     torch.testing.assert_close(x.flatten(1) @ matrix.mT, conv(x).flatten(1))
     top = torch.linalg.svdvals(matrix)[0].item()
-    assert studies.sparse_norm(conv, shape) == pytest.approx(top, rel=1e-8)
+    assert measurements.sparse_norm(conv, shape) == pytest.approx(top, rel=1e-8)
     assert conv_norm(conv, shape, "exact").item() == pytest.approx(top, rel=1e-12)
 
 
 def test_the_same_seed_gives_the_same_kernel_and_touches_no_global_state():
     state = torch.random.get_rng_state()
-    one, two = (studies.random_conv(2, 3, seed=5, stride=s).weight for s in (1, 2))
+    one, two = (measurements.random_conv(2, 3, seed=5, stride=s).weight for s in (1, 2))
     assert torch.equal(one, two)
     assert torch.equal(state, torch.random.get_rng_state())
 
 
 def test_norms_frame_keeps_its_bounds():
-    frame = studies.norms_frame((4, 9), kernels=4)
+    frame = measurements.norms_frame((4, 9), kernels=4)
     assert len(frame) == 2 * 2 * 4 * 4
     np.testing.assert_allclose(frame.ratio, frame.norm / frame.true)
     ratio = frame.groupby("estimate").ratio
@@ -62,7 +62,7 @@ def test_norms_frame_keeps_its_bounds():
 
 
 def test_power_frame_comes_from_below():
-    ratio = studies.power_frame((1, 5, 200), kernels=4, size=6).pivot(
+    ratio = measurements.power_frame((1, 5, 200), kernels=4, size=6).pivot(
         index="iterations", columns="kernel", values="ratio"
     )
     assert (ratio <= 1 + 1e-9).all(axis=None)
@@ -77,13 +77,13 @@ def test_random_start():
     conv.weight.data = weight[..., None, None]
     norms = [conv_norm(conv, (6, 1, 1), "power", 1, torch.Generator().manual_seed(seed)).item() for seed in range(1000)]
     error = 1 - np.median(norms) / torch.linalg.svdvals(weight)[0].item()
-    assert studies.random_start_error(layer, 20_000) == pytest.approx(error, rel=0.15)
-    assert studies.random_start_error(layer) == studies.random_start_error(layer)
+    assert measurements.random_start_error(layer, 20_000) == pytest.approx(error, rel=0.15)
+    assert measurements.random_start_error(layer) == measurements.random_start_error(layer)
 
 
 def test_names_of_layers():
     model = models.resnet(18, num_classes=10, width=2, in_channels=1, image_size=8)
-    found = studies.conv_layers(model, torch.zeros(1, 1, 8, 8))
+    found = measurements.conv_layers(model, torch.zeros(1, 1, 8, 8))
     assert list(found)[:4] == ["stem", "block 1 conv 1", "block 1 conv 2", "block 2 conv 1"]
     assert len(found) == 1 + 16 + 3
     assert sum("shortcut" in name for name in found) == 3
@@ -91,14 +91,14 @@ def test_names_of_layers():
         assert isinstance(norm, nn.BatchNorm2d)
         assert (norm.num_features, shape[0]) == (conv.out_channels, conv.in_channels)
     assert found["block 4 conv 1"][2] == (4, 4, 4)
-    assert studies.layer_name("11") == "classifier"
+    assert measurements.layer_name("11") == "classifier"
 
 
 def test_looking_at_the_norms_does_not_change_the_training(store):
     """Bit for bit what ``fit`` makes, however often one looks; and the errors are those of the dense norms."""
     fitted, _ = fit(RECIPE, device="cpu", progress=False)
     for every in (2,):
-        model, frame = studies.training_norms(RECIPE, every)
+        model, frame = measurements.training_norms(RECIPE, every)
         assert sorted(frame.step.unique()) == list(range(0, 5, every))
         assert frame.groupby("step").layer.nunique().eq(13).all()
         np.testing.assert_allclose(frame.error, (1 - 1 / frame.norm).clip(lower=1e-7))
@@ -106,16 +106,16 @@ def test_looking_at_the_norms_does_not_change_the_training(store):
         refresh_norms(model)
         for name, value in fitted.state_dict().items():
             assert torch.equal(value, model.state_dict()[name]), name
-    errors = studies.norm_errors(model).set_index("layer").norm
-    for layer, (conv, _, shape) in studies.conv_layers(model, torch.zeros(1, 1, 8, 8)).items():
+    errors = measurements.norm_errors(model).set_index("layer").norm
+    for layer, (conv, _, shape) in measurements.conv_layers(model, torch.zeros(1, 1, 8, 8)).items():
         assert errors[layer] == pytest.approx(conv_norm(conv, shape, "exact").item(), rel=1e-5)
 
 
 def test_spectra_and_slopes(nets):
     x, _ = samples(RECIPE, "test")
-    frame = studies.spectra_frame(nets, x)
+    frame = measurements.spectra_frame(nets, x)
     for method, net in nets.items():
-        for layer, (conv, norm, shape) in studies.conv_layers(net, x).items():
+        for layer, (conv, norm, shape) in measurements.conv_layers(net, x).items():
             part = frame[(frame.method == method) & (frame.layer == layer)]
             top = part.groupby("operator").value.max()
             assert top["convolution"] == pytest.approx(conv_norm(conv, shape, "exact").item(), rel=1e-5)
@@ -126,9 +126,9 @@ def test_spectra_and_slopes(nets):
             exact = torch.linalg.matrix_norm(jacobian.double(), 2).item()
             assert top["convolution, then BatchNorm"] == pytest.approx(exact, rel=1e-4)
             assert part.groupby("operator").share.max().eq(1).all()
-    slopes = studies.slopes_frame(nets, x)
+    slopes = measurements.slopes_frame(nets, x)
     assert slopes[slopes.method == "standard"].gamma.isna().all()
-    norm = studies.conv_layers(nets["lcnn"], x)["stem"][1]
+    norm = measurements.conv_layers(nets["lcnn"], x)["stem"][1]
     stem = slopes[(slopes.method == "lcnn") & (slopes.layer == "stem")]
     assert stem.slope.clip(upper=stem.gamma).max() == pytest.approx(norm.lipschitz_constant().item(), rel=1e-6)
 
@@ -138,9 +138,9 @@ def test_gamma(nets):
     train = samples(RECIPE, "train")[0][:200]
     net = nets["lcnn"]
     before = {name: value.clone() for name, value in net.state_dict().items()}
-    wide = studies.with_gamma(net, 1e6)
-    anew = studies.with_gamma(net, 2.0, train)
-    again = studies.with_gamma(anew, 2.0, train)
+    wide = measurements.with_gamma(net, 1e6)
+    anew = measurements.with_gamma(net, 2.0, train)
+    again = measurements.with_gamma(anew, 2.0, train)
     for module, other in zip(anew.modules(), again.modules(), strict=True):
         if isinstance(module, LipschitzBatchNorm2d):
             assert module.gamma.item() == pytest.approx(2.0)
@@ -148,9 +148,9 @@ def test_gamma(nets):
             torch.testing.assert_close(module.running_var, other.running_var)
             assert not module.training
     assert torch.isfinite(wide(x)).all()
-    means = studies.with_gamma(net, 2.0, train, variances=False)
+    means = measurements.with_gamma(net, 2.0, train, variances=False)
     for (name, norm), other in zip(
-        studies.conv_layers(means, x).items(), studies.conv_layers(net, x).values(), strict=True
+        measurements.conv_layers(means, x).items(), measurements.conv_layers(net, x).values(), strict=True
     ):
         seen = []
         hook = norm[1].register_forward_pre_hook(lambda _, args: seen.append(args[0]))  # noqa: B023
@@ -160,8 +160,8 @@ def test_gamma(nets):
         torch.testing.assert_close(norm[1].running_mean, seen[0].mean((0, 2, 3)), msg=name)
         assert torch.equal(norm[1].running_var, other[1].running_var)
     assert not any(module._forward_pre_hooks for module in means.modules())
-    frame = studies.gamma_frame({"lcnn": net}, (2.0, 1e6), (x, y), train, images=3)
-    assert list(frame.statistics.unique()) == list(studies.STATISTICS)
+    frame = measurements.gamma_frame({"lcnn": net}, (2.0, 1e6), (x, y), train, images=3)
+    assert list(frame.statistics.unique()) == list(measurements.STATISTICS)
     assert len(frame) == 2 * 2 * 12
     part = frame[(frame.gamma == 1e6) & (frame.statistics == "as trained")].iloc[0]
     assert part.accuracy == pytest.approx(accuracy(wide, x, y))
@@ -177,13 +177,13 @@ def test_input_spread():
     x = torch.randn(50, 2, 3, 3, generator=torch.Generator().manual_seed(0)) * torch.tensor([1.0, 3.0]).view(2, 1, 1)
     model = nn.Sequential(CenteredSoftplus(4.0), nn.Flatten(), nn.Linear(18, 2))
     spread = (x[:, 0].std() + x[:, 1].std()).item() / 2
-    torch.testing.assert_close(studies.input_spread(model, x), torch.tensor([4 * spread]))
+    torch.testing.assert_close(measurements.input_spread(model, x), torch.tensor([4 * spread]))
     assert not model[0]._forward_pre_hooks
 
 
 def test_residual_stacks():
-    frame = studies.residual_frame(4, (0, 1), channels=2, size=4)
-    assert list(frame.block.unique()) == list(studies.MERGES)
+    frame = measurements.residual_frame(4, (0, 1), channels=2, size=4)
+    assert list(frame.block.unique()) == list(measurements.MERGES)
     bounded = frame.dropna()
     assert (bounded.slope <= bounded.bound * (1 + 1e-9)).all()
     assert set(bounded.block) == {"sum", "average"}
@@ -191,7 +191,7 @@ def test_residual_stacks():
     assert at["average"] < 0.1 * at["sum"]
     assert at["average + γ-BatchNorm"] > 10 * at["average"]
     one = frame[(frame.block == "sum") & (frame.seed == 1) & (frame.blocks == 1)].iloc[0]
-    block = studies._Block("sum", (2, 4, 4), 1000 + 2, 5.0).eval()
+    block = measurements._Block("sum", (2, 4, 4), 1000 + 2, 5.0).eval()
     z = torch.randn(32, 2, 4, 4, generator=torch.Generator().manual_seed(1), dtype=torch.float64)[:1]
     jacobian = torch.autograd.functional.jacobian(block, z).reshape(32, 32)
     assert one.slope == pytest.approx(torch.linalg.matrix_norm(jacobian, 2).item(), rel=1e-6)
@@ -200,7 +200,7 @@ def test_residual_stacks():
 
 def test_the_block_is_the_authors():
     """Given the same branch and no BatchNorm, the averaged block computes what ``nn.AveragedBlock`` does."""
-    ours = studies._Block("average", (2, 4, 4), 3, 5.0).eval()
+    ours = measurements._Block("average", (2, 4, 4), 3, 5.0).eval()
     theirs = AveragedBlock(2, 2, 1, 4, _Parts(True, 5.0, 10.0)).double().eval()
     theirs.branch = ours.branch
     z = torch.randn(3, 2, 4, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)

@@ -17,7 +17,7 @@ from lcnn_utils.experiments import published, run
 from lcnn_utils.experiments import runs as experiments
 from lcnn_utils.figures.style import METHOD
 from lcnn_utils.nn import CenteredSoftplus, LipschitzBatchNorm2d, SpectralNorm
-from lcnn_utils.studies import methods as studies
+from lcnn_utils.measurements import training as measurements
 from lcnn_utils.training import (
     METHODS,
     OBJECTIVES,
@@ -69,7 +69,7 @@ def test_stage(here, device, shipped, monkeypatch, tmp_path):
     if shipped:
         (tmp_path / f"{run_name(recipe('cifar10', 'lcnn'))}.json").touch()
     expected = ("cifar10", "small") if here and (device == "cuda" or shipped) else ("digits", "lab")
-    assert studies.stage(torch.device(device)) == expected
+    assert measurements.stage(torch.device(device)) == expected
     recipe(expected[0], "lcnn", scale=expected[1])
 
 
@@ -78,7 +78,7 @@ def test_stage(here, device, shipped, monkeypatch, tmp_path):
 
 def test_runs_frame(store):
     recipes = [recipe("moons", m, s, epochs=1, width=4, lambda_beta=0.2) for m in ("relu", "lcnn") for s in (0, 3)]
-    frame = studies.runs_frame(iter(recipes), progress=False)
+    frame = measurements.runs_frame(iter(recipes), progress=False)
     assert list(frame.columns[:5]) == ["label", "method", "seed", "lambda_beta", "lambda_gamma"]
     assert frame.label.tolist() == [METHOD["relu"][0]] * 2 + [METHOD["lcnn"][0]] * 2
     assert frame.method.tolist() == ["relu", "relu", "lcnn", "lcnn"]
@@ -95,15 +95,15 @@ def test_runs_frame(store):
 def test_the_notebook_trains_nothing_on_digits(store, no_training):
     """Every run of notebook 05 is shipped: methods, λ = 0, the λ explorer, the failure and its repair."""
     seeds = (0, 1, 2)
-    frame = studies.runs_frame([recipe("digits", method, seed) for method in METHODS for seed in seeds])
+    frame = measurements.runs_frame([recipe("digits", method, seed) for method in METHODS for seed in seeds])
     assert len(frame) == 3 * len(METHODS)
-    by_lambda = studies.runs_frame(studies.lambda_recipes(seeds))
-    assert by_lambda.groupby("lambda_beta").size().to_dict() == dict.fromkeys(studies.LAMBDAS, 3)
+    by_lambda = measurements.runs_frame(measurements.lambda_recipes(seeds))
+    assert by_lambda.groupby("lambda_beta").size().to_dict() == dict.fromkeys(measurements.LAMBDAS, 3)
     assert (by_lambda.lambda_beta == by_lambda.lambda_gamma).all()
-    assert set(studies.lambda_layers().lambda_) == set(studies.LAMBDAS)
-    for arms in (studies.failure_recipes(seeds), studies.ingredient_recipes(seeds)):
-        assert studies.arms_frame(arms).groupby("arm", sort=False).size().to_dict() == dict.fromkeys(arms, 3)
-    assert list(studies.arm_nets(studies.failure_recipes(seeds))) == list(studies.failure_recipes(seeds))
+    assert set(measurements.lambda_layers().lambda_) == set(measurements.LAMBDAS)
+    for arms in (measurements.failure_recipes(seeds), measurements.ingredient_recipes(seeds)):
+        assert measurements.arms_frame(arms).groupby("arm", sort=False).size().to_dict() == dict.fromkeys(arms, 3)
+    assert list(measurements.arm_nets(measurements.failure_recipes(seeds))) == list(measurements.failure_recipes(seeds))
     assert not store.exists()
 
 
@@ -119,7 +119,7 @@ def test_geometry_table_by_hand():
             runs("Standard", grad_norm=[1.0, 2.0], hessian_norm=0.5, curvature=[100.0, 300.0], accuracy=1.0),
         ]
     )
-    table = studies.geometry_table(frame).set_index("net")
+    table = measurements.geometry_table(frame).set_index("net")
     assert list(table.index) == ["LCNN", "A net of ours", "Standard"], "in the order of the frame"
     expected = {  # standard deviations: |a − b|/√2 of two; of 3, 3, 6 it is √3
         "LCNN": {"‖∇f‖": (2, 1.4), "‖∇²f‖": (6, 2.8), "C": (2, 0.71), "accuracy %": (60, 14)},
@@ -141,7 +141,7 @@ def test_geometry_table_by_hand():
 
 def test_geometry_table_of_one_seed_claims_no_spread():
     frame = runs("LCNN", grad_norm=[1.0], hessian_norm=2.0, curvature=3.0, accuracy=0.5)
-    table = studies.geometry_table(frame)
+    table = measurements.geometry_table(frame)
     assert table["C"].tolist() == ["3"]
     assert not table.astype(str).apply(lambda column: column.str.contains("nan")).any(axis=None)
 
@@ -150,7 +150,7 @@ def test_every_published_method_finds_its_row():
     frame = pd.concat(
         runs(METHOD[m][0], grad_norm=[1.0, 1.0], hessian_norm=1.0, curvature=1.0, accuracy=1.0) for m in METHODS
     )
-    table = studies.geometry_table(frame).set_index("net")
+    table = measurements.geometry_table(frame).set_index("net")
     known = set(published("paper table 1").method)
     assert len(known) == 7
     assert {net for net, row in table.iterrows() if row["paper: C"] != "–"} == known
@@ -164,7 +164,7 @@ def test_layer_frame_by_hand():
         {"epoch": [1, 2], "loss": [2.0, 1.0], "beta 1.act": [5.0, 4.0], "gamma 2": [9.0, 8.0], "beta 3.act": [6.0, 7.0]}
         | {"sum_beta": [11.0, 11.0], "gamma 10": [7.0, 6.0]}
     )
-    frame = studies.layer_frame(history)
+    frame = measurements.layer_frame(history)
     assert list(frame.columns) == ["epoch", "kind", "layer", "name", "value"]
     assert frame.to_numpy().tolist() == [
         [1, "beta", 1, "1.act", 5.0], [2, "beta", 1, "1.act", 4.0],
@@ -194,7 +194,7 @@ def test_layers_are_numbered_from_input_to_output(store):
     for kind, modules in met.items():
         for place, module in enumerate(modules, 1):
             setattr(module, kind, float(place))
-    frame = studies.layer_frame(pd.DataFrame([{"epoch": 1} | layer_values(model)]))
+    frame = measurements.layer_frame(pd.DataFrame([{"epoch": 1} | layer_values(model)]))
     for kind, modules in met.items():
         part = frame[frame.kind == kind]
         assert part.layer.tolist() == list(range(1, len(modules) + 1))
@@ -207,10 +207,10 @@ def test_layers_are_numbered_from_input_to_output(store):
 def test_lambda_layers_are_the_last_epoch(store, monkeypatch):
     make = lambda dataset, method, seed, **changes: recipe("moons", method, seed, epochs=2, width=4, **changes)
     monkeypatch.setattr(studies, "recipe", make)
-    assert [(one.lambda_beta, one.lambda_gamma, one.seed) for one in studies.lambda_recipes((0, 5), (0.0, 0.1))] == [
+    assert [(one.lambda_beta, one.lambda_gamma, one.seed) for one in measurements.lambda_recipes((0, 5), (0.0, 0.1))] == [
         (0.0, 0.0, 0), (0.0, 0.0, 5), (0.1, 0.1, 0), (0.1, 0.1, 5)
     ]  # fmt: skip
-    frame = studies.lambda_layers(5, (0.0, 0.1))
+    frame = measurements.lambda_layers(5, (0.0, 0.1))
     for lam in (0.0, 0.1):
         model, _ = fit(make("", "lcnn", 5, lambda_beta=lam, lambda_gamma=lam), progress=False)
         part = frame[frame.lambda_ == lam]
@@ -235,7 +235,7 @@ def test_rates_are_those_of_the_training(one, store, monkeypatch):
 
     monkeypatch.setattr(training, "learning_rate", note)
     fit(one, progress=False)
-    rates = studies.rates(one)
+    rates = measurements.rates(one)
     assert rates.dtype == torch.float64
     assert rates.tolist() == pytest.approx(list(used.values()))
     assert len(rates) == one.epochs * steps_an_epoch(one)
@@ -244,18 +244,18 @@ def test_rates_are_those_of_the_training(one, store, monkeypatch):
 def test_rates_by_hand():
     one = recipe("digits", "lcnn", epochs=4, batch_size=200, lr=0.2)  # 7 steps an epoch, 28 in all
     assert steps_an_epoch(one) == 7
-    rates = studies.rates(one)
+    rates = measurements.rates(one)
     assert rates[0] == pytest.approx(0.2 * 0.04)
     assert rates[7] == pytest.approx(0.2 * (0.04 + 0.96 * 0.25 / 0.3))
     assert rates[14] == pytest.approx(0.2 * 0.5 * (1 + math.cos(math.pi * 0.2 / 0.7)))
     assert steps_an_epoch(recipe("digits", "lcnn", batch_size=5000)) == 1
-    course = studies.course_recipe()
+    course = measurements.course_recipe()
     assert (course.dataset, course.model, course.width, course.epochs) == ("cifar10", "resnet18", 64, 50)
     assert (course.lambda_beta, course.lambda_gamma) == (1e-2, 1e-2)
     steps = 50 * (50_000 // 128)
     total = 0.1 * steps * (0.75 + 0.1 * 0.125 + 0.01 * 0.125)
-    assert len(studies.rates(course)) == steps
-    assert studies.rates(course).sum().item() == pytest.approx(total, rel=1e-3)
+    assert len(measurements.rates(course)) == steps
+    assert measurements.rates(course).sum().item() == pytest.approx(total, rel=1e-3)
 
 
 def test_the_number_of_training_images():
@@ -285,7 +285,7 @@ def simulated(gamma: float, rates: torch.Tensor, lam: float, momentum: float) ->
 )
 def test_no_gamma_falls_below_the_lowest_before_it_is_1(gamma, lam, momentum, rates):
     rates = torch.tensor(rates, dtype=torch.float64)
-    lowest = studies.lowest_gamma(gamma, rates, lam, momentum)
+    lowest = measurements.lowest_gamma(gamma, rates, lam, momentum)
     assert lowest >= 1
     path = simulated(gamma, rates, lam, momentum)
     if lowest > 1:
@@ -301,8 +301,8 @@ def test_no_gamma_falls_below_the_lowest_before_it_is_1(gamma, lam, momentum, ra
 @pytest.mark.parametrize("lam", [1e-3, 3e-2, 3e-1])
 def test_the_lowest_gamma_is_nearly_reached_by_the_schedules_of_the_notebook(lam):
     one = recipe("digits", "lcnn", lambda_gamma=lam)
-    rates = studies.rates(one)
-    lowest = studies.lowest_gamma(one.gamma, rates, lam, one.momentum).item()
+    rates = measurements.rates(one)
+    lowest = measurements.lowest_gamma(one.gamma, rates, lam, one.momentum).item()
     path = simulated(one.gamma, rates, lam, one.momentum)
     if lowest > 1:
         assert lowest < path[-1] < 1.1 * lowest
@@ -313,17 +313,17 @@ def test_the_lowest_gamma_is_nearly_reached_by_the_schedules_of_the_notebook(lam
 
 def test_lowest_gamma_by_hand():
     rates = torch.full((10,), 0.1, dtype=torch.float64)
-    assert studies.lowest_gamma(10.0, rates, 0.1, 0.9).item() == pytest.approx(10 / math.e)
-    assert studies.lowest_gamma(10.0, rates, 0.0, 0.9).item() == pytest.approx(10)
-    assert studies.lowest_gamma(1.0, rates, 0.1, 0.9).item() == 1
-    assert studies.lowest_gamma(2.0, rates, 1.0, 0.9).item() == 1
+    assert measurements.lowest_gamma(10.0, rates, 0.1, 0.9).item() == pytest.approx(10 / math.e)
+    assert measurements.lowest_gamma(10.0, rates, 0.0, 0.9).item() == pytest.approx(10)
+    assert measurements.lowest_gamma(1.0, rates, 0.1, 0.9).item() == 1
+    assert measurements.lowest_gamma(2.0, rates, 1.0, 0.9).item() == 1
 
 
 # ---- GradReg's two forms -----------------------------------------------------------------------------------------
 
 
 def test_the_difference_tends_to_the_exact_penalty():
-    frame = studies.two_forms((1e-1, 1e-2, 1e-3), images=12)
+    frame = measurements.two_forms((1e-1, 1e-2, 1e-3), images=12)
     assert list(frame.columns) == ["step", "exact", "difference", "gradient_error"]
     assert frame.step.tolist() == [1e-1, 1e-2, 1e-3]
     assert frame.exact.nunique() == 1
@@ -335,7 +335,7 @@ def test_the_difference_tends_to_the_exact_penalty():
 
 def test_the_exact_penalty_is_the_gradient_of_the_loss():
     """N ‖∇ mean ℓ‖², by a directional derivative of the same net's loss."""
-    frame = studies.two_forms((1e-2,), images=6)
+    frame = measurements.two_forms((1e-2,), images=6)
     net = build(recipe("digits", "lcnn_gradreg", lambda_grad=1.0)).double().train()
     x, y = (part[:6] for part in samples(recipe("digits", "lcnn"), "train"))
     x = x.double().requires_grad_()
@@ -351,7 +351,7 @@ def test_the_exact_penalty_is_the_gradient_of_the_loss():
 
 
 def test_failure_recipes():
-    arms = studies.failure_recipes((0, 4), lam=0.6)
+    arms = measurements.failure_recipes((0, 4), lam=0.6)
     prices = {name: {(r.lambda_beta, r.lambda_gamma, r.epochs) for r in recipes} for name, recipes in arms.items()}
     assert prices == {
         "healthy": {(0.01, 0.01, 8)},
@@ -363,12 +363,12 @@ def test_failure_recipes():
     }
     assert all([one.seed for one in recipes] == [0, 4] for recipes in arms.values())
     assert arms["healthy"][0] == recipe("digits", "lcnn")
-    pulls = [studies.rates(one).sum().item() * one.lambda_gamma for one, _ in list(arms.values())[3:]]
+    pulls = [measurements.rates(one).sum().item() * one.lambda_gamma for one, _ in list(arms.values())[3:]]
     assert pulls[2] == pytest.approx(pulls[0], rel=0.01), "the same pull as in a quarter of the time"
 
 
 def test_ingredient_recipes():
-    arms = studies.ingredient_recipes((3,))
+    arms = measurements.ingredient_recipes((3,))
     found = {name: (one.beta, one.lambda_beta, one.lambda_gamma) for name, (one,) in arms.items()}
     assert list(found.values()) == [
         (1000, 0, 0), (5, 0, 0), (5, 0, 0.01), (5, 0.01, 0), (5, 0.01, 0.01), (100, 0.01, 0.01), (1000, 0.01, 0.01)
@@ -378,7 +378,7 @@ def test_ingredient_recipes():
 def test_arms_frame_table_and_nets(store):
     of = lambda seed, lam: recipe("moons", "lcnn", seed, epochs=1, width=4, lambda_beta=lam)
     arms = {"cheap": [of(2, 0.0), of(3, 0.0)], "dear": [of(2, 0.5), of(3, 0.5)]}
-    frame, nets = studies.arms_frame(arms, progress=False), studies.arm_nets(arms)
+    frame, nets = measurements.arms_frame(arms, progress=False), measurements.arm_nets(arms)
     assert [tuple(row) for row in frame[["arm", "seed"]].to_numpy()] == [(arm, s) for arm in arms for s in (2, 3)]
     for arm, recipes in arms.items():
         for one in recipes:
@@ -392,10 +392,10 @@ def test_arms_frame_table_and_nets(store):
             if one.seed == 2:
                 assert torch.equal(next(nets[arm].parameters()), next(made.model.parameters()))
     assert list(nets) == list(arms)
-    table = studies.arms_table(frame).set_index("")
+    table = measurements.arms_table(frame).set_index("")
     assert list(table.index) == list(arms)
-    assert table.loc["dear", "C of the loss"] == studies.plus_minus(frame[frame.arm == "dear"].curvature)
-    pd.testing.assert_frame_equal(studies.history(arms["dear"][0]), run(arms["dear"][0]).history)
+    assert table.loc["dear", "C of the loss"] == measurements.plus_minus(frame[frame.arm == "dear"].curvature)
+    pd.testing.assert_frame_equal(measurements.history(arms["dear"][0]), run(arms["dear"][0]).history)
 
 
 @pytest.mark.parametrize(
@@ -405,11 +405,11 @@ def test_arms_frame_table_and_nets(store):
      ([0.01, 0.02], "0.0150 ± 0.0071"), ([0.0, 0.0], "0")],
 )  # fmt: skip
 def test_plus_minus(values, shown):
-    assert studies.plus_minus(pd.Series(values)) == shown
+    assert measurements.plus_minus(pd.Series(values)) == shown
 
 
 def test_softened_nets_are_the_trained_ones_with_another_beta(store):
-    (row,) = studies.softened_frame((0,), (10.0,)).itertuples()
+    (row,) = measurements.softened_frame((0,), (10.0,)).itertuples()
     net = run(recipe("digits", "standard")).model
     for module in net.modules():
         if isinstance(module, CenteredSoftplus):
@@ -420,7 +420,7 @@ def test_softened_nets_are_the_trained_ones_with_another_beta(store):
 
 
 def test_iteration_share():
-    assert 0 < studies.iteration_share(rounds=2) < 1
+    assert 0 < measurements.iteration_share(rounds=2) < 1
 
 
 def test_signal_frame_by_hand():
@@ -430,7 +430,7 @@ def test_signal_frame_by_hand():
     )
     net.train()
     x = torch.randn(50, 3) * torch.tensor([1.0, 2.0, 3.0])
-    frame = studies.signal_frame({"one": net, "again": net}, x)
+    frame = measurements.signal_frame({"one": net, "again": net}, x)
     assert net.training
     assert net[2].num_batches_tracked == 0, "in eval mode meanwhile"
     assert not any(module._forward_hooks for module in net.modules())
@@ -449,7 +449,7 @@ def test_signal_frame_by_hand():
 def test_signal_frame_of_images():
     net = nn.Sequential(nn.Conv2d(1, 2, 3), CenteredSoftplus(5.0), nn.Flatten())
     x = torch.rand(20, 1, 5, 5, generator=torch.Generator().manual_seed(0))
-    frame = studies.signal_frame({"net": net}, x)
+    frame = measurements.signal_frame({"net": net}, x)
     expected = [x.numpy().std(0, ddof=1), net[:2](x).detach().numpy().std(0, ddof=1)]
     np.testing.assert_allclose(frame.spread, [np.sqrt((s**2).mean()) for s in expected], rtol=1e-5)
 
@@ -474,8 +474,8 @@ def test_cost_frame_divides_round_by_round(monkeypatch):
         return step, lambda: ended.append(one.method)
 
     monkeypatch.setattr(studies, "stepper", stepper)
-    monkeypatch.setattr(studies.time, "perf_counter", lambda: now[0])
-    frame = studies.cost_frame(("lcnn", "cure"), rounds=3)
+    monkeypatch.setattr(measurements.time, "perf_counter", lambda: now[0])
+    frame = measurements.cost_frame(("lcnn", "cure"), rounds=3)
     assert turns == ["standard", "lcnn", "cure"] * 4
     assert sorted(ended) == sorted(price)
     assert set(frame.method) == {"lcnn", "cure"}, "Standard is timed, but wasn't asked for"
@@ -490,7 +490,7 @@ def test_a_timed_step_is_a_training_step(method, monkeypatch):
     monkeypatch.setattr(studies, "build", lambda one: made.append(build(one)) or made[-1])
     one = recipe("digits", method, width=2)
     x, y = (part[:8] for part in samples(one, "train"))
-    step, end = studies.stepper(one, x, y)
+    step, end = measurements.stepper(one, x, y)
     (model,) = made
     for _ in range(2):
         step()

@@ -10,8 +10,8 @@ import torch
 from lcnn_utils import data
 from lcnn_utils.experiments import append, comparison, has, measured, published, run
 from lcnn_utils.figures.style import METHOD
-from lcnn_utils.studies import paper
-from lcnn_utils.studies.scene import Scene, shipped
+from lcnn_utils.measurements import paper
+from lcnn_utils.measurements.saliency import Scene, shipped
 from lcnn_utils.training import SCALES, accuracy, recipe, samples
 
 stored_results = importlib.import_module("lcnn_utils.experiments.results")

@@ -16,9 +16,9 @@ from lcnn_utils.curvature import geometry
 from lcnn_utils.experiments import SHIPPED, published
 from lcnn_utils.figures.style import METHOD
 from lcnn_utils.saliency import MAPS, compare, explain, randomized, stability
-from lcnn_utils.studies import attacks, saliency
-from lcnn_utils.studies import scene as scenes
-from lcnn_utils.studies.methods import plus_minus
+from lcnn_utils.measurements import attacks, saliency
+from lcnn_utils.measurements import saliency as scenes
+from lcnn_utils.measurements.training import plus_minus
 from lcnn_utils.training import recipe, run_name
 
 CPU = torch.device("cpu")

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from lcnn_utils.experiments import how_measured, measured, run
 from lcnn_utils.experiments import runs as experiments
-from lcnn_utils.studies.search import HELD_OUT, LAMBDAS, chosen, search_frame, search_recipes
+from lcnn_utils.measurements.training import HELD_OUT, SEARCHED_LAMBDAS, chosen, search_frame, search_recipes
 from lcnn_utils.training import recipe
 
 training = importlib.import_module("lcnn_utils.training.fit")
@@ -27,8 +27,8 @@ def frame(table: dict[float, list[float]]) -> pd.DataFrame:
 
 def test_the_recipes_differ_in_lambda_and_seed_only():
     recipes = search_recipes((0, 4))
-    assert len(set(recipes)) == 2 * len(LAMBDAS)
-    assert [one.lambda_beta for one in recipes[::2]] == list(LAMBDAS) == sorted(LAMBDAS)
+    assert len(set(recipes)) == 2 * len(SEARCHED_LAMBDAS)
+    assert [one.lambda_beta for one in recipes[::2]] == list(SEARCHED_LAMBDAS) == sorted(SEARCHED_LAMBDAS)
     for one in recipes:
         assert one.lambda_beta == one.lambda_gamma
         assert one == recipe("digits", "lcnn", one.seed, lambda_beta=one.lambda_beta, lambda_gamma=one.lambda_beta,
@@ -88,7 +88,7 @@ def test_the_rule_does_not_hang_on_the_files_digits():
 
 @settings(deadline=None, max_examples=30)
 @given(
-    st.dictionaries(st.sampled_from(LAMBDAS), st.lists(st.integers(0, 20), min_size=3, max_size=3), min_size=1),
+    st.dictionaries(st.sampled_from(SEARCHED_LAMBDAS), st.lists(st.integers(0, 20), min_size=3, max_size=3), min_size=1),
 )
 def test_the_rule_against_numpy(counts):
     table = {lam: [n / 20 for n in ns] for lam, ns in counts.items()}
@@ -108,7 +108,7 @@ def test_the_shipped_search_is_whole():
     found = measured("digits_lambda_search")
     about = how_measured("digits_lambda_search")
     assert sorted(map(tuple, found[["lambda_", "seed"]].to_numpy().tolist())) == [
-        (lam, seed) for lam in LAMBDAS for seed in (0, 1, 2)
+        (lam, seed) for lam in SEARCHED_LAMBDAS for seed in (0, 1, 2)
     ]
     assert set(found.images) == {about["n"]} == {287}
     assert about["chosen"] == chosen(found)

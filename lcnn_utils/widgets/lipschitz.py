@@ -8,12 +8,12 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from ..figures.style import CYCLE, METHOD
-from . import Picture, _explore, measured_slider, nearest
+from .engine import Picture, explore, measured_slider, nearest
 
 
 def gamma_explorer(frame: pd.DataFrame) -> widgets.VBox:
     """Slopes, accuracy and curvature of trained nets when every γ is set by hand; γ snaps to those that were measured.
-    ``frame``: of :func:`lcnn_utils.studies.lipschitz.gamma_frame`, its values of γ evenly spaced on a logarithmic axis.
+    ``frame``: of :func:`measurements.lipschitz.gamma_frame`, its values of γ evenly spaced on a logarithmic axis.
     """
     gammas, layers = np.sort(frame.gamma.unique()), list(frame.layer.unique())
     named = {METHOD[method][0]: method for method in frame.method.unique()}
@@ -62,4 +62,4 @@ def gamma_explorer(frame: pd.DataFrame) -> widgets.VBox:
     slider = measured_slider(gammas, gammas[-1], "γ: largest slope")
     net = widgets.Dropdown(options=list(named), description="trained net")
     statistics = widgets.Dropdown(options=list(frame.statistics.unique()), description="BatchNorm statistics")
-    return _explore(picture, update, net=net, statistics=statistics, gamma=slider)
+    return explore(picture, update, net=net, statistics=statistics, gamma=slider)

@@ -12,10 +12,10 @@ from ..attacks import pgd
 from ..curvature import evaluating
 from ..figures.attacks import landscape, picture
 from ..figures.style import METHOD
-from ..studies import MOONS_BOX, moons_fields, moons_grid
-from ..studies.attacks import path
-from ..studies.scene import Scene
-from . import Picture, _explore, blank, log_slider, show
+from ..measurements.attacks import path
+from ..measurements.curvature import MOONS_BOX, moons_fields, moons_grid
+from ..measurements.saliency import Scene
+from .engine import Picture, blank, explore, log_slider, show
 
 
 def path_explorer(model: nn.Module, x: Tensor, y: Tensor, resolution: int = 60) -> widgets.VBox:
@@ -52,7 +52,7 @@ def path_explorer(model: nn.Module, x: Tensor, y: Tensor, resolution: int = 60) 
         verdict = "<b>wrong</b> at the end." if wrong else "<b>still right</b>, which proves nothing."
         return f"From a random start, {taken} step{'s' * (taken != 1)} of {length * eps:.3g}: the network is {verdict}"
 
-    return _explore(
+    return explore(
         picture_, update,
         point=widgets.IntSlider(0, min=0, max=len(x) - 1, description="point number"),
         norm=widgets.Dropdown(options=["L2", "L∞"], description="norm"),
@@ -101,7 +101,7 @@ def attack_explorer(scene: Scene, steps: int = 10) -> widgets.VBox:
             f"{added.abs().max():.3g}."
         )
 
-    return _explore(
+    return explore(
         view, update,
         net=widgets.Dropdown(options=list(labels), description="network"),
         number=widgets.IntSlider(0, min=0, max=len(scene.x) - 1, description="image number"),

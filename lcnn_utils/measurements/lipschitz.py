@@ -22,7 +22,7 @@ from ..curvature import channel_slopes, evaluating, geometry
 from ..nn import CenteredSoftplus, LipschitzBatchNorm2d, conv_norm, norms_once_a_step, spectral_normalize
 from ..nn.spectral_norm import Shape
 from ..training import Recipe, accuracy, build, learning_rate, make_optimizer, training_step
-from . import passing
+from .curvature import passing
 
 MERGES = ("sum", "average", "average + γ-BatchNorm")  # of the branches of a residual block
 STATISTICS = ("as trained", "taken anew")  # of the BatchNorms, when γ is changed

@@ -10,7 +10,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from ..figures.style import CYCLE
-from . import Picture, _explore, log_slider
+from .engine import Picture, explore, log_slider
 
 COLOURS = (CYCLE[0], CYCLE[3], CYCLE[1], CYCLE[2])
 
@@ -52,4 +52,4 @@ def claim_explorer(tables: Mapping[str, pd.DataFrame]) -> widgets.VBox:
 
     claim = widgets.Dropdown(options=list(names), description="claim")
     asked = log_slider(first.low_bound[chosen[0]], (10**-0.3, 100), "asked: at least", step=0.02)
-    return _explore(picture, update, claim=claim, asked=asked)
+    return explore(picture, update, claim=claim, asked=asked)

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from ..curvature import layer_terms
 from ..figures.style import CYCLE
-from ..studies import bounds as studies
-from . import Picture, _explore, beta_slider, log_slider
+from ..measurements.bound import layer_numbers, slope_scaled
+from .engine import Picture, beta_slider, explore, log_slider
 
 SLOPES = (0.2, 5.0)  # ends of the slope's slider
 
@@ -21,7 +21,7 @@ def layer_explorer(model: nn.Module, x: Tensor, y: Tensor) -> widgets.VBox:
     inputs d, and labels (n,), on which (A), the truth and accuracy are measured."""
     trained = layer_terms(model, input_shape=x.shape[1:])
     trained = trained[trained.beta.notna()].set_index("layer")
-    before = studies.layer_numbers(model, x, y)
+    before = layer_numbers(model, x, y)
     called = {str(i): name for i, name in enumerate(trained.index, 1)}  # activations by number, from input to output
     figure = Figure(figsize=(9.5, 3.4), dpi=90, layout="constrained")
     left, right = figure.subplots(1, 2)
@@ -44,9 +44,9 @@ def layer_explorer(model: nn.Module, x: Tensor, y: Tensor) -> widgets.VBox:
 
     def update(activation: str, beta: float, slope: float) -> str:
         layer = called[activation]
-        changed = studies.slope_scaled(model, layer, beta, slope)
+        changed = slope_scaled(model, layer, beta, slope)
         terms = layer_terms(changed, input_shape=x.shape[1:]).set_index("layer").contribution[trained.index]
-        numbers = studies.layer_numbers(changed, x, y)
+        numbers = layer_numbers(changed, x, y)
         for bar, value in zip(bars, terms, strict=True):
             bar.set_height(max(value, bottom))
         for bar, name in zip(bars, trained.index, strict=True):
@@ -67,4 +67,4 @@ def layer_explorer(model: nn.Module, x: Tensor, y: Tensor) -> widgets.VBox:
         beta.value, slope.value = trained.beta[called[change["new"]]], 1.0
 
     number.observe(as_trained, "value")
-    return _explore(picture, update, activation=number, beta=beta, slope=slope)
+    return explore(picture, update, activation=number, beta=beta, slope=slope)

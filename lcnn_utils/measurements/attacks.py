@@ -17,7 +17,7 @@ from ..curvature import evaluating, measuring, prepare, scalar_of
 from ..experiments import published, run
 from ..figures.style import METHOD
 from ..training import Recipe, samples
-from .methods import plus_minus
+from .training import plus_minus
 
 DIGITS_EPS = (0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.7, 1.0)
 LINF_EPS = (1 / 255, 2 / 255, 4 / 255, 8 / 255, 16 / 255)

@@ -24,7 +24,7 @@ from ..curvature import (
 )
 from ..nn import CenteredSoftplus, LipschitzBatchNorm2d, refresh_norms
 from ..training import Recipe, accuracy, fit, samples
-from . import moons_fields, moons_grid
+from .curvature import moons_fields, moons_grid
 
 
 def scramble(model: nn.Module, seed: int) -> nn.Module:

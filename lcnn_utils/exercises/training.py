@@ -1,4 +1,4 @@
-"""The checks of notebook 05; see :mod:`lcnn_utils.exercises`."""
+"""The checks of notebook 05; see :mod:`lcnn_utils.exercises.engine`."""
 
 import math
 import re
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..experiments.sweep import local_cluster
 from ..training import Recipe
-from . import _check, _kind, _randn
+from .engine import _kind, randn, verdict
 
 __all__ = ["gradient_penalty", "layer_penalty", "lowest_gamma", "run_key"]
 
@@ -34,8 +34,8 @@ def layer_penalty(f: Callable) -> bool | None:
         "no squares": lambda b, g, lb, lg: lb * b.exp().square().sum() + lg * g.square().sum(),
     }
     sizes = [(5, 7, 1e-3, 1e-2), (1, 1, 0.3, 0.0), (9, 2, 0.0, 0.7), (3, 12, 0.5, 0.2)]
-    inputs = [(_randn(i, n), 2 * _randn(i + 9, m), lb, lg) for i, (n, m, lb, lg) in enumerate(sizes)]
-    return _check(layer_penalty, f, inputs, truth, mistakes)
+    inputs = [(randn(i, n), 2 * randn(i + 9, m), lb, lg) for i, (n, m, lb, lg) in enumerate(sizes)]
+    return verdict(layer_penalty, f, inputs, truth, mistakes)
 
 
 def gradient_penalty(f: Callable) -> bool | None:
@@ -75,15 +75,15 @@ def gradient_penalty(f: Callable) -> bool | None:
     }
     truth = of(lambda g: g.flatten(1).square().sum(1).mean())
     shapes = [(4, (3,)), (2, (1, 2, 2)), (7, (2, 3)), (1, (5,))]
-    inputs = [(_randn(i, math.prod(s), 3), _randn(i + 20, n, *s)) for i, (n, s) in enumerate(shapes)]
+    inputs = [(randn(i, math.prod(s), 3), randn(i + 20, n, *s)) for i, (n, s) in enumerate(shapes)]
     what = "the penalty, and its derivatives by the weights: "
-    return _check(gradient_penalty, task(f), inputs, truth, mistakes, what=what)
+    return verdict(gradient_penalty, task(f), inputs, truth, mistakes, what=what)
 
 
 def lowest_gamma(f: Callable) -> bool | None:
     """f(gamma, rates, lam, momentum) → the lowest γ that the penalty λ|log γ| alone can pull ``gamma`` down to, 1 at
     the lowest, by gradient descent on log γ with the rates (T,), long enough for momentum to count in full.
-    Solution: ``lcnn_utils.studies.methods.lowest_gamma``."""
+    Solution: ``lcnn_utils.measurements.training.lowest_gamma``."""
     log = lambda gamma: torch.tensor(gamma).double().log()
     lowest = lambda log_gamma: log_gamma.clamp(min=0).exp()  # not below γ = 1
     reach = lambda rates, lam, momentum: lam * rates.sum() / (1 - momentum)
@@ -97,8 +97,8 @@ def lowest_gamma(f: Callable) -> bool | None:
         "the pull's strength is λ, whatever γ is": lambda gamma, r, lam, m: lowest(log(gamma) * (1 - reach(r, lam, m))),
     }
     settings = [(10.0, 50, 1e-2, 0.9), (10.0, 20, 1.0, 0.9), (4.0, 30, 0.05, 0.5), (2.5, 7, 0.1, 0.0)]
-    inputs = [(g, 0.1 * _randn(i, n).abs(), lam, m) for i, (g, n, lam, m) in enumerate(settings)]
-    return _check(lowest_gamma, f, inputs, truth, mistakes)
+    inputs = [(g, 0.1 * randn(i, n).abs(), lam, m) for i, (g, n, lam, m) in enumerate(settings)]
+    return verdict(lowest_gamma, f, inputs, truth, mistakes)
 
 
 BASE = Recipe("digits", "lcnn", "mlp", width=8, seed=3, epochs=8)

@@ -14,9 +14,9 @@ from ..figures.style import METHOD
 from ..nn import relu_reading
 from ..saliency import explain
 from ..training import Recipe, samples
-from . import net_frame as net_frame
-from .methods import layer_frame
-from .scene import Scene
+from .curvature import net_frame as net_frame
+from .saliency import Scene
+from .training import layer_frame
 
 TABLES = {"paper table 1": "Table 1", "paper table 2": "Table 2", "paper gradient-robustness": "gradient robustness"}
 SYMBOL = {"grad_norm": "‖∇f‖", "hessian_norm": "‖∇²f‖", "curvature": "C", "accuracy": "accuracy %"}

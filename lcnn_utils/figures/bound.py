@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 
 from .style import BESIDE, CLASS_COLOURS, CYCLE
 
-BOUND = {  # column of studies.bounds.audit: (label, colour, line style)
+BOUND = {  # column of measurements.audit: (label, colour, line style)
     "local": ("(A) local", CYCLE[0], "-"),
     "data_free": ("(B) data-free", CYCLE[1], "--"),
     "normalised": ("(C) normalised", CYCLE[2], "-."),
@@ -20,7 +20,7 @@ BOUND = {  # column of studies.bounds.audit: (label, colour, line style)
 
 
 def audit(frame: pd.DataFrame) -> Figure:
-    """How far above the truth each bound lies, and where the published one fails. Columns: studies.bounds.audit."""
+    """How far above the truth each bound lies, and where the published one fails. Columns: measurements.audit."""
     figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.8))
     for column, (label, colour, style) in BOUND.items():
         truth = frame.curvature if column == "normalised" else frame.hessian
@@ -44,7 +44,7 @@ def audit(frame: pd.DataFrame) -> Figure:
 
 
 def cancellation(frame: pd.DataFrame) -> Figure:
-    """Curvature near a point where slopes cancel. Columns: x and those of studies.bounds.audit."""
+    """Curvature near a point where slopes cancel. Columns: x and those of measurements.audit."""
     figure, axis = plt.subplots(figsize=(5.8, 3.6))
     axis.loglog(frame.x, frame.curvature, "-", color="k", label="C, exact")
     axis.loglog(frame.x, frame.normalised, "-.", color=CYCLE[2], label="(C), with its κ")
@@ -158,7 +158,7 @@ def radii(frame: pd.DataFrame, colours: dict[str, tuple[str, str]]) -> Figure:
 
 
 def moons_balls(frame: pd.DataFrame, fields: pd.DataFrame, titles: Sequence[str]) -> Figure:
-    """Certified balls on two moons and the steps PGD found, a panel a net; both frames of ``studies.moons_balls``."""
+    """Certified balls on two moons and the steps PGD found, a panel a net; frames of ``measurements.moons_balls``."""
     nets = list(frame.net.unique())
     figure, axes = plt.subplots(1, len(nets), figsize=(5 * len(nets), 4.2), sharex=True, sharey=True, squeeze=False)
     for axis, net, title in zip(axes[0], nets, titles, strict=True):

@@ -1,76 +1,28 @@
-"""The measurements behind the figures: each function computes a tidy frame, for the notebooks and the gallery alike."""
+"""The measurements of notebook 02: curvature on two moons and on digits, and how well it is estimated."""
 
 from __future__ import annotations
 
 import copy
-import itertools
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any, TypeVar
 
-import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor, nn
 
 from ..curvature import evaluating, geometry, gradient_and_hvp
 from ..figures.style import METHOD
-from ..nn import centered_softplus, relu_reading, set_beta
-from ..training import Recipe, accuracy, fit, samples
-from ..training import recipe as recipe_of
+from ..nn import relu_reading, set_beta
+from ..training import Recipe, accuracy, fit, recipe, samples
 
 Layer = TypeVar("Layer", bound=nn.Module)
 MOONS_BOX = (-2.0, 3.0, -1.5, 2.0)  # x₁ from, to; x₂ from, to
 
 
-def moons_recipe(method: str, seed: int = 0, **changes: Any) -> Recipe:
-    """Two moons with an MLP 2–32–32–2: :func:`training.recipe` at the scale ``lab``."""
-    return recipe_of("moons", method, seed, **changes)
-
-
 def digits_recipe(method: str, seed: int = 0, **changes: Any) -> Recipe:
     """Digits with a ResNet-10 of width 8, of the authors' blocks: scale ``lab`` with the authors' λ = 1e-3.
     At so short a schedule that price hardly moves β and γ; notebook 05 takes ``lab``'s own, 1e-2."""
-    return recipe_of("digits", method, seed, **{"lambda_beta": 1e-3, "lambda_gamma": 1e-3} | changes)
-
-
-def activation_frame(betas: Iterable[float], x: Tensor) -> pd.DataFrame:
-    """ReLU and both softplus, with derivatives: columns x, activation, beta, value, slope, curvature."""
-    x = x.double()
-    step, zero = (x > 0).double(), torch.zeros_like(x)
-    rows = [dict(activation="relu", beta=np.nan, value=x.relu(), slope=step, curvature=zero)]
-    for beta in betas:
-        centered = centered_softplus(x, beta)
-        slope = torch.sigmoid(beta * x)
-        shared = dict(beta=beta, slope=slope, curvature=beta * slope * torch.sigmoid(-beta * x))
-        rows.append(dict(activation="centered", value=centered, **shared))
-        rows.append(dict(activation="softplus", value=centered + np.log(2) / beta, **shared))
-    return pd.concat([pd.DataFrame({"x": x} | row) for row in rows], ignore_index=True)
-
-
-def composition(x: Tensor, beta: float, depth: int) -> tuple[Tensor, Tensor]:
-    """Softplus and centered softplus composed ``depth`` times.
-    In closed form log(n + e^{βx})/β and log(1 + (e^{βx} − 1)/2ⁿ)/β: at 0 the first has run off to log(n + 1)/β, the
-    second is 0; near 0 the second has halved the signal n times."""
-    plain = centered = x.double()
-    for _ in range(depth):
-        plain = centered_softplus(plain, beta) + np.log(2) / beta
-        centered = centered_softplus(centered, beta)
-    return plain, centered
-
-
-def composition_frame(betas: Iterable[float], depths: Iterable[int], x: Tensor) -> pd.DataFrame:
-    """Columns x, activation, beta, depth, value; see :func:`composition`."""
-    parts = []
-    for beta, depth in itertools.product(betas, depths):
-        for name, value in zip(("softplus", "centered"), composition(x, beta, depth), strict=True):
-            parts.append(pd.DataFrame({"x": x, "activation": name, "beta": beta, "depth": depth, "value": value}))
-    return pd.concat(parts, ignore_index=True)
-
-
-def normalised_curvature_frame(betas: Iterable[float], points: Sequence[float]) -> pd.DataFrame:
-    """s₀″/s₀′ = β(1 − σ(βx)): columns x, beta, normalised."""
-    rows = [(x, beta, beta * torch.sigmoid(torch.tensor(-beta * x)).item()) for x in points for beta in betas]
-    return pd.DataFrame(rows, columns=["x", "beta", "normalised"])
+    return recipe("digits", method, seed, **{"lambda_beta": 1e-3, "lambda_gamma": 1e-3} | changes)
 
 
 def moons_grid(resolution: int) -> Tensor:
@@ -99,7 +51,7 @@ def beta_maps_frame(models: dict[float, nn.Module], resolution: int) -> pd.DataF
 
 
 def _fields_frame(name: str, models: Mapping[Any, nn.Module], resolution: int) -> pd.DataFrame:
-    grid, (x, y) = moons_grid(resolution), samples(moons_recipe("standard"), "test")
+    grid, (x, y) = moons_grid(resolution), samples(recipe("moons", "standard"), "test")
     parts = []
     for key, model in models.items():
         margin, curvature = moons_fields(model, grid)
@@ -133,7 +85,7 @@ def turning(model: nn.Module, start: Tensor, end: Tensor, steps: int = 20_000) -
 
 def moons_study(models: dict[str, nn.Module], resolution: int = 150) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Fields of each method's model, and the training points, as :func:`figures.moons` takes them."""
-    x, y = samples(moons_recipe("standard"), "train")
+    x, y = samples(recipe("moons", "standard"), "train")
     points = pd.DataFrame({"x1": x[:, 0], "x2": x[:, 1], "label": y})
     return _fields_frame("method", models, resolution), points
 
@@ -161,9 +113,9 @@ def digits_study(
     parts = []
     for seed in seeds:
         for method in ("standard", "lcnn"):
-            recipe = digits_recipe(method, seed, epochs=epochs)
-            model, _ = fit(recipe, device=device, progress=progress)
-            x, y = (part[:images] for part in samples(recipe, "test", next(model.parameters()).device))
+            chosen = digits_recipe(method, seed, epochs=epochs)
+            model, _ = fit(chosen, device=device, progress=progress)
+            x, y = (part[:images] for part in samples(chosen, "test", next(model.parameters()).device))
             readings = {method: model} | ({"relu_reading": relu_reading(model)} if method == "standard" else {})
             for name, net in readings.items():
                 part = net_frame(net, x, y, chunk=len(x))

@@ -1,4 +1,4 @@
-"""The figures of notebook 05: each takes what :mod:`lcnn_utils.studies.methods` measured and returns a Figure."""
+"""The figures of notebook 05: each takes what ``measurements.training`` measured and returns a Figure."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def training_curves(histories: dict[str, pd.DataFrame]) -> Figure:
 
 
 def layers(frame: pd.DataFrame) -> Figure:
-    """β and γ of every layer over training. Columns: epoch, kind, layer, value (``studies.layer_frame``)."""
+    """β and γ of every layer over training. Columns: epoch, kind, layer, value (``measurements.layer_frame``)."""
     figure, axes = plt.subplots(1, 2, figsize=(10, 3.6))
     for axis, (kind, title) in zip(axes, KIND.items(), strict=True):
         part = frame[frame.kind == kind]
@@ -55,7 +55,7 @@ def _ticks(values: pd.Series) -> list[float]:
 
 def accuracy_against_curvature(frame: pd.DataFrame) -> Figure:
     """Test accuracy against C, of the loss and of the margin: a point a method, mean ± standard deviation over seeds.
-    ``frame``: of ``studies.runs_frame``."""
+    ``frame``: of ``measurements.runs_frame``."""
     figure, axes = plt.subplots(1, 2, figsize=(10, 4.3), sharey=True)
     groups = [(METHOD[str(method)], part) for method, part in frame.groupby("method", sort=False)]
     for axis, column in zip(axes, ("curvature", "margin_curvature"), strict=True):
@@ -77,7 +77,7 @@ def accuracy_against_curvature(frame: pd.DataFrame) -> Figure:
 
 def lambdas(frame: pd.DataFrame, layers: pd.DataFrame) -> Figure:
     """What λ does: accuracy and C over seeds, and the trained β and γ of every layer.
-    ``frame``: of ``studies.runs_frame``, runs that differ in λ. ``layers``: of ``studies.lambda_layers``."""
+    ``frame``: of ``measurements.runs_frame``, runs that differ in λ. ``layers``: of ``measurements.lambda_layers``."""
     figure, axes = plt.subplots(1, 4, figsize=(12, 3.4))
     lams = sorted(frame.lambda_beta.unique())
     at = dict(zip(lams, range(len(lams)), strict=True))
@@ -103,7 +103,7 @@ def lambdas(frame: pd.DataFrame, layers: pd.DataFrame) -> Figure:
 
 def lambda_search(frame: pd.DataFrame, chosen: float) -> Figure:
     """Accuracy on the held-out part, once more near its best, and C, against λ: means ± their standard errors.
-    ``frame``: of ``studies.search.search_frame``. ``chosen``: the λ to mark, of ``studies.search.chosen``."""
+    ``frame``: of ``measurements.search_frame``. ``chosen``: the λ to mark, of ``measurements.chosen``."""
     figure, axes = plt.subplots(1, 3, figsize=(12, 3.9))
     lams, seeds = sorted(frame.lambda_.unique()), frame.seed.nunique()
     means, errors = (100 * getattr(frame.groupby("lambda_").accuracy, name)() for name in ("mean", "sem"))
@@ -135,7 +135,7 @@ def lambda_search(frame: pd.DataFrame, chosen: float) -> Figure:
 
 
 def signal(frame: pd.DataFrame) -> Figure:
-    """The spread of the signal through the net. Columns: net, layer, spread (``studies.signal_frame``)."""
+    """The spread of the signal through the net. Columns: net, layer, spread (``measurements.signal_frame``)."""
     figure, axis = plt.subplots(figsize=(6.6, 3.6))
     for (name, part), (colour, marker) in zip(frame.groupby("net", sort=False), ARM, strict=False):
         axis.plot(part.layer, part.spread, color=colour, marker=marker, label=name)

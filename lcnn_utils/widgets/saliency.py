@@ -12,9 +12,9 @@ from torch import Tensor
 from ..attacks import direction, mirror, move
 from ..figures.attacks import picture
 from ..figures.style import METHOD
+from ..measurements.saliency import Scene
 from ..saliency import MAPS, compare, explain, worst_step
-from ..studies.scene import Scene
-from . import Picture, _explore, blank, log_slider, show
+from .engine import Picture, blank, explore, log_slider, show
 
 
 def noise_explorer(scene: Scene, methods: Sequence[str] = ("gradient", "smoothgrad", "integrated_gradients")):
@@ -58,7 +58,7 @@ def noise_explorer(scene: Scene, methods: Sequence[str] = ("gradient", "smoothgr
         own = " (each network has its own; the picture shows the first's)" if kind == "worst" else ""
         return f"‖η‖ = {length:.3g}{own} — " + "; ".join(told) + "."
 
-    return _explore(
+    return explore(
         view, update,
         number=widgets.IntSlider(0, min=0, max=len(scene.x) - 1, description="image number"),
         map_=widgets.Dropdown(options=list(labels), description="map"),

@@ -10,9 +10,9 @@ import pandas as pd
 from IPython.display import display
 from matplotlib.figure import Figure
 
-from ..figures.methods import ARM, KIND
 from ..figures.style import METHOD
-from . import Picture, _explore, measured_slider, nearest
+from ..figures.training import ARM, KIND
+from .engine import Picture, explore, measured_slider, nearest
 
 
 def live_curves(method: str, epochs: int) -> Callable[[pd.DataFrame], None]:
@@ -41,8 +41,8 @@ def live_curves(method: str, epochs: int) -> Callable[[pd.DataFrame], None]:
 
 def lambda_explorer(frame: pd.DataFrame, layers: pd.DataFrame) -> widgets.VBox:
     """Trained LCNNs by their λ: accuracy and C over seeds, and β and γ of every layer, beside those of λ = 0. λ snaps
-    to what was trained. ``frame``: of :func:`studies.methods.runs_frame`, runs that differ in λ_β = λ_γ. ``layers``: of
-    :func:`studies.methods.lambda_layers`."""
+    to what was trained. ``frame``: of ``runs_frame`` (``measurements.training``), runs that differ in λ_β = λ_γ.
+    ``layers``: of ``lambda_layers``."""
     lams = sorted(frame.lambda_beta.unique())
     figure = Figure(figsize=(10.5, 3.3), dpi=90, layout="constrained")
     beta, gamma, plane = figure.subplots(1, 3)
@@ -82,4 +82,4 @@ def lambda_explorer(frame: pd.DataFrame, layers: pd.DataFrame) -> widgets.VBox:
         )
 
     priced = np.array([lam for lam in lams if lam > 0])
-    return _explore(picture, update, lambda_=measured_slider(priced, nearest(priced, 0.01), "λ: price of β and γ"))
+    return explore(picture, update, lambda_=measured_slider(priced, nearest(priced, 0.01), "λ: price of β and γ"))

@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from . import _check, _randn
+from .engine import randn, verdict
 
 __all__ = ["certified_radius", "composition", "layer_term"]
 
@@ -14,7 +14,7 @@ def layer_term(f: Callable) -> bool | None:
     """f(jacobian, g, bend) → one layer's part of ∇²f, Aᵀ diag(g ∘ φ″) A of shape (d, d), from A = ∂u/∂x (m, d), g =
     ∂f/∂z (m,) and bend = φ″(u) (m,). Solution: the docstring of ``lcnn_utils.curvature.bounds``."""
     sizes = ((3, 2), (2, 3), (5, 5), (1, 4), (6, 1))
-    inputs = [(_randn(m, m, d), _randn(m + 1, m), _randn(d, m).abs()) for m, d in sizes]
+    inputs = [(randn(m, m, d), randn(m + 1, m), randn(d, m).abs()) for m, d in sizes]
     truth = lambda jacobian, g, bend: torch.einsum("ki,k,k,kj->ij", jacobian, g, bend, jacobian)
     mistakes = {
         "g is missing: ∂f/∂z weighs the units": lambda a, g, b: a.mT @ b.diag() @ a,
@@ -25,7 +25,7 @@ def layer_term(f: Callable) -> bool | None:
         "this is one A only: the Hessian needs one on each side": lambda a, g, b: (g * b)[:, None] * a,
         "the weight g ∘ φ″ enters once, not squared": lambda a, g, b: a.mT @ (g * b).square().diag() @ a,
     }
-    return _check(layer_term, f, inputs, truth, mistakes)
+    return verdict(layer_term, f, inputs, truth, mistakes)
 
 
 def composition(f: Callable) -> bool | None:
@@ -51,7 +51,7 @@ def composition(f: Callable) -> bool | None:
         "slopes multiply": lambda lg, cg, lh, ch: two(lg + lh, cg * lh**2 + lg * ch),
     }
     inputs = [(2.0, 3.0, 5.0, 7.0), (0.5, 0.0, 2.0, 1.5), (1.0, 1.25, 0.3, 0.0), (3.0, 0.1, 1.0, 4.0)]
-    return _check(composition, pair, inputs, truth, mistakes, what="Lip and curv, stacked: ")
+    return verdict(composition, pair, inputs, truth, mistakes, what="Lip and curv, stacked: ")
 
 
 def certified_radius(f: Callable) -> bool | None:
@@ -68,6 +68,6 @@ def certified_radius(f: Callable) -> bool | None:
         "the other root: −‖∇m‖ + √(…), not ‖∇m‖ + √(…)": lambda m, g, k: (g + root(m.clamp(min=0), g, k)) / (k or 1),
         "the root is divided by K, not by 2K": lambda m, g, k: (root(m.clamp(min=0), g, k) - g) / (2 * k or 1),
     }
-    inputs = [(_randn(n, 6) * 3, _randn(n + 1, 6).abs() + 0.1, k) for n, k in enumerate((4.0, 0.5, 100.0, 1e-9, 0.0))]
+    inputs = [(randn(n, 6) * 3, randn(n + 1, 6).abs() + 0.1, k) for n, k in enumerate((4.0, 0.5, 100.0, 1e-9, 0.0))]
     wild = "0/0 at K = 0, or rounding at a tiny K: multiply by the conjugate, 2m/(‖∇m‖ + √(‖∇m‖² + 2Km))"
-    return _check(certified_radius, f, inputs, truth, mistakes, wild)
+    return verdict(certified_radius, f, inputs, truth, mistakes, wild)

@@ -1,0 +1,1 @@
+"""The measurements behind the figures: each function computes a tidy frame. One file per notebook, named after it."""
