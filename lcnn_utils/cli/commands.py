@@ -97,7 +97,8 @@ class Train:
 class Sweep:
     """Train whatever is missing of many runs, in order: the first seed of everything, then the second.
 
-    On this machine, a process for each GPU or CPU core, or on the Dask cluster of --scheduler (docs/cluster.md).
+    On this machine, a process for each GPU or CPU core, or on the Dask cluster of --scheduler (docs/cluster.md); Dask
+    comes with pip install -e '.[cluster]', and --workers 1 does without it.
     Stopped by Ctrl-C or a crash, the same command goes on from the last whole epoch of every run.
 
     lcnn sweep --methods standard lcnn --seeds 0 1 2
@@ -131,9 +132,9 @@ class Sweep:
             print(f"missing: {len(table)} of {len(recipes)} runs, {minutes:.1f} minutes of one process", end="")
             print(f" and {unknown} runs of unknown length" if unknown else "")
             return 0
-        from distributed import Client
+        from ..experiments.sweep import dask_distributed
 
-        with Client(self.scheduler) if self.scheduler else nullcontext() as client:
+        with dask_distributed().Client(self.scheduler) if self.scheduler else nullcontext() as client:
             outcomes = experiments.sweep(recipes, client, workers=self.workers, device=self.device)
         for outcome in outcomes:
             said = f"failed: {outcome.error}\n{outcome.traceback}"

@@ -5,12 +5,13 @@ import re
 import traceback
 from collections.abc import Callable
 from dataclasses import asdict, replace
+from importlib.util import find_spec
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..experiments.sweep import local_cluster
+from ..experiments.sweep import dask_distributed, local_cluster
 from ..training import Recipe
 from .engine import _kind, randn, verdict
 
@@ -102,6 +103,7 @@ def lowest_gamma(f: Callable) -> bool | None:
 
 
 BASE = Recipe("digits", "lcnn", "mlp", width=8, seed=3, epochs=8)
+WITHOUT_DASK = "but not tried in another process, which needs Dask (pip install -e '.[cluster]')"
 OTHER_NAMES = {"dataset": "cifar10", "method": "minimal", "model": "resnet18"}
 OTHER_NAMES |= {"schedule": "steps", "derivative": "difference"}
 
@@ -121,7 +123,8 @@ def run_key(f: Callable) -> bool | None:
     if key is None or key is ...:
         print("· run_key: not attempted yet: the rest uses lcnn_utils' version")
         return None
-    print(f"✗ run_key: {found}" if found else "✓ run_key: correct, and the same in another process")
+    elsewhere = "and the same in another process" if find_spec("distributed") else WITHOUT_DASK
+    print(f"✗ run_key: {found}" if found else f"✓ run_key: correct, {elsewhere}")
     return not found
 
 
@@ -165,7 +168,7 @@ def _key_problem(f: Callable) -> str:
     if bad := re.search(r"[^A-Za-z0-9._-]", key):
         return f"{bad[0]!r} in {key!r}\n  hint: letters, digits, '-', '.' and '_', such as hexdigest() has"
     recipes = [BASE, *_others().values()]
-    if (there := _in_another_process(f, recipes)) != [f(one) for one in recipes]:
+    if find_spec("distributed") and (there := _in_another_process(f, recipes)) != [f(one) for one in recipes]:
         return (
             f"{key!r} here and {there[0]!r} in another process\n  hint: Python salts hash() of texts anew in each "
             "process, and sets have another order there: use hashlib.sha256 on a text, and sort"
@@ -175,9 +178,7 @@ def _key_problem(f: Callable) -> str:
 
 def _in_another_process(f: Callable, recipes: list[Recipe]) -> list[str]:
     """The keys of recipes in a new process, as a worker would make them."""
-    from distributed import Client
-
-    with local_cluster(1, "cpu") as cluster, Client(cluster) as client:
+    with local_cluster(1, "cpu") as cluster, dask_distributed().Client(cluster) as client:
         return client.submit(lambda: [f(recipe) for recipe in recipes], pure=False).result()
 
 

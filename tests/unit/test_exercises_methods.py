@@ -6,6 +6,7 @@ import inspect
 import itertools
 import json
 import math
+import sys
 
 import numpy as np
 import pytest
@@ -223,6 +224,12 @@ KEYS = [
     (lambda recipe: f"run/{sha(text(recipe))}", "'-', '.' and '_'"),
     (lambda recipe: str(hash(recipe)), "Python salts hash()"),
 ]
+
+
+def test_run_key_without_dask(monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "distributed", None)
+    assert check.run_key(run_name)
+    assert "not tried in another process" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(("answer", "hint"), KEYS)

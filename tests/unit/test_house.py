@@ -20,7 +20,9 @@ PROJECT = Path(__file__).resolve().parents[2]
 PYPROJECT = tomllib.loads((PROJECT / "pyproject.toml").read_text(encoding="utf-8"))
 LOCK = (PROJECT / "requirements.lock").read_text(encoding="utf-8")
 README = (PROJECT / "README.md").read_text(encoding="utf-8")
-NEEDED = PYPROJECT["project"]["dependencies"] + PYPROJECT["project"]["optional-dependencies"]["dev"]
+EXTRAS = PYPROJECT["project"]["optional-dependencies"]
+NEEDED = [*PYPROJECT["project"]["dependencies"], *EXTRAS["cluster"], *EXTRAS["dev"]]
+NEEDED.remove("lcnn-utils[cluster]")
 DIRECT = [Requirement(text) for text in NEEDED + PYPROJECT["build-system"]["requires"]]
 PINS = [Requirement(line.rstrip("\\ ")) for line in LOCK.splitlines() if line[:1].isalnum()]
 
