@@ -4,6 +4,7 @@ starts at once."""
 from __future__ import annotations
 
 import io
+import math
 import os
 import subprocess
 import sys
@@ -176,6 +177,48 @@ class Results:
 
 
 @dataclass(frozen=True)
+class Evaluate:
+    """Measure trained networks, into the tables from which the figures are drawn (data/README.md).
+
+    What a table has already, of the weights of now, is not measured again: stop and go on as you like. digits takes
+    half an hour on one core (and ten minutes for the checks of masked gradients), CIFAR's small networks about ten
+    minutes each.
+
+    lcnn evaluate digits --only lambda_search    (trains 30 networks and chooses λ by held-out images)
+
+    lcnn evaluate cifar100 --scale wide --train    (on a GPU)
+    """
+
+    dataset: Positional[str] = "digits"  # digits, cifar10 or cifar100
+    scale: str | None = None  # of CIFAR's networks: tiny (the default), small, wide or paper
+    only: str | None = None  # one kind of table: runs, geometry, stability, curves, masking or lambda_search
+    minutes: float = math.inf  # stop after so long; call again to go on
+    train: bool = False  # train the missing networks of the paper's tables first
+
+    def run(self) -> int:
+        from ..measurements.evaluate import evaluate
+
+        evaluate(self.dataset, self.scale, self.only, self.minutes, self.train)
+        return 0
+
+
+@dataclass(frozen=True)
+class Ship:
+    """Train what is missing in data/checkpoints, and put it there: for maintainers.
+
+    To make a run again, delete its files there and in data/runs first.
+    """
+
+    portfolio: Positional[str] = "digits"  # digits (minutes on a CPU), or tiny (CIFAR-10, hours on a core)
+
+    def run(self) -> int:
+        from ..measurements.ship import ship_all
+
+        ship_all(self.portfolio)
+        return 0
+
+
+@dataclass(frozen=True)
 class Figures:
     """Make the figures and tables in figures/, and the page that shows them, on a CPU and offline."""
 
@@ -264,9 +307,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130
 
 
-def parse(argv: Sequence[str]) -> Lab | Train | Sweep | Results | Figures | Doctor | Data:
+def parse(argv: Sequence[str]) -> Lab | Train | Sweep | Results | Evaluate | Ship | Figures | Doctor | Data:
     """The command that ``argv`` asks for; a mistake in it ends the program with tyro's explanation and status 2."""
-    commands = Lab | Train | Sweep | Results | Figures | Doctor | Data
+    commands = Lab | Train | Sweep | Results | Evaluate | Ship | Figures | Doctor | Data
     about = "LCNN Lab: low-curvature neural networks, taught and reproduced."
     if list(argv[:1]) != ["lab"]:
         return tyro.cli(commands, prog="lcnn", description=about, args=argv)

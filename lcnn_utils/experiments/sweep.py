@@ -97,7 +97,7 @@ def dask_distributed() -> ModuleType:
     try:
         import distributed
     except ImportError:
-        text = "several processes or machines need Dask: pip install -e '.[cluster]'; one process (--workers 1) does not"
+        text = "several processes or machines need Dask: pip install -e '.[cluster]'; one (--workers 1) does not"
         raise ImportError(text) from None
     return distributed
 
