@@ -42,7 +42,7 @@ notebooks: $(READY) ## run every notebook again and store it with its outputs
 	$(PY) tests/notebooks/execute.py --store
 
 # Names no package server and no machine: it serves pip and uv, on Linux, macOS and Windows.
-lock: $(READY) ## write requirements.lock anew from pyproject.toml
+lock: $(READY) ## write requirements.lock again from pyproject.toml
 	$(PY) -m pip install --quiet uv
 	$(PY) -m uv pip compile pyproject.toml --extra dev --universal --python-version 3.11 --generate-hashes --no-header \
 	  --quiet $(LOCK_ARGS) -o requirements.lock

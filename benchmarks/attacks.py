@@ -1,11 +1,11 @@
-"""Our PGD against foolbox's at equal settings, and over a grid of ε: `python benchmarks/attacks.py [digits|cifar10]`.
+"""Our PGD against foolbox's, at equal settings and over a grid of ε: `python benchmarks/attacks.py [digits|cifar10]`.
 
 cifar10 takes the first 1,000 test images and the shipped networks of the scale tiny; it needs CIFAR-10 on the disk.
 """
 
 from __future__ import annotations
 
-import argparse
+import sys
 from functools import partial
 
 import foolbox
@@ -25,9 +25,8 @@ FOOLBOX = {"l2": foolbox.attacks.L2ProjectedGradientDescentAttack, "linf": foolb
 
 
 def theirs(model, x, y, grid, norm) -> list[float]:
-    """Accuracies that foolbox's PGD on cross-entropy leaves: each ε is attacked anew, and the last iterate counts."""
-    wrapped = foolbox.PyTorchModel(model, bounds=(0, 1), device=x.device)
-    left = []
+    """Accuracies that foolbox's PGD on cross-entropy leaves: each ε is attacked by itself, the last iterate counts."""
+    wrapped, left = foolbox.PyTorchModel(model, bounds=(0, 1), device=x.device), []
     for eps in grid:
         attack = FOOLBOX[norm](steps=STEPS, abs_stepsize=2.5 * eps / STEPS, random_start=False)
         left.append(1 - attack(wrapped, x, y, epsilons=eps)[2].float().mean().item())
@@ -39,9 +38,9 @@ def ours(model, x, y, grid, norm) -> list[float]:
     left = []
     for eps in grid:
         length = 2.5 * eps / STEPS
-        points = pgd(model, x, y, eps, norm=norm, loss="ce", steps=STEPS, step_size=length, random_start=False)
+        x_adv = pgd(model, x, y, eps, norm=norm, loss="ce", steps=STEPS, step_size=length, random_start=False)
         with torch.no_grad():
-            left.append((model(points).argmax(1) == y).float().mean().item())
+            left.append((model(x_adv).argmax(1) == y).float().mean().item())
     return left
 
 
@@ -51,37 +50,41 @@ def curve(model, x, y, grid, norm) -> list[float]:
     return [(fell > eps).float().mean().item() for eps in grid]
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("dataset", nargs="?", default="digits", choices=GRIDS)
-    dataset = parser.parse_args().dataset
+def compare(net, x, y, grid, norm) -> dict:
+    left = {attack: attack(net, x, y, grid, norm) for attack in (ours, theirs, curve)}
+    few = (net, x[:200], y[:200])
+    single = {"foolbox": partial(theirs, *few, grid[1:2], norm), "ours": partial(ours, *few, grid[1:2], norm)}
+    whole = {"foolbox": partial(theirs, *few, grid, norm), "curve": partial(curve, *few, grid, norm)}
+    single_time = interleaved(single, rounds=5, seconds=60)["ours"]
+    whole_time = interleaved(whole, rounds=3, seconds=120)["curve"]
+    return {
+        "norm": norm,
+        "largest gap at equal settings, points": 100
+        * max(abs(torch.tensor(left[ours]) - torch.tensor(left[theirs]))).item(),
+        "left at the largest ε, %: ours": 100 * left[ours][-1],
+        "foolbox": 100 * left[theirs][-1],
+        "our curve": 100 * left[curve][-1],
+        "time at one ε / foolbox's": single_time["ratio"],
+        "quartiles": single_time["quartiles"],
+        "time of the grid / foolbox's": whole_time["ratio"],
+    }
+
+
+def main(dataset: str = "digits") -> None:
     one_thread()
-    here = scene(pick_device(), ("standard", "lcnn_gradreg"), dataset=dataset).first(IMAGES[dataset])
+    shown = scene(pick_device(), ("standard", "lcnn_gradreg"), dataset=dataset).first(IMAGES[dataset])
     rows = []
-    for method, net in here.nets.items():
+    for method, net in shown.nets.items():
         for norm, grid in GRIDS[dataset].items():
-            left = {f: f(net, here.x, here.y, grid, norm) for f in (ours, theirs, curve)}
-            gap = max(abs(a - b) for a, b in zip(left[ours], left[theirs], strict=True))
-            x, y = here.x[:200], here.y[:200]
-            single = interleaved({"foolbox": partial(theirs, net, x, y, grid[1:2], norm),
-                                  "ours": partial(ours, net, x, y, grid[1:2], norm)}, 5, 60)  # fmt: skip
-            whole = interleaved({"foolbox": partial(theirs, net, x, y, grid, norm),
-                                 "curve": partial(curve, net, x, y, grid, norm)}, 3, 120)  # fmt: skip
-            rows.append({
-                "net": METHOD[method][0], "norm": norm, "largest gap at equal settings, points": 100 * gap,
-                "left at the largest ε, %: ours": 100 * left[ours][-1], "foolbox": 100 * left[theirs][-1],
-                "our curve": 100 * left[curve][-1], "time at one ε / foolbox's": single["ours"]["ratio"],
-                "quartiles": f"{single['ours']['low']:.2f}–{single['ours']['high']:.2f}",
-                "time of the grid / foolbox's": whole["curve"]["ratio"],
-            })  # fmt: skip
+            rows.append({"net": METHOD[method][0]} | compare(net, shown.x, shown.y, grid, norm))
     notes = [
-        f"{len(here.x)} test images of {dataset} for the accuracies, 200 for the times; foolbox {foolbox.__version__}.",
+        f"{dataset}: {len(shown.x)} test images for the accuracies, 200 for the times; foolbox {foolbox.__version__}.",
         f"Equal settings: cross-entropy, {STEPS} steps of 2.5ε/{STEPS} from x, no restart; grid: {GRIDS[dataset]}.",
         "foolbox counts the last iterate and carries fooled images along; ours stops them and keeps the worst point.",
         "Our curve: margin loss, random start, steps that fall from 2ε, and only survivors are attacked at the next ε.",
     ]
-    write(f"attacks_{dataset}", rows, f"python benchmarks/attacks.py {dataset}", len(here.x), 0, notes)
+    write(f"attacks_{dataset}", rows, len(shown.x), notes)
 
 
 if __name__ == "__main__":
-    main()
+    main(*sys.argv[1:])

@@ -55,11 +55,8 @@ class Norm(nn.Module):
             apply, back = F.linear, lambda u, w: u @ w
         else:
             stride, padding, *_ = self.geometry.values()
-            # rows and columns that the stride leaves over, in the transposed convolution
-            over = [
-                (n + 2 * p - k) % s
-                for n, p, k, s in zip(self.v.shape[2:], padding, weight.shape[2:], stride, strict=True)
-            ]
+            sizes = zip(self.v.shape[2:], padding, weight.shape[2:], stride, strict=True)
+            over = [(n + 2 * p - k) % s for n, p, k, s in sizes]  # rows and columns that the stride leaves over
             apply = lambda v, w: F.conv2d(v, w, None, stride, padding)
             back = lambda u, w: F.conv_transpose2d(u, w, None, stride, padding, over)
         with torch.no_grad():

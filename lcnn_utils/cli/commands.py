@@ -4,6 +4,7 @@ starts at once."""
 from __future__ import annotations
 
 import io
+import math
 import os
 import subprocess
 import sys
@@ -97,7 +98,8 @@ class Train:
 class Sweep:
     """Train whatever is missing of many runs, in order: the first seed of everything, then the second.
 
-    On this machine, a process for each GPU or CPU core, or on the Dask cluster of --scheduler (docs/cluster.md).
+    On this machine, a process for each GPU or CPU core, or on the Dask cluster of --scheduler (docs/cluster.md); Dask
+    comes with pip install -e '.[cluster]', and --workers 1 does without it.
     Stopped by Ctrl-C or a crash, the same command goes on from the last whole epoch of every run.
 
     lcnn sweep --methods standard lcnn --seeds 0 1 2
@@ -131,9 +133,9 @@ class Sweep:
             print(f"missing: {len(table)} of {len(recipes)} runs, {minutes:.1f} minutes of one process", end="")
             print(f" and {unknown} runs of unknown length" if unknown else "")
             return 0
-        from distributed import Client
+        from ..experiments.sweep import dask_distributed
 
-        with Client(self.scheduler) if self.scheduler else nullcontext() as client:
+        with dask_distributed().Client(self.scheduler) if self.scheduler else nullcontext() as client:
             outcomes = experiments.sweep(recipes, client, workers=self.workers, device=self.device)
         for outcome in outcomes:
             said = f"failed: {outcome.error}\n{outcome.traceback}"
@@ -171,6 +173,48 @@ class Results:
             table = groups[METRICS].agg(["mean", "std"])
             table.insert(0, ("runs", ""), groups.size())
             print(table.to_string(float_format="{:.4g}".format, na_rep=""))
+        return 0
+
+
+@dataclass(frozen=True)
+class Evaluate:
+    """Measure trained networks, into the tables from which the figures are drawn (data/README.md).
+
+    What a table has already, of the weights of now, is not measured again: stop and go on as you like. digits takes
+    half an hour on one core (and ten minutes for the checks of masked gradients), CIFAR's small networks about ten
+    minutes each.
+
+    lcnn evaluate digits --only lambda_search    (trains 30 networks and chooses λ by held-out images)
+
+    lcnn evaluate cifar100 --scale wide --train    (on a GPU)
+    """
+
+    dataset: Positional[str] = "digits"  # digits, cifar10 or cifar100
+    scale: str | None = None  # of CIFAR's networks: tiny (the default), small, wide or paper
+    only: str | None = None  # one kind of table: runs, geometry, stability, curves, masking or lambda_search
+    minutes: float = math.inf  # stop after so long; call again to go on
+    train: bool = False  # train the missing networks of the paper's tables first
+
+    def run(self) -> int:
+        from ..measurements.evaluate import evaluate
+
+        evaluate(self.dataset, self.scale, self.only, self.minutes, self.train)
+        return 0
+
+
+@dataclass(frozen=True)
+class Ship:
+    """Train what is missing in data/checkpoints, and put it there: for maintainers.
+
+    To make a run again, delete its files there and in data/runs first.
+    """
+
+    portfolio: Positional[str] = "digits"  # digits (minutes on a CPU), or tiny (CIFAR-10, hours on a core)
+
+    def run(self) -> int:
+        from ..measurements.ship import ship_all
+
+        ship_all(self.portfolio)
         return 0
 
 
@@ -263,9 +307,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130
 
 
-def parse(argv: Sequence[str]) -> Lab | Train | Sweep | Results | Figures | Doctor | Data:
+def parse(argv: Sequence[str]) -> Lab | Train | Sweep | Results | Evaluate | Ship | Figures | Doctor | Data:
     """The command that ``argv`` asks for; a mistake in it ends the program with tyro's explanation and status 2."""
-    commands = Lab | Train | Sweep | Results | Figures | Doctor | Data
+    commands = Lab | Train | Sweep | Results | Evaluate | Ship | Figures | Doctor | Data
     about = "LCNN Lab: low-curvature neural networks, taught and reproduced."
     if list(argv[:1]) != ["lab"]:
         return tyro.cli(commands, prog="lcnn", description=about, args=argv)

@@ -49,7 +49,7 @@ def has(name: str) -> bool:
 
 
 def measured(name: str) -> pd.DataFrame:
-    """A table of ours, by dataset, method and seed; ``python benchmarks/evaluate.py`` makes it.
+    """A table of ours, by dataset, method and seed; ``lcnn evaluate`` makes it.
 
     Args:
         name: ``DATASET_KIND`` takes the best scale there is, ``DATASET_SCALE_KIND`` just that. Kinds: ``runs`` (a row

@@ -1,5 +1,5 @@
-"""Sweeps: many recipes trained side by side by the workers of a Dask cluster (https://distributed.dask.org), which
-share the store (``LCNN_STORE``) with the client; and what a sweep would take."""
+"""Sweeps: many recipes trained side by side by the workers of a Dask cluster (https://distributed.dask.org, the extra
+``cluster`` of this package), which share the store (``LCNN_STORE``) with the client; and what a sweep would take."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import traceback
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
@@ -91,6 +92,16 @@ def plan(recipes: Iterable[Recipe], device: str | None = None) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["run", *differing, "epochs", "done", "seconds", "device"])
 
 
+def dask_distributed() -> ModuleType:
+    """The package ``distributed``. ImportError, which says what to install, where it is missing."""
+    try:
+        import distributed
+    except ImportError:
+        text = "several processes or machines need Dask: pip install -e '.[cluster]'; one (--workers 1) does not"
+        raise ImportError(text) from None
+    return distributed
+
+
 def run_task(recipe: Recipe, device: str | None = None) -> runs.Run:
     """What a worker does with a recipe: train and measure it, as :func:`run` does, or read it."""
     one_thread()  # as in a notebook, so that the numbers are the same
@@ -99,8 +110,8 @@ def run_task(recipe: Recipe, device: str | None = None) -> runs.Run:
 
 def local_cluster(workers: int | None, device: str | None) -> LocalCluster:
     """A cluster of this machine, that other machines cannot reach: a process for each core, or each GPU."""
+    distributed = dask_distributed()
     import dask
-    from distributed import LocalCluster
 
     chosen = pick_device(device)
     options = {"threads_per_worker": 1, "dashboard_address": "127.0.0.1:0", "memory_limit": 0}
@@ -112,7 +123,7 @@ def local_cluster(workers: int | None, device: str | None) -> LocalCluster:
             return LocalCUDACluster(n_workers=workers, **options)
         if chosen.type == "cuda" and chosen.index is None and torch.cuda.device_count() > 1:
             raise RuntimeError("to use several GPUs: pip install dask-cuda; or name one, such as cuda:0")
-        return LocalCluster(n_workers=workers or (None if chosen.type == "cpu" else 1), **options)
+        return distributed.LocalCluster(n_workers=workers or (None if chosen.type == "cpu" else 1), **options)
 
 
 def sweep(
@@ -127,35 +138,42 @@ def sweep(
         recipes: in the order in which they are to be begun, and of the outcomes. One that fails ends no other.
         client: of a Dask cluster; None starts one on this machine for the call: in a script, only below
             ``if __name__ == "__main__":``, as always when Python starts processes.
-        workers: processes of that cluster (ValueError: < 1); default: one for each core, or each GPU.
+        workers: processes of that cluster (ValueError: < 1); default: one for each core, or each GPU. 1 trains in this
+            process, one after the other, and needs no Dask.
 
-    RuntimeError: a stored record is damaged, the device is absent, or the scheduler was lost.
+    RuntimeError: a stored record is damaged, the device is absent, or the scheduler was lost. ImportError: no Dask.
     """
     if workers is not None and workers < 1:
         raise ValueError(f"give at least 1 worker: got {workers}")
     recipes = list(recipes)
     outcomes = {one: Outcome(one, runs.run(one, weights=False)) for one in recipes if recorded(one)}
     missing = [one for one in dict.fromkeys(recipes) if one not in outcomes]
-    if missing and client is None:
-        from distributed import Client
-
-        with local_cluster(workers, device) as cluster, Client(cluster) as own:
-            return sweep(recipes, own, device=device)
     if missing and client is not None:
         outcomes |= _swept(missing, client, device)
+    elif missing and workers == 1:
+        outcomes |= {one: _outcome(one, device) for one in tqdm(missing, desc="runs")}
+    elif missing:
+        with local_cluster(workers, device) as cluster, dask_distributed().Client(cluster) as own:
+            outcomes |= _swept(missing, own, device)
     return [outcomes[one] for one in recipes]
+
+
+def _outcome(recipe: Recipe, device: str | None) -> Outcome:
+    """The outcome of a recipe in this process."""
+    try:
+        return Outcome(recipe, run_task(recipe, device))
+    except Exception as error:
+        return Outcome(recipe, None, error, "".join(traceback.format_tb(error.__traceback__)))
 
 
 def _swept(missing: list[Recipe], client: Client, device: str | None) -> dict[Recipe, Outcome]:
     """The outcomes of recipes that are sent to a cluster."""
-    from distributed import as_completed
-
     with contextlib.suppress(KeyError):  # a scheduler without one
         print(f"{len(missing)} runs, dashboard: {client.dashboard_link}")
     futures = {client.submit(run_task, one, device, key=f"lcnn-{run_name(one)}", pure=False): one for one in missing}
     outcomes = dict[Recipe, Outcome]()
     try:
-        bar = tqdm(as_completed(futures), total=len(missing), desc="runs")
+        bar = tqdm(dask_distributed().as_completed(futures), total=len(missing), desc="runs")
         for future in bar:
             one = futures[future]
             if future.status == "finished":

@@ -1,23 +1,12 @@
 """What several unit tests use."""
 
 import contextlib
-import importlib.util
 import os
 import shutil
 import subprocess
 import sys
 
 import pytest
-
-from lcnn_utils.lab import PROJECT
-
-
-def benchmark(name: str):
-    """The module of ``benchmarks/NAME.py``, which is in no package."""
-    spec = importlib.util.spec_from_file_location(name, PROJECT / "benchmarks" / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 @contextlib.contextmanager

@@ -35,7 +35,9 @@ def test_help_starts_without_torch_and_on_a_terminal_that_lacks_most_characters(
     assert done.stdout.startswith("False\nusage: lcnn")
 
 
-@pytest.mark.parametrize("command", ["lab", "train", "sweep", "results", "figures", "doctor", "data"])
+@pytest.mark.parametrize(
+    "command", ["lab", "train", "sweep", "results", "evaluate", "ship", "figures", "doctor", "data"]
+)
 def test_help_of_every_command(command, capsys):
     with pytest.raises(SystemExit, match="0"):
         cli.main([command, "--help"])

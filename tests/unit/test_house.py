@@ -20,7 +20,9 @@ PROJECT = Path(__file__).resolve().parents[2]
 PYPROJECT = tomllib.loads((PROJECT / "pyproject.toml").read_text(encoding="utf-8"))
 LOCK = (PROJECT / "requirements.lock").read_text(encoding="utf-8")
 README = (PROJECT / "README.md").read_text(encoding="utf-8")
-NEEDED = PYPROJECT["project"]["dependencies"] + PYPROJECT["project"]["optional-dependencies"]["dev"]
+EXTRAS = PYPROJECT["project"]["optional-dependencies"]
+NEEDED = [*PYPROJECT["project"]["dependencies"], *EXTRAS["cluster"], *EXTRAS["dev"]]
+NEEDED.remove("lcnn-utils[cluster]")
 DIRECT = [Requirement(text) for text in NEEDED + PYPROJECT["build-system"]["requires"]]
 PINS = [Requirement(line.rstrip("\\ ")) for line in LOCK.splitlines() if line[:1].isalnum()]
 
@@ -77,9 +79,8 @@ def test_make_explains_a_python_that_will_not_do(tmp_path, body, message):
 def test_a_machine_that_only_trains_and_measures_needs_no_package_of_the_lab():
     """A GPU server, say, with torch, torchvision and the scientific packages."""
     absent = ("tyro", "distributed", "dask", "bokeh", "captum", "ipywidgets", "IPython", "jupyterlab", "skimage")
-    code = f"import sys; sys.modules |= dict.fromkeys({absent}); import evaluate"
-    environment = os.environ | {"PYTHONPATH": str(PROJECT)}
-    subprocess.run([sys.executable, "-c", code], cwd=PROJECT / "benchmarks", env=environment, check=True)
+    code = f"import sys; sys.modules |= dict.fromkeys({absent}); import lcnn_utils.measurements.evaluate"
+    subprocess.run([sys.executable, "-c", code], cwd=PROJECT, check=True)
 
 
 DANGER = re.compile(
@@ -132,3 +133,18 @@ def test_pictures_of_the_readme_exist_and_are_described():
     for alt, path in pictures:
         assert (PROJECT / path).is_file(), path
         assert len(alt) > 40, path
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", ["README.md", "docs/package.md"])
+def test_python_on_a_page_runs_as_it_stands(page, tmp_path):
+    blocks = re.findall(r"```python\n(.*?)```", (PROJECT / page).read_text(encoding="utf-8"), re.DOTALL)
+    environment = os.environ | {"PYTHONPATH": str(PROJECT), "LCNN_STORE": str(tmp_path), "LCNN_DEVICE": "cpu"}
+    for block in blocks:
+        subprocess.run([sys.executable, "-c", block], cwd=tmp_path, env=environment, check=True)
+
+
+def test_links_of_the_pages_resolve():
+    for page in [PROJECT / name for name in ("README.md", "data/README.md", "benchmarks/README.md")]:
+        for link in re.findall(r"\]\((?!https?://|#)([^)#]+)\)", page.read_text(encoding="utf-8")):
+            assert (page.parent / link).exists(), f"{page.name}: {link}"

@@ -10,18 +10,19 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from helpers import benchmark, files_of_at_most
+from helpers import files_of_at_most
 from torch import nn
 
 from lcnn_utils import data
 from lcnn_utils.experiments import load_weights, measure, results, run
 from lcnn_utils.experiments import runs as experiments
+from lcnn_utils.measurements.ship import ship
 from lcnn_utils.training import METHODS, OBJECTIVES, Recipe, accuracy, fit, recipe, run_name, samples, state_path
 from lcnn_utils.training.checkpoint import Damaged, read, recipe_of, write
 
 TINY = recipe("moons", "lcnn", epochs=2, width=4)
 OTHER = recipe("moons", "standard", epochs=1, width=4)
-ship = benchmark("ship").ship
+
 METRICS = (
     "accuracy", "grad_norm", "hessian_norm", "curvature", "margin_curvature", "curvature_median",
     "margin_curvature_median", "images", "measured", "parameters",

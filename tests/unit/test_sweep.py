@@ -5,6 +5,7 @@ import hashlib
 import json
 import os
 import signal
+import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -141,7 +142,7 @@ def test_two_sweeps_at_once_train_a_recipe_once(client):
     recipes = moons("lcnn", "standard", seeds=(3,), epochs=20)
     with ThreadPoolExecutor(1) as pool:
         first = pool.submit(sweep, recipes[::-1], client)
-        second = sweep(recipes, workers=1)
+        second = sweep(recipes, workers=2)
         for a, b in zip(first.result()[::-1], second, strict=True):
             assert a.run.metrics == b.run.metrics
             assert a.run.provenance["seconds"] == b.run.provenance["seconds"], "of one and the same training"
@@ -152,6 +153,19 @@ def test_no_other_machine_can_connect(client):
     mine = psutil.Process()
     found = [c for p in (mine, *mine.children(recursive=True)) for c in p.net_connections("inet")]
     assert {c.laddr.ip for c in found if c.status == psutil.CONN_LISTEN} == {"127.0.0.1"}
+
+
+def test_one_process_needs_no_dask(monkeypatch, tmp_path):
+    """It goes on after a recipe that fails; more than one process says what to install."""
+    monkeypatch.setenv("LCNN_STORE", str(tmp_path))
+    monkeypatch.setitem(sys.modules, "distributed", None)
+    (recipe,) = moons("lcnn", seeds=(4,))
+    failed, done = sweep([replace(recipe, lr=1e20), recipe], workers=1)
+    assert failed.run is None
+    assert "in _train" in failed.traceback
+    assert done.run.metrics == run(recipe, weights=False).metrics
+    with pytest.raises(ImportError, match=r"pip install -e '.\[cluster\]'"):
+        sweep([replace(recipe, seed=5)])
 
 
 def test_what_a_sweep_refuses(monkeypatch, tmp_path):

@@ -1,0 +1,63 @@
+"""``lcnn ship``: train the networks of data/checkpoints, and put them there."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+from ..experiments import SHIPPED, load_weights, measure, run
+from ..experiments.runs import Run, write_record
+from ..lab import check_choice, one_thread
+from ..training import METHODS, Recipe, recipe, run_name
+from ..training.checkpoint import write
+from .training import failure_recipes, ingredient_recipes, lambda_recipes
+
+TINY_SEEDS = {"standard": 2, "lcnn": 2, "gradreg": 1, "lcnn_gradreg": 1, "softplus_wd": 1, "adversarial": 1}
+
+
+def portfolio(name: str) -> dict[Recipe, bool]:
+    """What is shipped: each recipe, and whether its weights are shipped too (24 MB of them at most) or numbers only."""
+    check_choice(name, ("digits", "tiny"), "portfolio")
+    if name == "tiny":
+        return {recipe("cifar10", method, seed, "tiny"): True for method, n in TINY_SEEDS.items() for seed in range(n)}
+    seeds = (0, 1, 2)
+    numbers_only, weights = lambda_recipes(seeds), []
+    for recipes in [*ingredient_recipes(seeds).values(), *failure_recipes(seeds).values()]:
+        numbers_only += recipes
+    for recipes in failure_recipes(seeds).values():
+        weights.append(recipes[0])
+    weights += [recipe("digits", method, seed) for method in METHODS for seed in seeds]
+    return dict.fromkeys(numbers_only, False) | dict.fromkeys(weights, True)
+
+
+def ship(recipe: Recipe, folder: Path = SHIPPED, *, weights: bool = True, progress: bool = True) -> Run:
+    """Run a recipe and put it into ``folder``: weights rounded to float16, metrics measured from those.
+    ``weights=False`` ships the run's numbers only. RuntimeError: float16 changes the accuracy, or holds no weight so
+    large."""
+    result = run(recipe, progress=progress, weights=weights)
+    if result.model is not None:
+        path = folder / f"{run_name(recipe)}.safetensors"
+        way_out = "ship its numbers only (weights=False)"
+        tensors = {k: v.half() if v.is_floating_point() else v for k, v in result.model.state_dict().items()}
+        if not all(bool(value.isfinite().all()) for value in tensors.values()):
+            raise RuntimeError(f"a weight of {path.stem} is too large for float16: {way_out}")
+        write(path, tensors, {"recipe": json.dumps(dataclasses.asdict(recipe))})
+        metrics = measure(load_weights(path, recipe).to(next(result.model.parameters()).device), recipe)
+        if abs(metrics["accuracy"] - result.metrics["accuracy"]) > 0.01:
+            path.unlink()
+            raise RuntimeError(f"float16 changes the accuracy of {path.stem}: {way_out}")
+        result = dataclasses.replace(result, metrics=metrics)
+    write_record(result, folder)
+    return result
+
+
+def ship_all(name: str = "digits") -> None:
+    """Ship what is missing in data/checkpoints: ``digits`` (minutes on a CPU) or ``tiny`` (small networks on CIFAR-10,
+    hours on a core). To make a run again, delete its files there and in the store's ``runs`` first."""
+    one_thread()
+    for wanted, weights in portfolio(name).items():
+        record = SHIPPED / f"{run_name(wanted)}.json"
+        if not record.exists() or (weights and not record.with_suffix(".safetensors").exists()):
+            result = ship(wanted, weights=weights)
+            print(f"{run_name(wanted)}: accuracy {result.metrics['accuracy']:.2%}", flush=True)

@@ -1,0 +1,83 @@
+"""`lcnn evaluate` and `lcnn ship`: what is there is not made again."""
+
+import importlib
+from dataclasses import replace
+
+import pytest
+
+from lcnn_utils.cli import commands as cli
+from lcnn_utils.experiments import how_measured, measured, runs
+from lcnn_utils.measurements import evaluate as module
+from lcnn_utils.measurements import ship
+from lcnn_utils.measurements.evaluate import evaluate
+from lcnn_utils.measurements.training import search_recipes
+from lcnn_utils.training import recipe, run_name, state_path
+
+tables = importlib.import_module("lcnn_utils.experiments.results")  # whose name in the package is a function
+SMALL = recipe("digits", "lcnn", model="mlp", width=4, epochs=1)
+
+
+@pytest.fixture
+def plan(store, monkeypatch, tmp_path):
+    """No tables, small measurements, and no checks for masked gradients."""
+    monkeypatch.setattr(tables, "RESULTS", tmp_path / "results")
+    monkeypatch.setitem(module.PLANS, "lab", module.DIGITS | dict(images=6, maps=6, restarts=1, l2=(0.1,), linf=(0.1,)))
+    monkeypatch.setattr(module, "masking", lambda about: None)
+
+
+@pytest.fixture
+def small(plan, monkeypatch, tmp_path):
+    """Nothing is shipped, and one small network wanted."""
+    monkeypatch.setattr(runs, "SHIPPED", tmp_path / "shipped")
+    monkeypatch.setattr(module, "SHIPPED", tmp_path / "shipped")
+    monkeypatch.setattr(module, "ordered", lambda *_: [SMALL])
+
+
+def test_every_kind_of_table_of_a_shipped_network(plan, monkeypatch):
+    lcnn = recipe("digits", "lcnn")
+    monkeypatch.setattr(module, "ordered", lambda *_: [lcnn])
+    evaluate("digits")
+    assert measured("digits_runs").accuracy.item() > 0.9
+    assert len(measured("digits_geometry")) == 2 * 6, "test and training images"
+    assert set(measured("digits_stability").noise) == {"random", "worst"}
+    assert set(measured("digits_curves").norm) == {"l2", "linf"}
+    for kind in module.KINDS:
+        assert list(how_measured(f"digits_{kind}")["runs"]) == [run_name(lcnn)]
+
+
+def test_a_network_is_measured_once_and_again_with_other_weights(small, monkeypatch, capsys):
+    with pytest.raises(FileNotFoundError, match="--train"):
+        evaluate("digits")
+    evaluate("digits", minutes=0, train=True)
+    assert "the same command goes on" in capsys.readouterr().out
+    assert not tables.has("digits_runs")
+    assert cli.main(["evaluate", "digits", "--only", "runs"]) == 0
+    first = measured("digits_runs")
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "measurement", lambda *_: pytest.fail("it was measured again"))
+        evaluate("digits", only="runs")
+    state_path(SMALL).write_bytes(b"other weights")
+    evaluate("digits", only="runs")
+    second = measured("digits_runs")
+    assert len(second) == len(first) == 1
+    assert second.sha256.item() != first.sha256.item()
+
+
+def test_the_search_for_lambda(small, monkeypatch):
+    recipes = [replace(one, model="mlp", width=4, epochs=1) for one in search_recipes((0, 1), (0.0, 0.1))]
+    monkeypatch.setattr(module, "search_recipes", lambda seeds: recipes)
+    evaluate("digits", only="lambda_search")
+    assert len(measured("digits_lambda_search")) == 4
+    assert how_measured("digits_lambda_search")["chosen"] in (0.0, 0.1)
+
+
+@pytest.mark.parametrize("args", [["svhn"], ["digits", "--scale", "wide"], ["cifar10", "--only", "masking"]])
+def test_what_evaluate_refuses(args, store, capsys):
+    assert cli.main(["evaluate", *args]) == 1
+    assert "unknown" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["digits", "tiny"])
+def test_all_that_is_to_be_shipped_is_there(name, store, monkeypatch):
+    monkeypatch.setattr(ship, "run", lambda *_, **__: pytest.fail("something is missing"))
+    ship.ship_all(name)
