@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 import torch
 
+from .. import training
 from ..experiments import comparison, has, how_measured, measured, plus_minus, with_interval
 from ..figures.style import METHOD
 from ..nn import relu_reading
@@ -21,8 +22,6 @@ from .training import means_table, trained_net
 TABLES = {"paper table 1": "Table 1", "paper table 2": "Table 2", "paper gradient-robustness": "gradient robustness"}
 SYMBOL = {"grad_norm": "‖∇f‖", "hessian_norm": "‖∇²f‖", "curvature": "C", "accuracy": "accuracy %"}
 SYMBOL |= {"pgd_l2_accuracy": "PGD, L2", "relative_gradient_change": "change of ∇f"}
-SCALE = {"lab": "ResNet-10 of width 8", "tiny": "ResNet-10 of width 8", "small": "ResNet-18 of width 16"}
-SCALE |= dict.fromkeys(("wide", "paper"), "ResNet-18 of width 64")
 NAME = {"digits": "digits", "cifar10": "CIFAR-10", "cifar100": "CIFAR-100"}
 
 
@@ -33,7 +32,8 @@ def datasets() -> list[str]:
 
 def title(dataset: str) -> str:
     """A dataset and the nets its results belong to, for a figure: ``CIFAR-10, ResNet-10 of width 8``."""
-    return f"{NAME[dataset]}, {SCALE[how_measured(f'{dataset}_runs')['scale']]}"
+    net = training.recipe(dataset, "lcnn", scale=how_measured(f"{dataset}_runs")["scale"])
+    return f"{NAME[dataset]}, {net.model.replace('resnet', 'ResNet-')} of width {net.width}"
 
 
 def geometry_frame(

@@ -71,16 +71,14 @@ def scene(
     return Scene(dataset, scale, nets, x, y, data.load(dataset, "test").classes)
 
 
-def net_frame(model: nn.Module, x: Tensor, y: Tensor, **options) -> pd.DataFrame:
-    """:func:`saliency.stability` with each image's C of the same scalar, column curvature (of the trained weights)."""
-    frame = stability(model, (x, y), **options)
-    curvature = geometry(model, x, y, scalar=options.get("scalar", "loss")).curvature.cpu().numpy()
-    return frame.assign(curvature=curvature[frame.image])
-
-
 def nets_frame(nets: Mapping[str, nn.Module], x: Tensor, y: Tensor, **options) -> pd.DataFrame:
-    """:func:`net_frame` of several nets, by method of training: columns net, label added."""
-    parts = [net_frame(net, x, y, **options).assign(net=name, label=METHOD[name][0]) for name, net in nets.items()]
+    """:func:`saliency.stability` of several nets, by method of training: columns net, label added, and curvature, each
+    image's C of the same scalar and the trained weights."""
+    parts = []
+    for method, net in nets.items():
+        frame = stability(net, (x, y), **options)
+        curvature = geometry(net, x, y, scalar=options.get("scalar", "loss")).curvature.cpu().numpy()
+        parts.append(frame.assign(curvature=curvature[frame.image], net=method, label=METHOD[method][0]))
     return pd.concat(parts, ignore_index=True)
 
 

@@ -18,17 +18,7 @@ from .. import training
 from ..experiments import measure, plus_minus, published, run
 from ..figures.style import METHOD
 from ..nn import CenteredSoftplus, norms_once_a_step
-from ..training import (
-    METHODS,
-    Recipe,
-    build,
-    learning_rate,
-    make_optimizer,
-    objectives,
-    samples,
-    steps_an_epoch,
-    training_step,
-)
+from ..training import METHODS, Recipe, objectives, samples
 from .curvature import passing, with_beta
 
 LAMBDAS = (0.0, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1)  # λ_β = λ_γ of the shipped runs on digits
@@ -110,8 +100,8 @@ def lambda_recipes(seeds: Sequence[int], lambdas: Sequence[float] = LAMBDAS) -> 
 
 def rates(recipe: Recipe) -> Tensor:
     """The learning rate of every step of a recipe's training, (T,)."""
-    total = recipe.epochs * steps_an_epoch(recipe)
-    return torch.tensor([learning_rate(recipe, step / total) for step in range(total)], dtype=torch.float64)
+    total = recipe.epochs * training.steps_an_epoch(recipe)
+    return torch.tensor([training.learning_rate(recipe, step / total) for step in range(total)], dtype=torch.float64)
 
 
 def lowest_gamma(gamma: float, rates: Tensor, lam: float, momentum: float) -> Tensor:
@@ -240,7 +230,7 @@ def two_forms(steps: Iterable[float]) -> pd.DataFrame:
     Columns: step (of the difference), exact, difference, gradient_error (relative, over all weights)."""
     exact = training.recipe("digits", "lcnn_gradreg", lambda_grad=1.0)
     difference = replace(exact, derivative="difference")
-    net = build(exact).double().train()
+    net = training.build(exact).double().train()
     weights = [parameter for name, parameter in net.named_parameters() if "log_" not in name]
     images, y = (part[:32] for part in samples(exact, "train"))
 
@@ -274,15 +264,15 @@ def cost_frame(rounds: int) -> pd.DataFrame:
     with contextlib.ExitStack() as stack:
         trainings = {}
         for method in METHODS:
-            model = build(recipes[method]).train()
-            optimizer, _ = make_optimizer(recipes[method], model)
+            model = training.build(recipes[method]).train()
+            optimizer, _ = training.make_optimizer(recipes[method], model)
             trainings[method] = model, optimizer, stack.enter_context(norms_once_a_step(model))
         for turn in range(rounds + 1):
             for method, (model, optimizer, advance) in trainings.items():
                 begun = time.perf_counter()
                 advance()
                 advanced = time.perf_counter()
-                training_step(recipes[method], model, optimizer, x, y, generator=generator)
+                training.training_step(recipes[method], model, optimizer, x, y, generator=generator)
                 seconds = time.perf_counter() - begun
                 rows.append((method, turn, seconds, (advanced - begun) / seconds))
     frame = pd.DataFrame(rows, columns=["method", "round", "seconds", "norms"])

@@ -12,7 +12,7 @@ from lcnn_utils.experiments import append, comparison, measured, plus_minus
 from lcnn_utils.figures.style import METHOD
 from lcnn_utils.measurements import paper, saliency
 from lcnn_utils.measurements.training import trained_net
-from lcnn_utils.training import SCALES, accuracy, recipe, samples
+from lcnn_utils.training import accuracy, recipe, samples
 
 stored_results = importlib.import_module("lcnn_utils.experiments.results")
 NAN = math.nan
@@ -47,11 +47,10 @@ def runs(**columns):
     return pd.DataFrame(numbers | {"accuracy": 0.7, "images": 100, "seconds": 10.0, "epochs": 2} | columns)
 
 
-def test_titles_fit_the_recipes():
-    for scale, text in paper.SCALE.items():
-        one = recipe("digits" if scale == "lab" else "cifar10", "lcnn", 0, scale)
-        assert text == f"ResNet-{one.model.removeprefix('resnet')} of width {one.width}"
-    assert set(paper.SCALE) == set(SCALES)
+def test_titles_name_the_nets_that_were_measured():
+    for dataset in paper.datasets():
+        (net,) = measured(f"{dataset}_runs")[["model", "width"]].drop_duplicates().itertuples()
+        assert paper.title(dataset).endswith(f"ResNet-{net.model.removeprefix('resnet')} of width {net.width}")
 
 
 @pytest.mark.parametrize("dataset", ["digits", "cifar10", "cifar100"])

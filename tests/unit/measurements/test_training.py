@@ -247,7 +247,7 @@ def test_costs_are_divided_round_by_round(monkeypatch):
         late = 100 if taken.count(recipe.method) == 1 else 1
         now[0] += seconds[recipe.method] * disturbed * late
 
-    monkeypatch.setattr(measurements, "training_step", step)
+    monkeypatch.setattr(measurements.training, "training_step", step)
     monkeypatch.setattr(measurements.time, "perf_counter", lambda: now[0])
     frame = measurements.cost_frame(3)
     assert taken == [*METHODS] * 4
