@@ -117,10 +117,11 @@ def methods() -> Made:
     table = training_measurements.geometry_table(frame).drop(columns=["paper: ‖∇f‖", "paper: ‖∇²f‖"])
     yield "digits_methods_table", table, about
     trained = training_measurements.arms_frame(training_measurements.ingredient_recipes(SEEDS))
-    arms = pd.concat([trained, training_measurements.softened_frame(SEEDS, (10.0,))])
+    arms = pd.concat([trained, training_measurements.softened_frame(SEEDS, 10.0)])
     yield "digits_ingredients", training_measurements.arms_table(arms), about
     by_lambda = training_measurements.runs_frame(training_measurements.lambda_recipes(SEEDS))
-    yield "digits_lambda", training_figures.lambdas(by_lambda, training_measurements.lambda_layers()), about
+    by_layer = training_measurements.trained_layers(training_measurements.lambda_recipes([0]))
+    yield "digits_lambda", training_figures.lambdas(by_lambda, by_layer), about
     nets = training_measurements.arm_nets(training_measurements.failure_recipes(SEEDS))
     signal = training_measurements.signal_frame(nets, samples(recipe("digits", "lcnn"), "test")[0])
     yield "signal", training_figures.signal(signal), about_digits(SHIPPED, [0])
@@ -183,7 +184,7 @@ def layers() -> Made:
         scale = how_measured(f"{d}_runs")["scale"]
         with_beta = [recipe(d, method, seed, scale) for method in ("lcnn", "lcnn_gradreg", "minimal") for seed in SEEDS]
         if there := [one for one in with_beta if shipped([one])]:
-            panels[title(d)] = paper_measurements.trained_layers(there)
+            panels[title(d)] = training_measurements.trained_layers(there)
     yield "layers", paper_figures.layers(panels), {"dataset": ", ".join(panels), "source": SHIPPED}
 
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 import gzip
 import io
 import json
+import math
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
@@ -30,6 +31,24 @@ NEEDED = {  # kind of table: columns
 }
 AS_WRITTEN: dict[str, Any] = {"dtype": str, "keep_default_na": False}  # a count must not become a float
 OF_ONE_RUN = ("weights", "seconds", "at", "added_to")  # facts that how_measured tells of single runs only
+
+
+def plus_minus(mean: float, std: float) -> str:
+    """Mean ± standard deviation: three significant digits of the larger one, the other to the same place.
+
+    A single run has no standard deviation (NaN), and no ±; – is what was not measured."""
+    if math.isnan(mean):
+        return "–"
+    size = abs(mean) if math.isnan(std) else max(abs(mean), std)
+    places = max(0, 2 - math.floor(math.log10(size))) if size else 0
+    return f"{mean:.{places}f}" if math.isnan(std) else f"{mean:.{places}f} ± {std:.{places}f}"
+
+
+def with_interval(value: float, low: float, high: float) -> str:
+    """A value and its interval, three significant digits each; without the interval where it is NaN, – without both."""
+    if math.isnan(value):
+        return "–"
+    return f"{value:.3g}" if math.isnan(low) else f"{value:.3g} ({low:.3g} – {high:.3g})"
 
 
 def best(name: str) -> str:

@@ -22,6 +22,7 @@ from ..curvature import (
     normalised_bound,
     published_bound,
 )
+from ..experiments import plus_minus
 from ..nn import CenteredSoftplus, LipschitzBatchNorm2d, refresh_norms
 from ..training import Recipe, accuracy, fit, samples
 from .curvature import moons_fields, moons_grid
@@ -209,8 +210,9 @@ def certified_table(frame: pd.DataFrame, eps: Iterable[float]) -> pd.DataFrame:
     table = pd.DataFrame({"net": list(dict.fromkeys(frame.net))})
     for e in (0.0, *eps):
         shares = robust_accuracy(frame, [e]).groupby("net", sort=False)[["certified", "attacked"]].agg(["mean", "std"])
-        texts = {name: [f"{100 * m:.1f}" + (f" ± {100 * s:.1f}" if s == s else "") for m, s in shares[name].to_numpy()]
-                 for name in ("certified", "attacked")}  # fmt: skip
+        texts = {}
+        for name in ("certified", "attacked"):
+            texts[name] = list(map(plus_minus, 100 * shares[name, "mean"], 100 * shares[name, "std"]))
         if e == 0:
             table["accuracy %"] = texts["attacked"]
         else:

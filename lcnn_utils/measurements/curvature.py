@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..curvature import evaluating, geometry, gradient_and_hvp
+from ..experiments import plus_minus
 from ..figures.style import METHOD
 from ..nn import relu_reading, set_beta
 from ..training import Recipe, accuracy, fit, recipe, samples
@@ -134,8 +135,7 @@ def geometry_table(frame: pd.DataFrame) -> pd.DataFrame:
     table = {"net": list(dict.fromkeys(frame.label))}
     for name, column in (columns | {"median C": "median"}).items():
         part = runs[column].groupby("label", sort=False)
-        numbers = zip(part.mean(), part.std(), strict=True)
-        table[name] = [f"{mean:.4g}" + (f" ± {std:.2g}" if std == std else "") for mean, std in numbers]
+        table[name] = list(map(plus_minus, part.mean(), part.std()))
     return pd.DataFrame(table)
 
 

@@ -1,13 +1,12 @@
-"""What notebook 05 measures: methods side by side, layers over training, what λ can do, and the price of a step."""
+"""What notebook 05 measures: methods side by side, layers over training, what λ can do, and what a step costs."""
 
 from __future__ import annotations
 
 import contextlib
 import math
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
-from statistics import median
 from typing import Any
 
 import pandas as pd
@@ -16,252 +15,93 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .. import training
-from ..data import available
-from ..experiments import SHIPPED, measure, published, run
+from ..experiments import measure, plus_minus, published, run
 from ..figures.style import METHOD
 from ..nn import CenteredSoftplus, norms_once_a_step
-from ..training import METHODS, Recipe, build, make_optimizer, objectives, recipe, run_name, samples, training_step
+from ..training import METHODS, Recipe, objectives, samples
 from .curvature import passing, with_beta
 
 LAMBDAS = (0.0, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1)  # λ_β = λ_γ of the shipped runs on digits
-COLUMNS = {"‖∇f‖": "grad_norm", "‖∇²f‖": "hessian_norm", "C": "curvature", "accuracy %": "accuracy"}
+SEARCHED_LAMBDAS = (0.0, 1e-3, 3e-3, 1e-2, 2e-2, 3e-2, 5e-2, 1e-1, 2e-1, 3e-1)  # λ_β = λ_γ
+HELD_OUT = 0.2  # validation fraction of the search for λ
+GEOMETRY = {"‖∇f‖": "grad_norm", "‖∇²f‖": "hessian_norm", "C": "curvature", "accuracy %": "accuracy"}
 
 
-def stage(device: torch.device) -> tuple[str, str]:
-    """Dataset and scale to work on: CIFAR-10 where it is and there is a GPU or its runs are shipped; else digits."""
-    here = available()["cifar10"] != "missing"
-    shipped = (SHIPPED / f"{run_name(recipe('cifar10', 'lcnn'))}.json").exists()
-    return ("cifar10", "small") if here and (device.type == "cuda" or shipped) else ("digits", "lab")
+def trained_net(recipe: Recipe, device: torch.device | None = None) -> nn.Module:
+    """The network of a run, read if it is stored, else trained now."""
+    model = run(recipe, device=device, progress=False).model
+    assert model is not None  # run leaves it out only if it is told to
+    return model
 
 
 def runs_frame(recipes: Iterable[Recipe], progress: bool = True) -> pd.DataFrame:
     """Numbers of runs, shipped or trained now: columns label, method, seed, both λ, the metrics, seconds."""
     rows = []
-    for one in recipes:
-        made = run(one, weights=False, progress=progress)
-        fields = dict(label=METHOD[one.method][0], method=one.method, seed=one.seed)
-        fields |= dict(lambda_beta=one.lambda_beta, lambda_gamma=one.lambda_gamma)
-        rows.append(fields | made.metrics | {"seconds": made.provenance["seconds"]})
+    for recipe in recipes:
+        result = run(recipe, weights=False, progress=progress)
+        row: dict[str, Any] = dict(label=METHOD[recipe.method][0], method=recipe.method, seed=recipe.seed)
+        row |= dict(lambda_beta=recipe.lambda_beta, lambda_gamma=recipe.lambda_gamma)
+        rows.append(row | result.metrics | {"seconds": result.provenance["seconds"]})
     return pd.DataFrame(rows)
 
 
-def plus_minus(values: pd.Series) -> str:
-    """Mean ± standard deviation, both to the second digit of the latter; the mean alone where they hardly differ."""
-    mean, spread = values.mean(), values.std()
-    if not spread > 1e-3 * abs(mean):  # one value, or as good as one
-        return f"{mean:.3g}" if math.isfinite(mean) else "–"
-    digits = max(0, 1 - math.floor(math.log10(spread)))
-    return f"{mean:.{digits}f} ± {spread:.{digits}f}"
+def means_table(frame: pd.DataFrame, by: str, columns: dict[str, str]) -> pd.DataFrame:
+    """A row for each value of the column ``by``: mean ± standard deviation over the frame's rows.
+    ``columns``: title → column of the frame; accuracies are shown in %."""
+    rows = []
+    for name, part in frame.groupby(by, sort=False):
+        row = {by: str(name)}
+        for title, column in columns.items():
+            values = part[column] * (100 if column == "accuracy" else 1)
+            row[title] = plus_minus(values.mean(), values.std())
+        rows.append(row)
+    return pd.DataFrame(rows)
 
 
 def geometry_table(frame: pd.DataFrame) -> pd.DataFrame:
     """Ours beside the paper's Table 1 (another dataset and net): mean ± standard deviation over seeds, a row a method.
     ``frame``: of :func:`runs_frame`."""
-    paper = published("paper table 1").set_index(["method", "quantity"])
-    rows = []
-    for label, part in frame.groupby("label", sort=False):
-        row: dict[str, str] = {"net": str(label)}
-        for name, column in COLUMNS.items():
-            values = part[column] * (100 if column == "accuracy" else 1)
-            row[name] = plus_minus(values)
-        for name, column in COLUMNS.items():
-            cell = (label, column)
-            known = cell in paper.index
-            row[f"paper: {name}"] = f"{paper['mean'][cell]:g} ± {paper['spread'][cell]:g}" if known else "–"
-        rows.append(row)
-    return pd.DataFrame(rows)
+    table = means_table(frame, "label", GEOMETRY).rename(columns={"label": "net"})
+    paper = published("paper table 1").set_index(["quantity", "method"])
+    for title, column in GEOMETRY.items():
+        rows = paper.loc[column]
+        cells = rows["mean"].map("{:g}".format) + " ± " + rows.spread.map("{:g}".format)
+        table[f"paper: {title}"] = table.net.map(cells).fillna("–")
+    return table
 
 
 def layer_frame(history: pd.DataFrame) -> pd.DataFrame:
     """β and γ over training: columns epoch, kind ("beta", "gamma"), layer (from input to output), name, value."""
     parts = []
     for kind in ("beta", "gamma"):
-        names = [name for name in history.columns if str(name).startswith(f"{kind} ")]
-        for number, name in enumerate(names, 1):
-            columns = {"epoch": history.epoch, "kind": kind, "layer": number, "name": name.split()[1]}
-            parts.append(pd.DataFrame(columns | {"value": history[name]}))
+        columns = [column for column in history.columns if str(column).startswith(f"{kind} ")]
+        for number, column in enumerate(columns, 1):
+            about = {"epoch": history.epoch, "kind": kind, "layer": number, "name": column.split()[1]}
+            parts.append(pd.DataFrame(about | {"value": history[column]}))
+    return pd.concat(parts, ignore_index=True)
+
+
+def trained_layers(recipes: Iterable[Recipe]) -> pd.DataFrame:
+    """β and γ of every layer at the end of training: :func:`layer_frame` with columns method, label, seed, lambda_."""
+    parts = []
+    for recipe in recipes:
+        last = run(recipe, weights=False, progress=False).history.tail(1)
+        frame = layer_frame(last).assign(method=recipe.method, label=METHOD[recipe.method][0], seed=recipe.seed)
+        parts.append(frame.assign(lambda_=recipe.lambda_beta))
     return pd.concat(parts, ignore_index=True)
 
 
 def lambda_recipes(seeds: Sequence[int], lambdas: Sequence[float] = LAMBDAS) -> list[Recipe]:
     """LCNNs on digits that differ in λ_β = λ_γ."""
-    return [recipe("digits", "lcnn", s, lambda_beta=lam, lambda_gamma=lam) for lam in lambdas for s in seeds]
-
-
-def lambda_layers(seed: int = 0, lambdas: Sequence[float] = LAMBDAS) -> pd.DataFrame:
-    """The trained β and γ of those runs: :func:`layer_frame` of the last epoch, with a column lambda_."""
-    parts = []
-    for one in lambda_recipes([seed], lambdas):
-        last = run(one, weights=False, progress=False).history.tail(1)
-        parts.append(layer_frame(last).assign(lambda_=one.lambda_beta))
-    return pd.concat(parts, ignore_index=True)
-
-
-def ingredient_recipes(seeds: Sequence[int]) -> dict[str, list[Recipe]]:
-    """Where β starts, and which prices there are: name → a recipe a seed."""
-    arms: dict[str, dict[str, Any]] = {
-        "β from 1000, no price": dict(beta=1000.0, lambda_beta=0.0, lambda_gamma=0.0),
-        "β from 5, no price": dict(lambda_beta=0.0, lambda_gamma=0.0),
-        "β from 5, price of γ": dict(lambda_beta=0.0),
-        "β from 5, price of β": dict(lambda_gamma=0.0),
-        "β from 5, both prices (LCNN)": {},
-        "β from 100, both prices": dict(beta=100.0),
-        "β from 1000, both prices": dict(beta=1000.0),
-    }
-    return {name: [recipe("digits", "lcnn", s, **changes) for s in seeds] for name, changes in arms.items()}
-
-
-def failure_recipes(seeds: Sequence[int], lam: float = 0.3) -> dict[str, list[Recipe]]:
-    """Too large a λ for the schedule, and what repairs it: name → a recipe a seed."""
-    both: dict[str, Any] = dict(lambda_beta=lam, lambda_gamma=lam)
-    quarter: dict[str, Any] = dict(lambda_beta=lam / 4, lambda_gamma=lam / 4, epochs=32)
-    arms: dict[str, dict[str, Any]] = {
-        "healthy": {},
-        "only λ_β too large": dict(lambda_beta=lam),
-        "only λ_γ too large": dict(lambda_gamma=lam),
-        "both too large": both,
-        "both too large, 4 × the epochs": both | dict(epochs=32),
-        "a quarter of that, 4 × the epochs": quarter,
-    }
-    return {name: [recipe("digits", "lcnn", s, **changes) for s in seeds] for name, changes in arms.items()}
-
-
-def arms_frame(arms: dict[str, list[Recipe]], progress: bool = True) -> pd.DataFrame:
-    """Runs of several arms: columns arm, seed, accuracy, curvature, margin_curvature, median β and γ at the end."""
-    rows = []
-    for arm, recipes in arms.items():
-        for one in recipes:
-            made = run(one, progress=progress, weights=False)
-            last = layer_frame(made.history.tail(1)).groupby("kind").value.median()
-            numbers = {name: made.metrics[name] for name in ("accuracy", "curvature", "margin_curvature")}
-            rows.append(dict(arm=arm, seed=one.seed) | numbers | dict(beta=last.beta, gamma=last.gamma))
-    return pd.DataFrame(rows)
-
-
-def arms_table(frame: pd.DataFrame) -> pd.DataFrame:
-    """A row an arm: mean ± standard deviation over seeds."""
-    columns = {"accuracy %": "accuracy", "C of the loss": "curvature", "C of the margin": "margin_curvature"}
-    columns |= {"median β": "beta", "median γ": "gamma"}
-    rows = [
-        {"": arm} | {n: plus_minus(part[c] * (100 if c == "accuracy" else 1)) for n, c in columns.items()}
-        for arm, part in frame.groupby("arm", sort=False)
+    return [
+        training.recipe("digits", "lcnn", seed, lambda_beta=lam, lambda_gamma=lam) for lam in lambdas for seed in seeds
     ]
-    return pd.DataFrame(rows)
 
 
-def softened_frame(seeds: Sequence[int], betas: Sequence[float]) -> pd.DataFrame:
-    """Trained Standard nets whose every β is *set*, without further training: columns arm, seed, and three metrics."""
-    rows = []
-    for beta in betas:
-        for seed in seeds:
-            one = recipe("digits", "standard", seed)
-            trained = run(one, progress=False).model
-            assert trained is not None
-            metrics = measure(with_beta(trained, beta), one)
-            numbers = {name: metrics[name] for name in ("accuracy", "curvature", "margin_curvature")}
-            rows.append({"arm": f"Standard, trained; then β set to {beta:g}", "seed": seed} | numbers)
-    return pd.DataFrame(rows)
-
-
-def arm_nets(arms: dict[str, list[Recipe]]) -> dict[str, nn.Module]:
-    """The trained net of each arm's first recipe."""
-    nets = {arm: run(recipes[0], progress=False).model for arm, recipes in arms.items()}
-    return {arm: net for arm, net in nets.items() if net is not None}
-
-
-def signal_frame(nets: dict[str, nn.Module], x: Tensor) -> pd.DataFrame:
-    """How large the signal is behind each activation: columns net, layer, spread (standard deviation over samples).
-    The spread is averaged (root mean square) over a layer's units; layer 0 is the input."""
-    rows = []
-    for name, net in nets.items():
-        outputs = [x, *(output for _, _, output in passing(net, x, CenteredSoftplus))]
-        rows += [(name, layer, out.std(0).square().mean().sqrt().item()) for layer, out in enumerate(outputs)]
-    return pd.DataFrame(rows, columns=["net", "layer", "spread"])
-
-
-def history(one: Recipe) -> pd.DataFrame:
-    """The history of a run: one row an epoch."""
-    return run(one, weights=False, progress=False).history
-
-
-def two_forms(steps: Iterable[float], images: int = 32) -> pd.DataFrame:
-    """GradReg's penalty of an untrained LCNN in float64, exact and as a difference.
-    Columns: step (of the difference), exact, difference, gradient_error (relative, over all weights)."""
-    one = recipe("digits", "lcnn_gradreg", lambda_grad=1.0)
-    net = build(one).double().train()
-    x, y = (part[:images] for part in samples(one, "train"))
-    weights, rows = [p for name, p in net.named_parameters() if "log_" not in name], []
-    with norms_once_a_step(net) as advance:
-        advance()
-        for step in steps:
-            found = {}
-            for form in ("exact", "difference"):
-                at = x.double().requires_grad_()
-                loss = F.cross_entropy(net(at), y)
-                _, squared = objectives.squared_gradient(net, at, y, loss, replace(one, derivative=form), step=step)
-                slopes = torch.autograd.grad(squared, weights)
-                found[form] = squared.item(), torch.cat([slope.flatten() for slope in slopes])
-            (value, slope), (other, tilted) = found["exact"], found["difference"]
-            rows.append((step, value, other, ((tilted - slope).norm() / slope.norm()).item()))
-    return pd.DataFrame(rows, columns=["step", "exact", "difference", "gradient_error"])
-
-
-def stepper(recipe: Recipe, x: Tensor, y: Tensor) -> tuple[Callable[[], None], Callable[[], None]]:
-    """A training step of a recipe on one batch, as ``fit`` takes it but uncompiled, and what ends it."""
-    model, stack = build(recipe).to(x.device).train(), contextlib.ExitStack()
-    advance = stack.enter_context(norms_once_a_step(model))
-    optimizer, _ = make_optimizer(recipe, model)
-    generator = torch.Generator().manual_seed(recipe.seed)
-
-    def step() -> None:
-        advance()
-        training_step(recipe, model, optimizer, x, y, generator=generator)
-
-    return step, stack.close
-
-
-def cost_frame(methods: Sequence[str] = tuple(METHODS), rounds: int = 5, seed: int = 0) -> pd.DataFrame:
-    """Seconds of a training step on the CPU, 128 digits, relative to Standard's: columns label, method, round, ratio.
-    The methods take turns, and each round divides by that round's Standard, so that a disturbance hits all alike."""
-    recipes = [recipe("digits", method, seed) for method in dict.fromkeys(("standard", *methods))]
-    x, y = (part[:128] for part in samples(recipes[0], "train"))
-    steps = {one.method: stepper(one, x, y) for one in recipes}
-    times: list[dict[str, float]] = []
-    for turn in range(rounds + 1):  # the first isn't counted
-        taken = {}
-        for method, (step, _) in steps.items():
-            start = time.perf_counter()
-            step()
-            taken[method] = time.perf_counter() - start
-        times += [taken] if turn else []
-    for _, end in steps.values():
-        end()
-    rows = [(m, i, t[m] / t["standard"]) for m in methods for i, t in enumerate(times)]
-    frame = pd.DataFrame(rows, columns=["method", "round", "ratio"])
-    return frame.assign(label=frame.method.map(lambda m: METHOD[m][0]))
-
-
-def iteration_share(rounds: int = 9) -> float:
-    """The share of an LCNN's training step (as in :func:`cost_frame`) that its power iterations take, a median."""
-    one = recipe("digits", "lcnn")
-    x, y = (part[:128] for part in samples(one, "train"))
-    model = build(one).train()
-    optimizer, _ = make_optimizer(one, model)
-    shares = []
-    with norms_once_a_step(model) as advance:
-        for _ in range(rounds + 1):
-            start = time.perf_counter()
-            advance()
-            advanced = time.perf_counter()
-            training_step(one, model, optimizer, x, y)
-            shares.append((advanced - start) / (time.perf_counter() - start))
-    return median(shares[1:])  # the first is slow
-
-
-def rates(one: Recipe) -> Tensor:
+def rates(recipe: Recipe) -> Tensor:
     """The learning rate of every step of a recipe's training, (T,)."""
-    total = one.epochs * training.steps_an_epoch(one)
-    return torch.tensor([training.learning_rate(one, step / total) for step in range(total)], dtype=torch.float64)
+    total = recipe.epochs * training.steps_an_epoch(recipe)
+    return torch.tensor([training.learning_rate(recipe, step / total) for step in range(total)], dtype=torch.float64)
 
 
 def lowest_gamma(gamma: float, rates: Tensor, lam: float, momentum: float) -> Tensor:
@@ -271,46 +111,23 @@ def lowest_gamma(gamma: float, rates: Tensor, lam: float, momentum: float) -> Te
     return (math.log(gamma) - lam * rates.sum() / (1 - momentum)).clamp(min=0).exp()
 
 
-def course_recipe() -> Recipe:
-    """What the course project trained: code-23's defaults (both λ = 1e-2) for 50 epochs."""
-    return recipe("cifar10", "lcnn", scale="paper", epochs=50, lambda_beta=1e-2, lambda_gamma=1e-2)
-
-
-def published_schedules() -> dict[str, Recipe]:
-    """LCNN trainings to compare: the authors' of two years, the course project's, and three of ours on digits."""
-    authors = {"authors, October 2022": 1e-3, "authors, March 2023": 1e-2}
-    weights = lambda lam: dict(lambda_beta=lam, lambda_gamma=lam)
-    found = {name: recipe("cifar10", "lcnn", 0, "paper", **weights(lam)) for name, lam in authors.items()}
-    found["course project, CIFAR-10"] = course_recipe()
-    for lam in (0.01, 0.1, 0.3):
-        found[f"digits, λ = {lam:g}"] = recipe("digits", "lcnn", 0, "lab", **weights(lam))
-    return found
-
-
-SEARCHED_LAMBDAS = (0.0, 1e-3, 3e-3, 1e-2, 2e-2, 3e-2, 5e-2, 1e-1, 2e-1, 3e-1)  # λ_β = λ_γ
-HELD_OUT = 0.2
-
-
 def search_recipes(seeds: Sequence[int] = (0, 1, 2), lambdas: Sequence[float] = SEARCHED_LAMBDAS) -> list[Recipe]:
-    """LCNNs on digits that differ in λ_β = λ_γ, and hold a fifth of the training set out."""
-    runs = [(lam, seed) for lam in lambdas for seed in seeds]
-    return [recipe("digits", "lcnn", seed, lambda_beta=lam, lambda_gamma=lam, held_out=HELD_OUT) for lam, seed in runs]
+    """:func:`lambda_recipes` that hold a fifth of the training set out."""
+    return [replace(recipe, held_out=HELD_OUT) for recipe in lambda_recipes(seeds, lambdas)]
 
 
 def search_frame(recipes: Iterable[Recipe], progress: bool = True) -> pd.DataFrame:
     """What came of them on the held-out part: a row a run. ValueError: one holds nothing out, or has two different λ.
     Columns: lambda_ (λ_β = λ_γ), seed, accuracy in [0, 1], curvature (mean C of the loss, 1/pixel unit),
     margin_curvature, images (held out), seconds."""
-    rows = []
-    for one in recipes:
-        if not one.held_out:
-            raise ValueError(f"{one} holds nothing out: its accuracy would be that of the test set")
-        if one.lambda_beta != one.lambda_gamma:
-            raise ValueError(f"λ_β = {one.lambda_beta:g} and λ_γ = {one.lambda_gamma:g}: the search varies one λ")
-        made = run(one, weights=False, progress=progress)
-        numbers = {name: made.metrics[name] for name in ("accuracy", "curvature", "margin_curvature", "images")}
-        rows.append({"lambda_": one.lambda_beta, "seed": one.seed} | numbers | {"seconds": made.provenance["seconds"]})
-    return pd.DataFrame(rows)
+    recipes = list(recipes)
+    for recipe in recipes:
+        if not recipe.held_out:
+            raise ValueError(f"{recipe} holds nothing out: its accuracy would be that of the test set")
+        if recipe.lambda_beta != recipe.lambda_gamma:
+            raise ValueError(f"the search varies one λ = λ_β = λ_γ; these are two: {recipe}")
+    frame = runs_frame(recipes, progress).rename(columns={"lambda_beta": "lambda_"})
+    return frame[["lambda_", "seed", "accuracy", "curvature", "margin_curvature", "images", "seconds"]]
 
 
 def chosen(frame: pd.DataFrame) -> float:
@@ -328,3 +145,138 @@ def chosen(frame: pd.DataFrame) -> float:
     best = accuracy[accuracy["mean"] >= accuracy["mean"].max() - rounding].iloc[0]
     error = 0.0 if math.isnan(best["sem"]) else best["sem"]
     return float(accuracy.index[accuracy["mean"] >= best["mean"] - error - rounding][0])
+
+
+def ablation(arms: dict[str, dict[str, Any]], seeds: Sequence[int]) -> dict[str, list[Recipe]]:
+    """LCNNs on digits. ``arms``: name → changes of the recipe; returns name → a recipe a seed."""
+    return {
+        name: [training.recipe("digits", "lcnn", seed, **changes) for seed in seeds] for name, changes in arms.items()
+    }
+
+
+def ingredient_recipes(seeds: Sequence[int]) -> dict[str, list[Recipe]]:
+    """Where β starts, and which penalties there are: name → a recipe a seed."""
+    arms: dict[str, dict[str, Any]] = {
+        "β from 1000, no penalty": dict(beta=1000.0, lambda_beta=0.0, lambda_gamma=0.0),
+        "β from 5, no penalty": dict(lambda_beta=0.0, lambda_gamma=0.0),
+        "β from 5, penalty on γ": dict(lambda_beta=0.0),
+        "β from 5, penalty on β": dict(lambda_gamma=0.0),
+        "β from 5, both penalties (LCNN)": {},
+        "β from 100, both penalties": dict(beta=100.0),
+        "β from 1000, both penalties": dict(beta=1000.0),
+    }
+    return ablation(arms, seeds)
+
+
+def failure_recipes(seeds: Sequence[int], lam: float = 0.3) -> dict[str, list[Recipe]]:
+    """Too large a λ for the schedule, and what repairs it: name → a recipe a seed."""
+    arms: dict[str, dict[str, Any]] = {
+        "healthy": {},
+        "only λ_β too large": dict(lambda_beta=lam),
+        "only λ_γ too large": dict(lambda_gamma=lam),
+        "both too large": dict(lambda_beta=lam, lambda_gamma=lam),
+        "both too large, 4 × the epochs": dict(lambda_beta=lam, lambda_gamma=lam, epochs=32),
+        "a quarter of that, 4 × the epochs": dict(lambda_beta=lam / 4, lambda_gamma=lam / 4, epochs=32),
+    }
+    return ablation(arms, seeds)
+
+
+def arms_frame(arms: dict[str, list[Recipe]]) -> pd.DataFrame:
+    """Runs of several arms: columns arm, seed, the metrics, median β and γ over layers at the end."""
+    rows = []
+    for arm, recipes in arms.items():
+        for recipe in recipes:
+            result = run(recipe, weights=False)
+            medians = layer_frame(result.history.tail(1)).groupby("kind").value.median()
+            rows.append({"arm": arm, "seed": recipe.seed} | result.metrics | medians.to_dict())
+    return pd.DataFrame(rows)
+
+
+def softened_frame(seeds: Sequence[int], beta: float) -> pd.DataFrame:
+    """Trained Standard nets whose every β is *set*, without further training: columns arm, seed, the metrics."""
+    rows = []
+    for seed in seeds:
+        standard = training.recipe("digits", "standard", seed)
+        metrics = measure(with_beta(trained_net(standard), beta), standard)
+        rows.append({"arm": f"Standard, trained; then β set to {beta:g}", "seed": seed} | metrics)
+    return pd.DataFrame(rows)
+
+
+def arms_table(frame: pd.DataFrame) -> pd.DataFrame:
+    """A row an arm: mean ± standard deviation over seeds. ``frame``: of :func:`arms_frame`, :func:`softened_frame`."""
+    columns = {"accuracy %": "accuracy", "C of the loss": "curvature", "C of the margin": "margin_curvature"}
+    columns |= {"median β": "beta", "median γ": "gamma"}
+    return means_table(frame, "arm", columns).rename(columns={"arm": ""})
+
+
+def arm_nets(arms: dict[str, list[Recipe]]) -> dict[str, nn.Module]:
+    """The trained net of each arm's first recipe."""
+    return {arm: trained_net(recipes[0]) for arm, recipes in arms.items()}
+
+
+def signal_frame(nets: dict[str, nn.Module], x: Tensor) -> pd.DataFrame:
+    """How large the signal is behind each activation: columns net, layer (0 is the input), spread.
+    The last is the standard deviation over samples, averaged (root mean square) over a layer's units."""
+    rows = []
+    for name, net in nets.items():
+        outputs = [x] + [output for _, _, output in passing(net, x, CenteredSoftplus)]
+        for layer, output in enumerate(outputs):
+            rows.append((name, layer, output.std(0).square().mean().sqrt().item()))
+    return pd.DataFrame(rows, columns=["net", "layer", "spread"])
+
+
+def two_forms(steps: Iterable[float]) -> pd.DataFrame:
+    """GradReg's penalty of an untrained LCNN in float64 on 32 digits, exact and as a difference.
+    Columns: step (of the difference), exact, difference, gradient_error (relative, over all weights)."""
+    exact = training.recipe("digits", "lcnn_gradreg", lambda_grad=1.0)
+    difference = replace(exact, derivative="difference")
+    net = training.build(exact).double().train()
+    weights = [parameter for name, parameter in net.named_parameters() if "log_" not in name]
+    images, y = (part[:32] for part in samples(exact, "train"))
+
+    def penalty(recipe: Recipe, step: float) -> tuple[float, Tensor]:
+        """The penalty, and its gradient for all weights (P,)."""
+        x = images.double().requires_grad_()
+        loss = F.cross_entropy(net(x), y)
+        _, squared = objectives.squared_gradient(net, x, y, loss, recipe, step=step)
+        gradients = torch.autograd.grad(squared, weights)
+        return squared.item(), torch.cat([gradient.flatten() for gradient in gradients])
+
+    rows = []
+    with norms_once_a_step(net) as advance:
+        advance()
+        for step in steps:
+            true_value, true_gradient = penalty(exact, step)
+            value, gradient = penalty(difference, step)
+            error = (gradient - true_gradient).norm() / true_gradient.norm()
+            rows.append((step, true_value, value, error.item()))
+    return pd.DataFrame(rows, columns=["step", "exact", "difference", "gradient_error"])
+
+
+def cost_frame(rounds: int) -> pd.DataFrame:
+    """Time of a training step on the CPU, uncompiled, on 128 digits. The methods take turns, and each round divides by
+    that round's Standard, so that a disturbance hits all alike.
+    Columns: method, label, round, ratio (to Standard's), norms (share of the step that its power iterations take)."""
+    recipes = {method: training.recipe("digits", method) for method in METHODS}
+    x, y = (part[:128] for part in samples(recipes["standard"], "train"))
+    generator = torch.Generator().manual_seed(0)
+    rows = []
+    with contextlib.ExitStack() as stack:
+        trainings = {}
+        for method in METHODS:
+            model = training.build(recipes[method]).train()
+            optimizer, _ = training.make_optimizer(recipes[method], model)
+            trainings[method] = model, optimizer, stack.enter_context(norms_once_a_step(model))
+        for turn in range(rounds + 1):
+            for method, (model, optimizer, advance) in trainings.items():
+                begun = time.perf_counter()
+                advance()
+                advanced = time.perf_counter()
+                training.training_step(recipes[method], model, optimizer, x, y, generator=generator)
+                seconds = time.perf_counter() - begun
+                rows.append((method, turn, seconds, (advanced - begun) / seconds))
+    frame = pd.DataFrame(rows, columns=["method", "round", "seconds", "norms"])
+    frame = frame[frame["round"] > 0]  # the first is slow
+    standard = frame[frame.method == "standard"].set_index("round").seconds
+    labels = frame.method.map(lambda method: METHOD[method][0])
+    return frame.assign(label=labels, ratio=frame.seconds / frame["round"].map(standard))

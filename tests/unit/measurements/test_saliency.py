@@ -1,0 +1,140 @@
+"""What notebook 06 measures: known Hessians, means and intervals by hand, and what is there on a bare machine."""
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from torch import nn
+
+from lcnn_utils import data
+from lcnn_utils.curvature import geometry
+from lcnn_utils.experiments import measured, published
+from lcnn_utils.figures.style import METHOD
+from lcnn_utils.measurements import attacks
+from lcnn_utils.measurements import saliency as measurements
+from lcnn_utils.nn import mlp
+from lcnn_utils.saliency import stability
+from lcnn_utils.training import recipe
+
+CPU = torch.device("cpu")
+
+
+def test_scene_needs_no_download(store, monkeypatch, tmp_path):
+    monkeypatch.setenv("LCNN_DATA", str(tmp_path / "no data"))
+    monkeypatch.setattr(data, "fetch", lambda *_, **__: pytest.fail("it wanted to download"))
+    scene = measurements.scene(CPU, ("standard", "lcnn"))
+    assert (scene.dataset, scene.scale, list(scene.nets)) == ("digits", "lab", ["standard", "lcnn"])
+    assert scene.x.shape == (360, 1, 8, 8)
+    known = scene.first(50).correct()
+    assert 40 < len(known.x) == len(known.y)
+    for net in scene.nets.values():
+        assert (net(known.x).argmax(1) == known.y).all()
+    with pytest.raises(ValueError, match="cifar100"):
+        measurements.scene(CPU, dataset="cifar100")
+
+
+@pytest.mark.parametrize(("on_disk", "shipped"), [(True, True), (True, False), (False, True)])
+def test_scene_takes_cifar10_where_it_costs_nothing(monkeypatch, on_disk, shipped):
+    monkeypatch.setattr(data, "available", lambda: {"cifar10": "/somewhere" if on_disk else "missing"})
+    monkeypatch.setattr(measurements, "shipped", lambda recipes: shipped and len([*recipes]) == 1)
+    monkeypatch.setattr(measurements, "samples", lambda *_: (torch.zeros(3, 1, 2, 2), torch.zeros(3).long()))
+    monkeypatch.setattr(measurements, "trained_net", lambda recipe, device: recipe)
+    monkeypatch.setattr(data, "load", lambda *_: data.Images)
+    monkeypatch.setattr(data.Images, "classes", data.TEN_DIGITS, raising=False)
+    scene = measurements.scene(CPU, ("cure",), seed=2)
+    expected = ("cifar10", "tiny") if on_disk and shipped else ("digits", "lab")
+    assert scene.nets == {"cure": recipe(expected[0], "cure", 2, expected[1])}
+
+
+def test_frames_have_the_curvature_of_each_image():
+    """Of the same scalar, and of those images alone that the net gets right."""
+    torch.manual_seed(0)
+    net = mlp([16, 6, 3], beta=5.0).eval()
+    x = torch.rand(6, 1, 4, 4)
+    y = net(x).argmax(1)
+    y[[0, 3]] = (y[[0, 3]] + 1) % 3  # it is wrong about these
+    options = dict(eps_grid=[0.01], noise=["random"], scalar="margin")
+    frame = measurements.nets_frame({"lcnn": net}, x, y, **options)
+    assert frame.image.tolist() == [1, 2, 4, 5]
+    curvature = geometry(net, x, y, scalar="margin").curvature[frame.image.tolist()]
+    np.testing.assert_allclose(frame.curvature, curvature, rtol=1e-5)
+    same = stability(net, (x, y), **options)
+    pd.testing.assert_frame_equal(frame[same.columns], same)
+
+
+def stable():
+    """Two nets, ten images, two seeds, two lengths, both kinds of noise; and rows that must not count."""
+    values = np.random.default_rng(0).uniform(0.5, 1.5, size=(2, 2, 2, 2, 10))
+    rows = []
+    for (net, seed, eps, noise, image), value in np.ndenumerate(values):
+        about = dict(net=("standard", "lcnn")[net], seed=seed, image=image, curvature=40 - 30 * net + image)
+        about |= dict(noise=("random", "worst")[noise], eps=(0.01, 0.1)[eps], weights="trained", method="gradient")
+        about["label"] = METHOD[about["net"]][0]
+        rows.append(about | {"relative_change": value * about["eps"] * (4 - 3 * net) * (1 + noise)})
+        rows += [about | {"weights": "random", "relative_change": 9.0}, about | {"method": "x", "relative_change": 9.0}]
+    return pd.DataFrame(rows)
+
+
+def by_image(net, noise):
+    frame = stable().query(f"net == '{net}' and noise == '{noise}' and eps == 0.1 and weights == 'trained'")
+    return frame[frame.method == "gradient"].groupby("image").relative_change.mean().to_numpy()
+
+
+def test_lines_and_ratios_are_means_over_seeds_then_images():
+    points = measurements.lines(stable()).set_index(["net", "noise", "eps"])
+    assert (points.n == 10).all()
+    assert points.theory["lcnn", "worst", 0.1] == pytest.approx(0.1 * 14.5), "ε times mean C"
+    worst = points.loc[("lcnn", "worst", 0.1)]
+    assert worst.value == pytest.approx(by_image("lcnn", "worst").mean())
+    ratios = measurements.stability_ratio(stable(), 0.1).set_index("net")
+    assert ratios.loc["standard", ["ratio", "low", "high"]].tolist() == pytest.approx([1, 1, 1])
+    standard, lcnn = by_image("standard", "random"), by_image("lcnn", "random")
+    assert ratios.loc["lcnn", ["change", "ratio"]].tolist() == pytest.approx(
+        [lcnn.mean(), standard.mean() / lcnn.mean()]
+    )
+    draws = np.random.default_rng(1).integers(10, size=(4000, 10))
+    expected = np.quantile(standard[draws].mean(1) / lcnn[draws].mean(1), (0.025, 0.975))
+    np.testing.assert_allclose(ratios.loc["lcnn", ["low", "high"]].astype(float), expected, rtol=0.03)
+    with pytest.raises(ValueError, match="no gradients of a Standard net"):
+        measurements.stability_ratio(stable().query("net == 'lcnn'"), 0.1)
+
+
+def test_promises_are_those_of_the_stored_frames():
+    frame, curves = measured("digits_stability"), attacks.over_seeds(measured("digits_curves"))
+    table = measurements.promises_table(frame, curves).set_index("net")
+    left = curves[(curves.norm == "l2") & (curves.eps == 0.1)].set_index("label").accuracy
+    assert float(table["survives ε = 0.1, %"]["LCNN"].split()[0]) == pytest.approx(100 * left["LCNN"], abs=0.05)
+    ratio = measurements.stability_ratio(frame, 0.1).set_index("label").ratio["LCNN"]
+    assert float(table["Standard's change over this net's"]["LCNN"].split()[0]) == pytest.approx(ratio, rel=5e-3)
+
+
+@pytest.mark.parametrize("dataset", ["cifar10", "cifar100"])
+def test_paper_lines_are_the_published_numbers(dataset):
+    rows = published("paper gradient-robustness figure").query(f"dataset == '{dataset}'")
+    frame = measurements.paper_lines(dataset)
+    assert frame.to_numpy().tolist() == rows[["method", "epsilon", "mean"]].to_numpy().tolist()
+    assert set(frame.label) == {METHOD[m][0] for m in measurements.PAPER_NETS}
+
+
+class Quadratic(nn.Module):
+    """Logits (½ xᵀA x, 0), so that the Hessian of the first is A everywhere."""
+
+    def __init__(self, a):
+        super().__init__()
+        self.a = nn.Parameter(a)
+
+    def forward(self, x):
+        first = 0.5 * torch.einsum("ni,ij,nj->n", x.flatten(1), self.a, x.flatten(1))
+        return torch.stack([first, 0 * first], 1)
+
+
+@pytest.mark.parametrize("identity", [True, False])
+def test_random_meets_against_a_known_hessian(identity):
+    a = torch.randn(4, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    a = 3 * torch.eye(4, dtype=torch.float64) if identity else a + a.mT
+    x, y = torch.rand(3, 1, 2, 2, dtype=torch.float64), torch.zeros(3, dtype=torch.long)
+    frame = measurements.random_meets(Quadratic(a), x, y, directions=1 if identity else 2000, scalar="logit")
+    eigenvalues = torch.linalg.eigvalsh(a)
+    np.testing.assert_allclose(frame.spectral, eigenvalues.abs().max(), rtol=1e-12)
+    np.testing.assert_allclose(frame.frobenius, eigenvalues.square().mean().sqrt(), rtol=1e-12)
+    np.testing.assert_allclose(frame.measured, frame.frobenius, rtol=1e-12 if identity else 0.05)
