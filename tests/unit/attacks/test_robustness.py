@@ -6,26 +6,18 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_pgd import NORMS, cnn, left_as_found, length, linear, margin_loss, net, predicted, seeded
+from networks import cnn, left_as_found, length, linear, margin_loss, means_of_digits, net, predicted, seeded
 from torch import nn
 
 from lcnn_utils.attacks import autoattack, curve_of, first_success, minimal_radius, pgd, robustness_curve
+from lcnn_utils.attacks.pgd import NORMS
 from lcnn_utils.attacks.robustness import wilson
 from lcnn_utils.curvature import evaluating
-from lcnn_utils.data import Images, load
+from lcnn_utils.data import load
 from lcnn_utils.experiments import run
 from lcnn_utils.training import recipe
 
 GRIDS = {"l2": (0.05, 0.1, 0.2, 0.3), "linf": (0.02, 0.05, 0.08, 0.12)}
-
-
-def means_of_digits() -> tuple[nn.Module, Images]:
-    """A linear network, the nearest class mean, and 60 test images, of which it gets some wrong."""
-    train, test = load("digits", "train"), load("digits", "test", subset=60)
-    means = torch.stack([train.float()[train.y == c].mean(0).flatten() for c in range(10)])
-    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
-    model[1].weight.data, model[1].bias.data = 2 * means, -means.square().sum(1)
-    return model, test
 
 
 @pytest.mark.parametrize("norm", NORMS)

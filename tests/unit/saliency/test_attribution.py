@@ -1,7 +1,6 @@
 """Saliency maps against autograd, closed forms of small networks, and the promises of the docstring."""
 
 import copy
-import functools
 import math
 import warnings
 
@@ -10,47 +9,14 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from networks import KINDS, Quadratic, case
 from torch import nn
 
 from lcnn_utils.curvature import SCALARS
-from lcnn_utils.nn import CenteredSoftplus, centered_softplus, mlp, resnet
+from lcnn_utils.nn import CenteredSoftplus, centered_softplus
 from lcnn_utils.saliency import MAPS, explain
 
-KINDS = {"lcnn": dict(lcnn=True), "standard": {}, "relu": dict(activation=nn.ReLU)}
 HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-
-
-@functools.cache
-def _trained_like(kind: str, family: str) -> nn.Module:
-    """Random weights, but running statistics that fit: without them the logits hardly depend on the image."""
-    torch.manual_seed(0)
-    if family == "mlp":
-        net = mlp([64, 16, 16, 4], **KINDS[kind])
-    else:
-        net = resnet(10, num_classes=4, width=4, in_channels=1, image_size=8, ordinary=kind == "relu", **KINDS[kind])
-    net = net.double().train()
-    for _ in range(40):
-        net(torch.rand(64, 1, 8, 8).double())
-    return net.eval()
-
-
-def case(kind: str = "lcnn", family: str = "resnet", n: int = 5) -> tuple[nn.Module, torch.Tensor, torch.Tensor]:
-    """A network of the lab, images, and labels of which most are not what the network says."""
-    x = torch.rand(n, 1, 8, 8, generator=torch.Generator().manual_seed(1)).double()
-    return copy.deepcopy(_trained_like(kind, family)), x, torch.arange(n) % 4
-
-
-class Quadratic(nn.Module):
-    """Logits (½ xᵀAx + b·x, 0) of an image's pixels, A symmetric: the gradient of logit 0 is Ax + b."""
-
-    def __init__(self, matrix, slope=0.0):
-        super().__init__()
-        self.matrix, self.slope = matrix, slope
-
-    def forward(self, x):
-        x = x.flatten(1)
-        value = torch.einsum("ni,ij,nj->n", x, self.matrix, x) / 2 + (x * self.slope).sum(1)
-        return torch.stack([value, torch.zeros_like(value)], 1)
 
 
 class Functional(nn.Module):

@@ -1,6 +1,5 @@
 """PGD against closed forms of linear networks, against PGD written out and foolbox's; its ball, its box, its model."""
 
-import itertools
 import math
 
 import pytest
@@ -8,90 +7,14 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from networks import Scale, cnn, left_as_found, length, linear, margin_loss, net, predicted, seeded
 from torch import nn
 
 from lcnn_utils.attacks import Headed, direction, fgsm, first_success, minimal_radius, move, perturb, pgd, project
 from lcnn_utils.attacks.pgd import LOSSES, NORMS, mirror, random_steps
-from lcnn_utils.curvature import evaluating, scalar_of
+from lcnn_utils.curvature import scalar_of
 
 DTYPES = (torch.float32, torch.float64)
-
-
-class Scale(nn.Module):
-    def __init__(self, factor):
-        super().__init__()
-        self.factor = factor
-
-    def forward(self, x):
-        return x * self.factor
-
-
-def length(step: torch.Tensor, norm: str) -> torch.Tensor:
-    return torch.linalg.vector_norm(step.flatten(1), 2 if norm == "l2" else math.inf, dim=1)
-
-
-def margin_loss(model: nn.Module, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-    with evaluating(model), torch.no_grad():
-        return -scalar_of(model(x), y, "margin")
-
-
-def net(seed: int = 0, dtype=torch.float32) -> nn.Sequential:
-    """An MLP on 12 numbers with enough slope that the samples below can be fooled."""
-    torch.manual_seed(seed)
-    layers: list[nn.Module] = []
-    for a, b in itertools.pairwise((12, 24, 24, 4)):
-        layers += [nn.Linear(a, b), nn.Tanh()]
-    return nn.Sequential(*layers[:-1], Scale(5.0)).to(dtype)
-
-
-def cnn(seed: int = 0) -> nn.Sequential:
-    torch.manual_seed(seed)
-    model = nn.Sequential(
-        nn.Conv2d(1, 8, 3, padding=1), nn.BatchNorm2d(8), nn.Softplus(10), nn.Dropout(0.5),
-        nn.Conv2d(8, 8, 3, stride=2), nn.Softplus(10), nn.Flatten(), nn.Linear(72, 4),
-    )  # fmt: skip
-    model(torch.rand(64, 1, 8, 8))  # fills the running statistics
-    return model
-
-
-def predicted(model: nn.Module, *shape: int, dtype=torch.float32, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
-    """Samples in [0, 1] and what the network says of them, taken for true."""
-    x = torch.rand(*shape, generator=seeded(seed), dtype=dtype)
-    with evaluating(model), torch.no_grad():
-        return x, model(x).argmax(1)
-
-
-def linear(shape: tuple[int, ...], dtype, norm: str):
-    """A linear two-class network on images, samples, their labels and their exact distances from the boundary."""
-    torch.manual_seed(3)
-    model = nn.Sequential(nn.Flatten(), nn.Linear(math.prod(shape), 2)).to(dtype)
-    x, y = predicted(model, 12, *shape, dtype=dtype)
-    w = (model[1].weight[0] - model[1].weight[1]).detach()
-    return model, x, y, -margin_loss(model, x, y) / (w.norm() if norm == "l2" else w.abs().sum())
-
-
-def seeded(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
-
-
-def left_as_found(attack, model: nn.Module, x: torch.Tensor, y: torch.Tensor) -> None:
-    """In training mode, partly frozen, without gradients: attacked in eval mode, and nothing is left behind."""
-    model.train()
-    model[1].eval()
-    model[0].requires_grad_(False)
-    found = lambda: ([m.training for m in model.modules()], [(p.requires_grad, p.grad) for p in model.parameters()])
-    before, state = found(), {k: v.clone() for k, v in model.state_dict().items()}
-    pixels, generator = x.clone().requires_grad_(), torch.get_rng_state()
-    with torch.no_grad():
-        quiet = attack(pixels)
-    assert torch.equal(quiet, attack(x)), "dropout was on"
-    assert (quiet.requires_grad, pixels.grad) == (False, None)
-    assert torch.equal(pixels, x)
-    with pytest.raises(ValueError, match="labels"):
-        attack(x[:-1])
-    assert found() == before
-    assert all(torch.equal(v, state[k]) for k, v in model.state_dict().items())
-    assert torch.equal(torch.get_rng_state(), generator)
 
 
 @pytest.mark.parametrize("norm", NORMS)

@@ -6,12 +6,11 @@ import math
 import pandas as pd
 import pytest
 import torch
-from test_pgd import NORMS, Scale, cnn, left_as_found, length, margin_loss, net, predicted, seeded
-from test_robustness import means_of_digits
+from networks import Scale, cnn, left_as_found, length, margin_loss, means_of_digits, net, predicted, seeded
 from torch import nn
 
 from lcnn_utils.attacks import Headed, masking_checks, pgd
-from lcnn_utils.attacks.pgd import random_steps
+from lcnn_utils.attacks.pgd import NORMS, random_steps
 from lcnn_utils.data import Images, load
 from lcnn_utils.experiments import run
 from lcnn_utils.training import recipe

@@ -12,9 +12,9 @@ from captum.metrics import infidelity, infidelity_perturb_func_decorator
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
+from networks import Quadratic, case
 from scipy.stats import spearmanr
 from skimage.metrics import structural_similarity
-from test_attribution import Quadratic, case
 from torch import nn
 
 from lcnn_utils.attacks import direction, mirror, move
