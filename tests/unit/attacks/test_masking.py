@@ -1,7 +1,6 @@
 """Checks of robust accuracies: networks built to mask their gradients are caught, sound ones are not."""
 
 import importlib
-import math
 
 import pandas as pd
 import pytest
@@ -111,11 +110,10 @@ def test_rounded_pixels_are_caught(norm, slope, plain):
     assert slope or row(frame, BOX).passed is False
 
 
-@pytest.mark.parametrize("norm", NORMS)
-def test_confidence_masks_cross_entropy_but_not_the_margin(norm, plain):
+def test_confidence_masks_cross_entropy_but_not_the_margin(plain):
     model, images = plain
-    quiet = checked(model, images, EPS[norm], norm=norm, restarts=1)
-    loud = checked(nn.Sequential(model, Scale(1e4)), images, EPS[norm], norm=norm, restarts=1)
+    quiet = checked(model, images, EPS["l2"], restarts=1)
+    loud = checked(nn.Sequential(model, Scale(1e4)), images, EPS["l2"], restarts=1)
     assert not failed(loud)
     clean = (model(images.float()).argmax(1) == images.y).double().mean().item()
     assert row(loud, CE).value > clean - 0.02, "cross-entropy finds next to nothing"
@@ -167,16 +165,3 @@ def test_the_seed_decides_the_referee_has_its_row_and_the_networks_are_left_as_f
     values = lambda x: torch.tensor(masking_checks(models[0], (x, y), 0.2, steps=2, others={"b": models[1]}).value)
     left_as_found(values, models[0], x, y)
     assert all(module.training for module in models[1].modules())
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        (dict(eps=0.0), "radius above 0"), (dict(eps=math.nan), "eps is nan"), (dict(norm="l1"), "unknown norm 'l1'"),
-        (dict(steps=0), "steps must be"), (dict(images=(torch.rand(3, 12), torch.zeros(3).long())), "3 images"),
-        (dict(images=(torch.full((4, 12), 2.0), torch.zeros(4).long())), "outside the box"),
-    ],
-)  # fmt: skip
-def test_bad_input_is_named(change, message):
-    with pytest.raises(ValueError, match=message):
-        masking_checks(net(), **dict(images=(torch.rand(4, 12), torch.zeros(4).long()), eps=0.1) | change)
