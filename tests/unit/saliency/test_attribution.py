@@ -47,7 +47,7 @@ def test_the_gradient_is_that_of_autograd_signs_included(kind, scalar):
     torch.testing.assert_close(explain(model, x, y, "input_x_gradient", scalar=scalar), x * want)
 
 
-@settings(deadline=None, max_examples=15)
+@settings(deadline=None, max_examples=10)
 @given(st.integers(0, 999), st.integers(1, 7), st.integers(1, 4), st.sampled_from([0.0, -1.0, 0.3]), st.booleans())
 def test_on_a_linear_network_every_method_gives_its_closed_form(seed, d, n, baseline, predicted):
     torch.manual_seed(seed)
@@ -127,11 +127,11 @@ def test_guided_backprop_lets_only_positive_signals_through_relus():
     torch.testing.assert_close(explain(model, x, y), plain, msg="hooks are left behind")
 
 
-@pytest.mark.parametrize("act", [F.relu, F.softplus, CenteredSoftplus(5.0), torch.tanh, lambda z: z])
-@pytest.mark.parametrize("relu", [{}, dict(beside=nn.ReLU())], ids=str)
-def test_guided_backprop_refuses_nets_where_it_would_be_the_gradient(act, relu):
+@pytest.mark.parametrize("act", [F.relu, CenteredSoftplus(5.0), lambda z: z])
+@pytest.mark.parametrize("beside", [None, nn.ReLU()], ids=str)
+def test_guided_backprop_refuses_nets_where_it_would_be_the_gradient(act, beside):
     with pytest.raises(ValueError, match=r"nn.ReLU only"):
-        explain(Functional(act, **relu), torch.rand(4, 6), None, "guided_backprop")
+        explain(Functional(act, beside), torch.rand(4, 6), None, "guided_backprop")
 
 
 @pytest.mark.parametrize(("window", "baseline"), [(2, 0.0), (3, 0.5)])
@@ -195,13 +195,9 @@ def test_network_and_images_are_left_as_found_and_batches_change_nothing(method)
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (dict(x=torch.full((5, 1, 8, 8), 1.5).double()), r"\[0, 1\]"), (dict(y=torch.full((5,), 4)), "4 classes"),
-        (dict(method="gradcan"), "unknown method 'gradcan'.*did you mean 'gradcam'"),
-        (dict(scalar="logits"), "unknown scalar 'logits'"), (dict(samples=0), "samples must be a whole number"),
-        (dict(steps=1.5), "steps must be"),
+        (dict(method="gradcan"), "did you mean 'gradcam'"), (dict(samples=0), "samples"),
         (dict(method="occlusion", window=9), "window is 9: use 1 to 8"),
         (dict(method="gradcam", model=case("lcnn", "mlp")[0]), "a layer with maps of at least 4 × 4"),
-        (dict(method="gradcam", model=nn.Linear(2, 4).double(), x=torch.rand(5, 2).double()), "needs images"),
     ],
 )  # fmt: skip
 def test_bad_input_is_named(change, message):
