@@ -166,6 +166,12 @@ def test_rows_are_comparisons_of_the_maps_at_both_ends(monkeypatch):
     seen.clear()
     stability(model, (x, y), [0.2], noise=("random",), seed=1)
     assert not torch.allclose(seen[1][0] - x[right], 0.2 * one, atol=1e-2), "the seed does nothing"
+    seen.clear()
+    x = 0.4 + 0.2 * torch.rand(500, 1, 4, 4).double()
+    stability(quadratic()[0], (x, torch.zeros(500).long()), [0.1], noise=("random",))
+    drawn = ((seen[1][0] - x) / 0.1).flatten(1)  # uniform among directions: mean 0 and variance 1/d
+    np.testing.assert_allclose(drawn.mean(0), 0, atol=4 / np.sqrt(16 * 500))
+    np.testing.assert_allclose(drawn.T @ drawn / 500 * 16, np.eye(16), atol=0.3)
 
 
 @pytest.mark.parametrize("scalar", ["loss", "logit"])

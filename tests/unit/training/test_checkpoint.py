@@ -1,5 +1,6 @@
 """States on disk: what is written comes back, what is damaged is named, and one process at a time trains a recipe."""
 
+import contextlib
 import json
 import os
 import signal
@@ -45,16 +46,13 @@ def test_what_is_written_is_read_and_every_change_is_noticed(tmp_path):
     assert len({digest(tensors, {"a": "text"}), *others}) == len(others) + 1
 
 
-@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
-def test_a_state_goes_back_in_place(layout, tmp_path):
-    recipe = CNN
-
+def test_a_state_goes_back_in_place(tmp_path):
     def state(seed) -> State:
-        model = build(replace(recipe, seed=seed)).to(memory_format=layout)
-        optimizer, momenta = make_optimizer(recipe, model)
+        model = build(replace(CNN, seed=seed)).to(memory_format=torch.channels_last)
+        optimizer, momenta = make_optimizer(CNN, model)
         model(torch.rand(9, 1, 8, 8)).sum().backward()
         optimizer.step()
-        return State(recipe, model, momenta, torch.Generator().manual_seed(seed))
+        return State(CNN, model, momenta, torch.Generator().manual_seed(seed))
 
     one, other = state(1), state(2)
     one.history, one.about = [{"epoch": 1, "loss": 0.1 + 0.2}], {"seconds": 12.346, "made_on": [{"device": "a"}]}
@@ -68,7 +66,7 @@ def test_a_state_goes_back_in_place(layout, tmp_path):
     assert any(bool(value.any()) for value in one.momenta)
     assert torch.equal(one.generator.get_state(), other.generator.get_state())
     assert (epochs_done(tmp_path / "state"), epochs_done(tmp_path / "none")) == (1, 0)
-    other.recipe = replace(recipe, seed=9)
+    other.recipe = replace(CNN, seed=9)
     with pytest.raises(RuntimeError, match="state of another recipe"):
         other.load(tmp_path / "state")
 
@@ -87,10 +85,8 @@ def edited(change):
 DAMAGES = {
     "truncated": lambda path: path.write_bytes(path.read_bytes()[:-10]),
     "empty": lambda path: path.write_bytes(b""),
-    "a page of HTML": lambda path: path.write_text("<html>404</html>" * 100),
     "the last bit": lambda path: path.write_bytes(path.read_bytes()[:-1] + bytes([path.read_bytes()[-1] ^ 1])),
-    "foreign": lambda path: save_file({"weight": torch.zeros(3)}, path),
-    "foreign with a checksum": lambda path: write(path, {"weight": torch.zeros(3)}, {"epoch": "1", "history": "[]"}),
+    "foreign": lambda path: write(path, {"weight": torch.zeros(3)}, {"epoch": "1", "history": "[]"}),
     "no generator": edited(lambda tensors, _: tensors.pop("generator")),
     "another history": edited(lambda _, metadata: metadata.update(history="[]")),
 }
@@ -133,26 +129,26 @@ def test_a_state_from_before_a_field_went_or_came_is_read(monkeypatch):
 
 
 def test_who_waits_says_so_and_what_fails_gives_its_lock_back(tmp_path, capsys):
-    path, free, order = tmp_path / "some-run.safetensors", threading.Event(), []
+    path, is_held, free, order = tmp_path / "some-run.safetensors", threading.Event(), threading.Event(), []
 
     def hold():
-        with locked(path), locked(tmp_path / "another"):
-            order.append("held")
+        with locked(path):
+            is_held.set()
             free.wait(10)
             order.append("given back")
 
     holder = threading.Thread(target=hold)
     holder.start()
-    while not order:
-        time.sleep(0.001)
+    is_held.wait(10)
     threading.Timer(0.2, free.set).start()
-    with pytest.raises(ZeroDivisionError), locked(path):
-        _ = order.append("got") or 1 / 0
+    with contextlib.suppress(ZeroDivisionError), locked(path):
+        order.append("got")
+        raise ZeroDivisionError
     holder.join()
     with locked(path):
         order.append("again")
-    assert order == ["held", "given back", "got", "again"]
-    assert capsys.readouterr().out == "another process is training some-run: waiting for it\n"
+    assert order == ["given back", "got", "again"]
+    assert "waiting for it" in capsys.readouterr().out
 
 
 PAIRS = """
@@ -170,7 +166,7 @@ for recipe in map(eval, sys.argv[2:]):
         real = OBJECTIVES[recipe.method]
         def logged(*args, **more):
             os.write(log, f"{recipe.seed} {os.getpid()}\\n".encode())
-            time.sleep(0.02)
+            time.sleep(0.01)
             return real(*args, **more)
         OBJECTIVES[recipe.method] = logged
         model, history = training.fit(recipe, progress=False)
@@ -182,6 +178,7 @@ for _ in range(2 * len(sys.argv[2:])):
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="POSIX only")
 def test_two_processes_train_a_recipe_once(monkeypatch, tmp_path):
     """Where the one that trains is killed, by a real SIGKILL in its second epoch, the other goes on from the first.

@@ -2,7 +2,6 @@
 
 import copy
 import itertools
-import math
 from dataclasses import replace
 
 import numpy as np
@@ -224,9 +223,8 @@ def test_adversarial_trains_on_what_the_attack_found(cnn, images):
 
 
 def test_images_of_an_attack_lie_in_the_box_and_points_anywhere(cnn, images, points):
-    for bad in (images[0] * 255, 2 * images[0] - 1, images[0] * math.nan):
-        with pytest.raises(ValueError, match=r"outside \[0, 1\]|NaN"):
-            objective(cnn, (bad, images[1]), Recipe(method="adversarial"))
+    with pytest.raises(ValueError, match=r"outside \[0, 1\]"):
+        objective(cnn, (2 * images[0] - 1, images[1]), Recipe(method="adversarial"))
     x, final, net = 3 * points[0], [], nn.Linear(4, 3).double()
     net.register_forward_pre_hook(lambda _, given: final.append(given[0].detach()))
     objective(net, (x, points[1]), Recipe("moons", "adversarial", "mlp", eps=0.2))
@@ -246,7 +244,7 @@ class OneMask(nn.Module):
         return self.net(x)
 
 
-@pytest.mark.parametrize("derivative", ["exact", "difference"])
+@each_derivative
 @pytest.mark.parametrize("method", ["gradreg", "cure"])
 def test_all_passes_of_a_step_draw_one_mask(method, derivative):
     torch.manual_seed(0)
