@@ -15,8 +15,6 @@ from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 
-import lcnn_utils
-
 PROJECT = Path(__file__).resolve().parents[2]
 PYPROJECT = tomllib.loads((PROJECT / "pyproject.toml").read_text(encoding="utf-8"))
 LOCK = (PROJECT / "requirements.lock").read_text(encoding="utf-8")
@@ -107,13 +105,6 @@ def test_no_file_names_a_machine():
     for path in (PROJECT / name for name in done.stdout.split("\0") if not name.startswith("tests/")):
         if path.is_file() and path.suffix != ".lock":
             assert not private.search(path.read_text(encoding="utf-8", errors="ignore")), path
-
-
-def test_citation_and_version():
-    citation = yaml.safe_load((PROJECT / "CITATION.cff").read_text(encoding="utf-8"))
-    assert citation["version"] == lcnn_utils.__version__ == PYPROJECT["project"]["version"]
-    assert citation["license"] == PYPROJECT["project"]["license"]
-    assert citation["references"][0]["title"] == "Efficient Training of Low-Curvature Neural Networks"
 
 
 def test_the_layers_hold(monkeypatch):

@@ -9,7 +9,7 @@ import torch
 from helpers import files_of_at_most
 
 from lcnn_utils import lab
-from lcnn_utils.lab import PROJECT, atomic_path, check_choice, write_text
+from lcnn_utils.lab import atomic_path, check_choice, write_text
 
 
 @pytest.fixture(autouse=True)
@@ -35,20 +35,6 @@ def test_an_absent_device_is_named_with_the_way_out(monkeypatch, name):
     for argument in (name, None):
         with pytest.raises(RuntimeError, match=rf"'{name}'.*device='cpu'.*unset LCNN_DEVICE"):
             lab.pick_device(argument)
-
-
-def test_folders_come_from_argument_environment_project(monkeypatch, tmp_path):
-    assert (PROJECT / "pyproject.toml").is_file()
-    assert lab.data_root() == PROJECT / "data"
-    monkeypatch.setenv("LCNN_DATA", str(tmp_path / "d"))
-    assert lab.data_root() == tmp_path / "d"
-    assert lab.data_root(tmp_path) == tmp_path
-    assert lab.store_root() == tmp_path / "store"
-    monkeypatch.delenv("LCNN_STORE")
-    assert lab.store_root() == PROJECT / "data"
-    monkeypatch.setenv("HOME", str(tmp_path))
-    monkeypatch.setenv("LCNN_STORE", "~/mine")
-    assert lab.store_root() == tmp_path / "mine"
 
 
 def test_a_file_appears_whole_and_readable_by_all(tmp_path):

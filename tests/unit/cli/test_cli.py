@@ -56,15 +56,6 @@ def test_a_mistyped_command_has_status_2(args):
         cli.main(args)
 
 
-def test_an_interrupt_is_one_line(monkeypatch, capsys):
-    def interrupted(self):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(cli.Data, "run", interrupted)
-    assert cli.main(["data"]) == 130
-    assert capsys.readouterr().err == "lcnn: interrupted\n"
-
-
 # ---- lcnn lab ----------------------------------------------------------------------------------------------------
 
 

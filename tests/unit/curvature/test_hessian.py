@@ -194,17 +194,3 @@ def test_derivatives_of_confident_samples(method):
         assert got.residual.isinf().all() == (margin > 70)
         for name in ("grad_norm", "hessian_norm", "curvature") if margin < 70 else ():
             torch.testing.assert_close(getattr(got, name).double(), getattr(want, name), rtol=1e-2, atol=0)
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        (dict(scalar="los"), r"unknown scalar 'los'.*did you mean 'loss'"),
-        (dict(method="lancsoz"), r"unknown method.*did you mean 'lanczos'"),
-        (dict(x=torch.rand(2, 5, 6, 6).double()), r"does not take inputs of shape \(2, 5, 6, 6\)"),
-    ],
-)
-def test_bad_input_is_named(change, message):
-    model, x, _ = case("cnn", 0, 2)
-    with pytest.raises(ValueError, match=message):
-        geometry(**(dict(model=model, x=x, y=torch.tensor([0, 1])) | change))

@@ -11,7 +11,6 @@ from helpers import files_of_at_most
 from lcnn_utils.experiments import append, has, how_measured, measured
 from lcnn_utils.experiments.results import GEOMETRY, best
 from lcnn_utils.figures.style import METHOD
-from lcnn_utils.training import METHODS
 
 tables = importlib.import_module("lcnn_utils.experiments.results")
 SHIPPED = sorted({path.name.partition(".")[0] for path in tables.RESULTS.glob("*.csv*")})
@@ -80,12 +79,6 @@ def test_every_row_names_its_dataset_and_scale(store, name, dataset, scale):
     pd.testing.assert_frame_equal(measured(f"{name}_curves"), frame)
 
 
-@pytest.mark.parametrize("name", ["moons", "cifar10_big_curves", "digits_tiny_curves"])
-def test_a_name_that_tells_no_dataset_and_scale_is_refused(store, name):
-    with pytest.raises(ValueError, match=f"'{name}'"):
-        append(curve(), name, FACTS)
-
-
 def test_cells_that_are_there_stay_as_they_are_written(store):
     """Also where a later run lacks a column of whole numbers, which pandas would turn into floats."""
     values = [1.2345678, 9e-12, np.nan, 1e300]
@@ -96,14 +89,6 @@ def test_cells_that_are_there_stay_as_they_are_written(store):
     frame = measured("digits_curves")
     np.testing.assert_array_equal(frame.value[:4], [1.2346, 9e-12, np.nan, 1e300])
     assert frame.note[5] == 'a "quoted", note'
-
-
-def test_facts_that_differ_are_all_told(store):
-    for seed, (cpu, n) in enumerate((("B", 3), ("A", 3), ("B", 5))):
-        append(curve(run_of(seed=seed)), "digits_curves", FACTS | {"cpu": cpu, "n": n, "seconds": seed})
-    about = how_measured("digits_curves")
-    assert list(about.pop("runs").values())[2] == FACTS | {"cpu": "B", "n": 5, "seconds": 2}
-    assert about == FACTS | {"cpu": ["B", "A"], "n": [3, 5]}
 
 
 def test_the_store_comes_before_what_is_shipped(store):
@@ -164,24 +149,6 @@ def test_a_damaged_table_is_named(store, name, damage):
             use(name)
 
 
-@pytest.mark.parametrize(
-    ("rows", "says"),
-    [(curve().drop(columns=["n", "eps"]), "it lacks the columns eps, n"), (curve(accuracy=50), "not in .0, 1.")],
-)
-def test_a_table_of_another_content_is_named(store, rows, says):
-    append(rows, "digits_curves", FACTS)
-    with pytest.raises(RuntimeError, match=says):
-        measured("digits_curves")
-
-
-@pytest.mark.parametrize("text", ["", '{"common": {', "{}"])
-def test_damaged_facts_are_named(store, text):
-    append(curve(), "digits_curves", FACTS)
-    (store / "digits_curves.json").write_text(text)
-    with pytest.raises(RuntimeError, match=r"digits_curves\.json\) is damaged"):
-        how_measured("digits_curves")
-
-
 def add_runs(seeds) -> None:
     for seed in seeds:
         append(curve(run_of(seed=seed)), "digits_curves", FACTS | {"seconds": seed})
@@ -217,10 +184,3 @@ def test_what_is_shipped(name):
         for run, part in test.groupby("run"):  # other images of the same split, or Lanczos' 1 % and other batches
             expected, near = runs.loc[run, list(GEOMETRY)].astype(float), runs.measured[run] == len(part)
             np.testing.assert_allclose(part[list(GEOMETRY)].mean(), expected, rtol=0.02 if near else 0.25)
-
-
-def test_the_example_of_the_readme_runs():
-    text = (tables.PROJECT / "data" / "README.md").read_text(encoding="utf-8")
-    scope: dict = {}
-    exec(text.partition("```python\n")[2].partition("```")[0], scope)
-    assert len(scope["means"]) == len(METHODS)

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 
 from lcnn_utils.cli import commands as cli
 from lcnn_utils.experiments import ordered, plan, run, runs, sweep
-from lcnn_utils.experiments.sweep import local_cluster, recorded, run_task
+from lcnn_utils.experiments.sweep import local_cluster
 from lcnn_utils.training import OBJECTIVES, fit, recipe, run_name, state_path
 from lcnn_utils.training.checkpoint import epochs_done
 from lcnn_utils.training.fit import made_on
@@ -116,40 +116,11 @@ def test_a_killed_worker(client, monkeypatch, tmp_path):
     assert [numbers(one) for one in recipes] == calm(recipes, monkeypatch, tmp_path / "calm")
 
 
-@pytest.mark.slow
-def test_a_stopped_sweep_goes_on(client, monkeypatch, tmp_path):
-    recipes = moons("lcnn", "standard", seeds=(2,), epochs=15)
-
-    def interrupt(*_):
-        wait_for(recipes[0], 3)
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr("distributed.as_completed", interrupt)
-        with pytest.raises(KeyboardInterrupt):
-            sweep(recipes, client)
-    assert not recorded(recipes[0]), "in mid-training"
-    outcomes = sweep(recipes, client)
-    assert [outcome.error for outcome in outcomes] == [None, None]
-    assert [numbers(one) for one in recipes] == calm(recipes, monkeypatch, tmp_path / "calm")
-
-
 def test_no_other_machine_can_connect(client):
     """Whoever could, could run programs as us."""
     mine = psutil.Process()
     found = [c for p in (mine, *mine.children(recursive=True)) for c in p.net_connections("inet")]
     assert {c.laddr.ip for c in found if c.status == psutil.CONN_LISTEN} == {"127.0.0.1"}
-
-
-def test_what_a_sweep_refuses(monkeypatch, tmp_path):
-    monkeypatch.setenv("LCNN_STORE", str(tmp_path))
-    (one,) = moons("relu", epochs=1)
-    with pytest.raises(ValueError, match="at least 1 worker"):
-        sweep([one], workers=0)
-    run_task(one)
-    state_path(one).with_suffix(".json").write_text("{}")
-    with pytest.raises(RuntimeError, match=r"is damaged .*delete it"):
-        sweep([one])
 
 
 # ----------------------------------------------------------------------------------------------- the order, the plan
@@ -218,13 +189,3 @@ def test_the_command(client, capsys):
     printed = capsys.readouterr().out
     assert "Traceback" not in printed.split("failed: the loss or a weight is not finite")[0]
     assert printed.endswith("0 of 2 runs done, 2 failed\n")
-
-
-@pytest.mark.parametrize(
-    "more",
-    [("--workers", "0"), ("--methods", "lcn"), ("--grid", "seed=1"), ("--grid", "lr=x")],
-    ids=str,
-)
-def test_what_the_command_refuses(more, capsys):
-    assert cli.main([*SMALL, *more]) == 1
-    assert capsys.readouterr().err.startswith("lcnn: ")

@@ -102,12 +102,6 @@ def with_conv(change):
     return net
 
 
-def with_sizes(net, x):
-    h = usual(net, x)
-    n, c, height, width = h.shape
-    return h.view(n, c, -1)[:, :, : height * width // 2]
-
-
 def on_both(net, x):
     h = net.conv(x)
     return net.relu(net.bn(h)) + net.other(h)
@@ -115,7 +109,6 @@ def on_both(net, x):
 
 KEPT = {
     "one call, two BatchNorms": lambda: Net(on_both, other=bn()),
-    "sizes and slices": lambda: Net(with_sizes),
     "grouped, dilated": lambda: Net(usual, conv=conv(padding=2, dilation=2, groups=2)),
     "no padding, strided": lambda: Net(usual, conv=conv(padding="valid", stride=2)),
     "zero kernel": lambda: with_conv(lambda conv: conv.weight.data.zero_()),
@@ -145,13 +138,6 @@ def test_conversion_is_silent_where_it_keeps_the_function(case):
             assert conv_norm(layer, (2, 8, 8), "exact").item() == pytest.approx(float(case != "zero kernel"), abs=0.03)
 
 
-class OwnConv(nn.Conv2d):
-    """Weights of mean 0, as in weight standardisation."""
-
-    def forward(self, x):
-        return F.conv2d(x, self.weight - self.weight.mean(), self.bias)
-
-
 class Flatten(nn.Module):
     """A layer of somebody's own, not what its name says."""
 
@@ -162,16 +148,12 @@ class Flatten(nn.Module):
 NAMED = {
     "output": (lambda net, x: (usual(net, x), net.conv(x)), {}, ["conv"]),
     "read twice": (on_both, dict(other=nn.Identity()), ["conv"]),
-    "no BatchNorm": (lambda net, x: net.conv(x), {}, ["conv"]),
     "padding": (usual, dict(conv=conv(padding_mode="circular")), ["conv"]),
-    "transposed": (usual, dict(conv=nn.ConvTranspose2d(2, 2, 3)), ["conv"]),
     "no statistics": (usual, dict(bn=bn(track_running_stats=False)), ["conv", "bn"]),
     "BatchNorm1d": (lambda net, x: net.b(usual(net, x).flatten(1)), dict(b=nn.BatchNorm1d(128)), ["b (BatchNorm1d)"]),
-    "unused": (usual, dict(other=conv()), ["other"]),
     "functional": (lambda net, x: usual(net, F.conv2d(x, net.other.weight)), dict(other=conv()), ["conv2d", "other"]),
     "custom": (lambda net, x: net.other(usual(net, x)), dict(other=Flatten()), ["other (Flatten)"]),
     "square": (lambda net, x: (h := usual(net, x), h * h)[1], {}, ["mul"]),
-    "own layer": (usual, dict(conv=OwnConv(2, 2, 3)), ["conv"]),
 }
 
 
@@ -221,12 +203,10 @@ REFUSED = {
     "weight norm by hooks": (lambda: with_conv(torch.nn.utils.weight_norm), "conv.*remove_weight_norm"),
     "spectral norm": (lambda: with_conv(parametrizations.spectral_norm), "conv.*remove_parametrizations"),
     "converted": (lambda: to_low_curvature(Net(usual), torch.rand(1, 2, 8, 8)), "conv.*a converted net"),
-    "hook": (lambda: with_conv(lambda conv: conv.register_forward_hook(print)), "conv has hooks"),
     "branch": (lambda: Net(lambda net, x: usual(net, x) if x.sum() > 0 else x), "forward of Net depends on its data"),
     "chance": (lambda: Net(lambda net, x: usual(net, x + torch.randn_like(x))), "chance"),
     "a list of layers": (listed, "Net .*nn.ModuleList"),
     "read elsewhere": (lambda: Net(overwritten, relu=nn.ReLU(inplace=True)), "set inplace=False"),
-    "shape": (lambda: nn.Sequential(nn.Linear(3, 2), nn.ReLU()), "does not run"),
 }
 
 

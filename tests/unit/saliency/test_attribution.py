@@ -190,17 +190,3 @@ def test_network_and_images_are_left_as_found_and_batches_change_nothing(method)
     assert state(model) == before
     assert all(torch.equal(v, weights[k]) for k, v in model.state_dict().items())
     assert torch.equal(torch.get_rng_state(), generator)
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        (dict(method="gradcan"), "did you mean 'gradcam'"), (dict(samples=0), "samples"),
-        (dict(method="occlusion", window=9), "window is 9: use 1 to 8"),
-        (dict(method="gradcam", model=case("lcnn", "mlp")[0]), "a layer with maps of at least 4 × 4"),
-    ],
-)  # fmt: skip
-def test_bad_input_is_named(change, message):
-    model, x, y = case()
-    with pytest.raises(ValueError, match=message):
-        explain(**(dict(model=model, x=x, y=y) | change))

@@ -1,13 +1,8 @@
 """States on disk: what is written comes back, what is damaged is named, and one process at a time trains a recipe."""
 
 import contextlib
-import json
 import os
-import signal
-import subprocess
-import sys
 import threading
-import time
 from dataclasses import replace
 
 import pytest
@@ -24,10 +19,6 @@ CNN = Recipe("digits", "lcnn", "resnet10", width=2, epochs=3, batch_size=512, au
 
 def train(recipe, **options):
     return fit(recipe, progress=False, **options)
-
-
-def fingerprint(model, history) -> str:
-    return digest(model.state_dict(), {"history": history.to_json(double_precision=15)})
 
 
 def test_what_is_written_is_read_and_every_change_is_noticed(tmp_path):
@@ -114,20 +105,6 @@ def test_a_damaged_state_is_named_with_the_way_out(damage, trained):
     assert path.read_bytes() == damaged, "nothing of the user's is overwritten"
 
 
-def test_a_state_from_before_a_field_went_or_came_is_read(monkeypatch):
-    whole = fingerprint(*train(MOONS))
-    tensors, metadata = read(state_path(MOONS))
-    fields = json.loads(metadata["recipe"])
-    fields = {name: value for name, value in fields.items() if name != "compile"}
-    fields |= {"penalty_eval": False, "published": False, "channels_last": None}
-    write(state_path(MOONS), tensors, metadata | {"recipe": json.dumps(fields)})
-    assert fingerprint(*train(MOONS)) == whole
-    for other in ({"published": True}, {"channels_last": False}):
-        write(state_path(MOONS), tensors, metadata | {"recipe": json.dumps(fields | other)})
-        with pytest.raises(RuntimeError, match="another version"):
-            train(MOONS)
-
-
 def test_who_waits_says_so_and_what_fails_gives_its_lock_back(tmp_path, capsys):
     path, is_held, free, order = tmp_path / "some-run.safetensors", threading.Event(), threading.Event(), []
 
@@ -149,63 +126,3 @@ def test_who_waits_says_so_and_what_fails_gives_its_lock_back(tmp_path, capsys):
         order.append("again")
     assert order == ["given back", "got", "again"]
     assert "waiting for it" in capsys.readouterr().out
-
-
-PAIRS = """
-import os, sys, time, torch
-from lcnn_utils import training
-from lcnn_utils.training import OBJECTIVES, Recipe
-from lcnn_utils.training.checkpoint import digest
-torch.set_num_threads(1)
-torch.optim.SGD([torch.zeros(1)], 0.1)  # imports much of torch, once
-log = os.open(sys.argv[1], os.O_WRONLY | os.O_APPEND | os.O_CREAT)
-for recipe in map(eval, sys.argv[2:]):
-    for _ in range(2):
-        if os.fork():
-            continue
-        real = OBJECTIVES[recipe.method]
-        def logged(*args, **more):
-            os.write(log, f"{recipe.seed} {os.getpid()}\\n".encode())
-            time.sleep(0.01)
-            return real(*args, **more)
-        OBJECTIVES[recipe.method] = logged
-        model, history = training.fit(recipe, progress=False)
-        made = digest(model.state_dict(), {"history": history.to_json(double_precision=15)})
-        os.write(1, f"{recipe.seed} {made}\\n".encode())
-        os._exit(0)
-for _ in range(2 * len(sys.argv[2:])):
-    os.wait()
-"""
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="POSIX only")
-def test_two_processes_train_a_recipe_once(monkeypatch, tmp_path):
-    """Where the one that trains is killed, by a real SIGKILL in its second epoch, the other goes on from the first.
-    All models are those of a process alone, bit for bit."""
-    killed = replace(MOONS, seed=1)
-    expected = {recipe.seed: fingerprint(*train(recipe)) for recipe in (MOONS, killed)}
-    monkeypatch.setenv("LCNN_STORE", str(tmp_path / "another"))
-    log = tmp_path / "log"
-    command = [sys.executable, "-c", PAIRS, str(log), repr(MOONS), repr(killed)]
-    parent = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-
-    def trainers(recipe) -> list[int]:
-        """The process of each of the recipe's steps so far."""
-        lines = [line.split() for line in log.read_text().splitlines()]
-        return [int(pid) for seed, pid in lines if int(seed) == recipe.seed]
-
-    deadline = time.monotonic() + 60
-    while not state_path(killed).exists() and time.monotonic() < deadline and parent.poll() is None:
-        time.sleep(0.002)
-    victim = trainers(killed)[0]
-    os.kill(victim, signal.SIGKILL)
-    output, errors = parent.communicate(timeout=60)
-    assert parent.returncode == 0, errors
-    assert trainers(MOONS) == trainers(MOONS)[:1] * 60, "3 epochs of 20 steps, all by one process"
-    by_first = trainers(killed).count(victim)
-    by_other = len(trainers(killed)) - by_first
-    assert 20 <= by_first < 60, "it was killed too late for this test to mean anything"
-    assert by_other in (20, 40), "whole epochs: only the killed one's last is done twice"
-    found = [line.split() for line in output.splitlines() if line[0].isdigit()]
-    assert sorted(found) == sorted([["0", expected[0]], ["0", expected[0]], ["1", expected[1]]])

@@ -1,7 +1,6 @@
 """Training against loops and schedules written out by torch; runs that are stopped, diverge, or lack memory."""
 
 import importlib
-import itertools
 import math
 import random
 from dataclasses import replace
@@ -13,7 +12,6 @@ import torch
 from helpers import files_of_at_most
 from safetensors.torch import load_file
 from sklearn.datasets import load_digits, make_moons
-from torch._dynamo.testing import CompileCounter
 
 from lcnn_utils.curvature import geometry
 from lcnn_utils.nn import CenteredSoftplus, LipschitzBatchNorm2d, sigma_error
@@ -272,18 +270,6 @@ def test_without_a_compiler_none_is_used_and_a_warning_says_why(monkeypatch):
     assert module.compiles(Recipe(compile=True), GPU), "torch says itself what it lacks"
 
 
-@pytest.mark.slow
-def test_the_compiler_gets_a_training_net_whole_and_computes_the_same(monkeypatch):
-    """In one graph: a root nn.Sequential, parametrised weights and all."""
-    recipe, graphs, real = replace(DIGITS, epochs=2), CompileCounter(), torch.compile
-    plain = train(recipe)
-    monkeypatch.setattr(torch, "compile", lambda function, **options: real(function, backend=graphs, **options))
-    model, history = train(replace(recipe, compile=True))
-    assert graphs.frame_count == 1
-    assert history.loss.tolist() == pytest.approx(plain[1].loss.tolist(), rel=1e-3)
-    assert type(model) is type(plain[0])
-
-
 @pytest.mark.parametrize("size", [None, 10**17], ids=["a GPU's", "a CPU's"])
 def test_a_lack_of_memory_is_named(size, monkeypatch):
     def refuse(*_):
@@ -293,23 +279,6 @@ def test_a_lack_of_memory_is_named(size, monkeypatch):
     with pytest.raises(RuntimeError, match=r"not enough memory on cpu .*use a smaller batch_size"):
         train(MOONS)
     assert epochs_done(state_path(MOONS)) == 1
-
-
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU: there is none here")
-@pytest.mark.parametrize("method", METHODS)
-def test_a_gpu_learns_what_a_cpu_does_and_goes_on(method, monkeypatch, tmp_path):
-    recipe = Recipe("digits", method, "resnet10", width=4, epochs=4, batch_size=64, derivative="difference")
-    found = []
-    for device in ("cpu", "cuda"):
-        monkeypatch.setenv("LCNN_STORE", str(tmp_path / device))
-        if device == "cuda":
-            with pytest.raises(KeyboardInterrupt):
-                train(recipe, device=device, watch=lambda _: exec("raise KeyboardInterrupt"))
-        model, history = train(recipe, device=device)
-        found.append((accuracy(model, *samples(recipe, "test", device)), history.loss.iloc[-1]))
-    (cpu, cpu_loss), (gpu, gpu_loss) = found
-    assert gpu == pytest.approx(cpu, abs=0.06)
-    assert gpu_loss == pytest.approx(cpu_loss, rel=0.2, abs=0.05)
 
 
 # ---- stopped, resumed, broken ------------------------------------------------------------------------------------
@@ -335,15 +304,6 @@ def test_interrupted_twice_then_resumed_is_the_undisturbed_run(recipe, monkeypat
     assert epochs_done(state_path(recipe)) == 1
     assert_same(whole, train(recipe))
     assert [path.name for path in state_path(recipe).parent.glob("*.*")] == [state_path(recipe).name]
-
-
-def test_the_seconds_of_all_sittings_are_added_up(monkeypatch):
-    ticks = itertools.count()
-    monkeypatch.setattr(module.time, "perf_counter", lambda: float(next(ticks)))
-    interrupt(MOONS, 30)
-    about = train(MOONS)[1].attrs
-    assert about["seconds"] == 3, "one for each epoch"
-    assert len(about["made_on"]) == 1
 
 
 def test_a_finished_run_is_read_back_and_resume_false_trains_again(monkeypatch):
