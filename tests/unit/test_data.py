@@ -276,17 +276,13 @@ def test_mirrors_of_the_environment_come_first_and_may_be_folders(server, made, 
     assert len(server.seen) == 1
 
 
-@pytest.mark.parametrize("by_hand", [None, "right", "wrong"])
-def test_an_archive_is_unpacked_whole_or_not_at_all(server, made, tmp_path, monkeypatch, by_hand):
+def test_an_archive_is_unpacked_whole_or_not_at_all(server, made, tmp_path, monkeypatch):
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w:gz") as tar:
         tar.addfile(tarfile.TarInfo("folder/train"))
     blob = buffer.getvalue()
-    put = {"right": blob, "wrong": b"mine"}.get(by_hand)
     made(server.base("good", blob), blob=blob, becomes="folder")
     (tmp_path / "folder").mkdir()  # an empty folder is no dataset
-    if put:
-        (tmp_path / "file").write_bytes(put)
 
     def full(self, path, **_):
         (Path(path) / "folder").mkdir()
@@ -299,9 +295,7 @@ def test_an_archive_is_unpacked_whole_or_not_at_all(server, made, tmp_path, monk
     assert listed(tmp_path / "folder") == []
     data.fetch("made", tmp_path)
     assert listed(tmp_path / "folder") == ["train"]
-    assert sorted(listed(tmp_path)) == (["file", "folder"] if put else ["folder"])
-    assert not put or (tmp_path / "file").read_bytes() == put
-    assert bool(server.seen) is (by_hand != "right")
+    assert listed(tmp_path) == ["folder"]
 
 
 def test_a_disk_that_cannot_be_written(server, made, tmp_path):

@@ -49,25 +49,14 @@ def test_environment_yml():
 
 
 @pytest.mark.skipif(shutil.which("make") is None, reason="there is no make here")
-@pytest.mark.parametrize(
-    ("body", "message"),
-    [
-        ('[ "$1" = -V ] && echo Python 3.9.6; exit 1', "needs Python 3.11 or newer, but .* says 'Python 3.9.6'"),
-        (  # a Python whose environments have a pip that fails: uv, then pip, then an end that isn't taken for done
-            'case "$*" in "-m venv"*) mkdir -p "$3/bin" && cp "$0" "$3/bin/python";;'
-            ' *" uv"*|*" install "*) echo failing: "$*" >&2; exit 1;; esac',
-            r"failing: -m pip install[^\n]* --require-hashes -r requirements.lock",
-        ),
-    ],
-)
-def test_make_explains_a_python_that_will_not_do(tmp_path, body, message):
+def test_make_explains_a_python_that_is_too_old(tmp_path):
     python = tmp_path / "fake-python"
-    python.write_text(f"#!/bin/sh\n{body}\n")
+    python.write_text('#!/bin/sh\n[ "$1" = -V ] && echo Python 3.9.6; exit 1\n')
     python.chmod(0o755)
     command = ["make", "lab", f"PYTHON={python}", f"VENV={tmp_path / 'venv'}"]
     done = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True)
     assert done.returncode != 0
-    assert re.search(message, done.stderr)
+    assert "needs Python 3.11 or newer" in done.stderr
     assert not (tmp_path / "venv" / ".installed").exists()
 
 

@@ -7,7 +7,6 @@ import sys
 
 import pytest
 
-from lcnn_utils import data
 from lcnn_utils.cli import commands as cli
 from lcnn_utils.experiments import results
 from lcnn_utils.experiments import runs as experiments
@@ -32,13 +31,6 @@ def test_help_starts_without_torch_and_on_a_terminal_that_lacks_most_characters(
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("False\nusage: lcnn")
-
-
-@pytest.mark.parametrize("command", ["lab", "train", "sweep", "results", "figures", "doctor", "data"])
-def test_help_of_every_command(command, capsys):
-    with pytest.raises(SystemExit, match="0"):
-        cli.main([command, "--help"])
-    assert f"usage: lcnn {command}" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("command", [cli.Train, cli.Sweep])
@@ -76,15 +68,6 @@ def test_lab_becomes_jupyter_with_what_it_is_given(seen, monkeypatch):
 
 
 # ---- lcnn data, train, results -----------------------------------------------------------------------------------
-
-
-def test_data_lists_and_loads(tmp_path, monkeypatch, capsys):
-    monkeypatch.setenv("LCNN_DATA", str(tmp_path))
-    assert cli.main(["data"]) == 0
-    assert dict(line.split() for line in capsys.readouterr().out.splitlines()) == data.available(tmp_path)
-    assert cli.main(["data", "digits"]) == 0
-    rows = [line.split()[:3] for line in capsys.readouterr().out.splitlines()]
-    assert rows == [["digits", "train", "1,437"], ["digits", "test", "360"]]
 
 
 @pytest.mark.parametrize(

@@ -129,28 +129,18 @@ def test_convolutions_on_a_gpu_are_measured_in_float32_not_tf32(before, monkeypa
     assert torch.backends.cudnn.allow_tf32 == before
 
 
-class Squared(torch.autograd.Function):
+class Once(torch.autograd.Function):
+    """x², whose backward leaves its own derivative out."""
+
     @staticmethod
     def forward(ctx, x):
         ctx.save_for_backward(x)
         return x**2
 
     @staticmethod
+    @torch.autograd.function.once_differentiable
     def backward(ctx, grad):
         return 2 * ctx.saved_tensors[0] * grad
-
-
-def test_attention_and_own_functions_have_second_derivatives():
-    net, x, y = problem(torch.float64)
-    attention = lambda x: F.scaled_dot_product_attention(x, x, x)
-    explicit = lambda x: (x @ x.mT / 2).softmax(-1) @ x
-    for pair in ((Squared.apply, torch.square), (attention, explicit)):
-        own, torchs = (geometry(Wrapped(net, lambda net, x, f=f: net(f(x))), x, y, tol=1e-8) for f in pair)
-        torch.testing.assert_close(own.hessian_norm, torchs.hessian_norm)
-
-
-class Once(Squared):
-    backward = staticmethod(torch.autograd.function.once_differentiable(Squared.backward))
 
 
 def test_a_second_derivative_that_is_left_out_is_named():

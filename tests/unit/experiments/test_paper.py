@@ -11,7 +11,6 @@ from lcnn_utils.experiments import BEYOND, CLAIMS, Claim, append, claims, compar
 from lcnn_utils.experiments.paper import _gain, _ratio
 from lcnn_utils.experiments.results import GEOMETRY
 from lcnn_utils.figures.style import METHOD
-from lcnn_utils.studies.paper import readable_claims
 from lcnn_utils.training import DATASETS, MODELS
 
 ALL = (*CLAIMS, *BEYOND)
@@ -38,8 +37,6 @@ def test_the_printed_numbers():
     printed = published("paper table").set_index(CELL)[["mean", "spread"]].sort_index()
     assert printed.loc[("Standard", "curvature")].to_numpy().tolist() == [[270.89, 75.04]]
     assert printed.loc[("LCNN", "pgd_l2_accuracy", 0.1)].to_numpy().ravel().tolist() == [39.72, 0.17]
-    with pytest.raises(ValueError, match=r"nothing is published as 'table 1': known are paper table 1, "):
-        published("table 1")
 
 
 def run_row(label: str, seed: int, accuracy: float, **changes) -> dict:
@@ -91,14 +88,9 @@ def test_comparison_by_hand(store):
     far, alone = cell(frame, "LCNN", "accuracy"), cell(frame, "GradReg", "accuracy")
     assert (far.joint_spread, far.within) == (pytest.approx(0.11), False)
     assert (alone.difference, pd.isna(alone.within)) == (pytest.approx(0), True), "one seed: no standard deviation"
-    for dataset, source in (("cifar10", "paper gradient-robustness"), ("digits", "paper table 2")):
-        frame, printed = comparison(dataset, source), published(source)
-        printed = printed[printed.dataset == dataset] if (printed.dataset == dataset).any() else printed
-        expected = printed[[*CELL, "mean", "dataset"]].set_axis([*CELL, "theirs", "their_dataset"], axis=1)
-        pd.testing.assert_frame_equal(frame[expected.columns], expected.reset_index(drop=True))
-        assert frame[["ours", "seeds", "difference", "within"]].isna().all(axis=None), "nothing measured"
-        error = 0.05 * frame.theirs if dataset == "cifar10" else printed.spread  # the figure's was read off
-        np.testing.assert_allclose(frame.theirs_spread, error)
+    frame = comparison("cifar10", "paper gradient-robustness")
+    assert frame[["ours", "seeds", "difference", "within"]].isna().all(axis=None), "nothing measured"
+    np.testing.assert_allclose(frame.theirs_spread, 0.05 * frame.theirs)  # read off a figure
 
 
 # ---------------------------------------------------------------------------------------------------------- claims
@@ -153,9 +145,6 @@ def test_networks_like_the_papers(store, seeds):
     assert (frame.verdict == "one run").to_numpy().nonzero()[0].tolist() == ([12, 13] if seeds == 1 else [])
     open_ones = frame[~frame.verdict.isin(["holds", "one run"])]
     assert (set(open_ones.verdict), set(open_ones.rule)) == ({"open"}, {"within ± 1"}), "10,000 images tell no point"
-    readable = readable_claims(frame)
-    assert readable.ours[0] == f"5.4 ({frame.low[0]:.3g} – {frame.high[0]:.3g})"
-    assert (readable.published[0], readable.published[12]) == ("3.9", "–")
 
 
 def test_every_claim_can_fail(store):
@@ -181,14 +170,13 @@ def test_published_numbers_of_the_claims(store):
 
 
 @pytest.mark.parametrize(
-    ("gone", "left_out", "options"),
-    [({1, 4, 12, 13}, None, {"kinds": "gsc"}), ({0, 2, 3, 14, 15}, None, {"kinds": "rsc"}), ({9, 10}, "GradReg", {}),
-     ({5, 6}, None, {"kinds": "rgc"}), ({7, 8, 9, 10, 11}, None, {"kinds": "rgs"}),
-     ({0, 2, 3, 5, 6, 14, 15}, None, {"images": 1})],
+    ("gone", "options"),
+    [({1, 4, 12, 13}, {"kinds": "gsc"}), ({7, 8, 9, 10, 11}, {"kinds": "rgs"}),
+     ({0, 2, 3, 5, 6, 14, 15}, {"images": 1})],
 )  # fmt: skip
-def test_what_is_not_measured_is_a_row_all_the_same(store, gone, left_out, options):
+def test_what_is_not_measured_is_a_row_all_the_same(store, gone, options):
     """Of one image a ratio has no interval: it is no measurement."""
-    frame = measure({label: values for label, values in LIKE_THE_PAPERS.items() if label != left_out}, **options)
+    frame = measure(LIKE_THE_PAPERS, **options)
     assert set(frame.index[frame.verdict == "not measured"]) == set(frame.index[frame.ours.isna()]) == gone
 
 

@@ -69,28 +69,6 @@ def test_a_run_replaces_all_there_was_of_it(store):
     assert how_measured("digits_masking") == FACTS | {"runs": ["lcnn"]}
 
 
-@pytest.mark.parametrize(("name", "dataset", "scale"), [("digits", "digits", "lab"), ("svhn_wide", "svhn", "wide")])
-def test_every_row_names_its_dataset_and_scale(store, name, dataset, scale):
-    path = append(curve(dataset="as the study says"), f"{name}_curves", FACTS)
-    frame = measured(f"{name}_curves")
-    assert list(frame.columns[-4:]) == ["run", "dataset", "scale", "sha256"]
-    assert (set(frame.dataset), set(frame.scale)) == ({dataset}, {scale})
-    frame.drop(columns=["dataset", "scale"]).to_csv(path, index=False)  # as older versions wrote it
-    pd.testing.assert_frame_equal(measured(f"{name}_curves"), frame)
-
-
-def test_cells_that_are_there_stay_as_they_are_written(store):
-    """Also where a later run lacks a column of whole numbers, which pandas would turn into floats."""
-    values = [1.2345678, 9e-12, np.nan, 1e300]
-    append(curve(eps=range(4), value=values, parameters=11210569, right=True), "digits_curves", FACTS)
-    before = (store / "digits_curves.csv").read_text().splitlines()
-    append(curve(run_of(seed=1), note='a "quoted", note'), "digits_curves", FACTS)
-    assert (store / "digits_curves.csv").read_text().splitlines()[1:5] == [f"{line}," for line in before[1:]]
-    frame = measured("digits_curves")
-    np.testing.assert_array_equal(frame.value[:4], [1.2346, 9e-12, np.nan, 1e300])
-    assert frame.note[5] == 'a "quoted", note'
-
-
 def test_the_store_comes_before_what_is_shipped(store):
     """A run's rows are never mixed from both."""
     append(curve(accuracy=0.25), "digits_curves", FACTS)

@@ -8,12 +8,12 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
-from helpers import benchmark, files_of_at_most
+from helpers import benchmark
 from torch import nn
 
 from lcnn_utils.experiments import load_weights, measure, results, run
 from lcnn_utils.experiments import runs as experiments
-from lcnn_utils.training import METHODS, OBJECTIVES, Recipe, accuracy, fit, recipe, run_name, samples, state_path
+from lcnn_utils.training import METHODS, OBJECTIVES, Recipe, accuracy, fit, recipe, run_name, samples
 from lcnn_utils.training.checkpoint import read, recipe_of, write
 
 TINY = recipe("moons", "lcnn", epochs=2, width=4)
@@ -122,24 +122,6 @@ def test_the_metrics_are_what_they_say(share, store, monkeypatch):
     monkeypatch.setattr(experiments, "GEOMETRY", 10)
     few = measure(net, one)
     assert (few["images"], few["measured"], few["accuracy"]) == (n, 10, found["accuracy"])
-
-
-def test_a_state_or_a_record_alone(stored, no_training):
-    """A state without a record is measured; a record without a state has the numbers, and new weights new ones."""
-    first = run(TINY, weights=False)
-    stored.unlink()
-    with files_of_at_most(600), pytest.raises(OSError, match=r"cannot write .*\.json .*set LCNN_STORE to a folder"):
-        run(TINY, progress=False)
-    assert not stored.exists(), "no half of a record"
-    state_path(TINY).rename(stored.with_suffix(".kept"))
-    again = run(TINY, progress=False)
-    assert again.metrics == first.metrics
-    state_path(TINY).unlink()
-    no_training()
-    assert run(TINY, weights=False).metrics == first.metrics
-    stored.with_suffix(".kept").rename(state_path(TINY))
-    stored.unlink()
-    assert run(TINY, progress=False, weights=False).metrics == first.metrics
 
 
 # ---- damaged -----------------------------------------------------------------------------------------------------

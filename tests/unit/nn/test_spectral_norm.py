@@ -223,20 +223,6 @@ def test_a_zero_weight_leaves_the_direction_as_it_was(name):
         assert weight.grad.isfinite().all()
 
 
-@pytest.mark.parametrize(
-    ("layer", "shape", "options", "message"),
-    [
-        (nn.Conv2d(2, 2, 3, padding=1, padding_mode="circular"), (2, 4, 4), {}, "padding_mode"),
-        (nn.Conv2d(2, 2, 2, padding="same"), (2, 4, 4), {}, "ZeroPad2d"),
-        (nn.Conv2d(2, 2, 3), (3, 4, 4), {}, "C = 2"),
-        (nn.Conv2d(16, 16, 3), (16, 64, 64), {"method": "exact"}, "method='bound'"),
-    ],
-)
-def test_conv_norm_errors(layer, shape, options, message):
-    with pytest.raises(ValueError, match=message):
-        conv_norm(layer, shape, **options)
-
-
 @each_layer
 def test_converged_weights_have_norm_one_and_the_gradient_of_the_norm(name):
     """Inside norms_once_a_step and outside; for a linear layer as torch's own spectral norm has them."""

@@ -238,8 +238,7 @@ def test_the_global_generators_are_left_alone():
 # ---- fast --------------------------------------------------------------------------------------------------------
 
 
-def test_what_is_compiled_and_in_which_precision_and_layout(monkeypatch):
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **_: True)
+def test_what_is_compiled(monkeypatch):
     monkeypatch.setattr(module, "has_compiler", lambda device: True)
     for method in METHODS:
         recipe = Recipe(method=method)
@@ -248,34 +247,10 @@ def test_what_is_compiled_and_in_which_precision_and_layout(monkeypatch):
         assert module.compiles(replace(recipe, derivative="difference"), GPU)
         assert not module.compiles(replace(recipe, compile=False), GPU)
         assert not module.compiles(recipe, torch.device("cpu")), "the fused kernels are faster"
-    for wanted, dtype in ((None, torch.float32), (True, torch.bfloat16)):
-        net, computed = build(MOONS), []
-        net[-1].register_forward_hook(lambda _, __, logits, computed=computed: computed.append(logits.dtype))
-        optimizer, _ = module.make_optimizer(MOONS, net)
-        module.training_step(replace(MOONS, bfloat16=wanted), net, optimizer, *samples(MOONS, "train"))
-        assert computed == [dtype]
-    weight = build(replace(DIGITS, dataset="cifar10"))[0].weight
-    assert weight.is_contiguous(memory_format=torch.channels_last)
 
 
-def test_without_a_compiler_none_is_used_and_a_warning_says_why(monkeypatch):
-    def broken(graph, example):  # what torch.compile calls only when the compiled function is
-        raise RuntimeError("Failed to find C compiler.\nSet CC")
-
-    real, whole = torch.compile, module.has_compiler.__wrapped__
-    monkeypatch.setattr(torch, "compile", lambda function: real(function, backend=broken))
-    monkeypatch.setattr(module, "has_compiler", lambda device: whole(torch.device("cpu")))
-    with pytest.warns(RuntimeWarning, match=r"without torch\.compile: .*Failed to find C compiler\."):
-        assert not module.compiles(Recipe(), GPU)
-    assert module.compiles(Recipe(compile=True), GPU), "torch says itself what it lacks"
-
-
-@pytest.mark.parametrize("size", [None, 10**17], ids=["a GPU's", "a CPU's"])
-def test_a_lack_of_memory_is_named(size, monkeypatch):
-    def refuse(*_):
-        torch.empty(size) if size else exec("raise torch.OutOfMemoryError('CUDA out of memory')")
-
-    monkeypatch.setitem(OBJECTIVES, "lcnn", after(25, refuse))
+def test_a_lack_of_memory_is_named(monkeypatch):
+    monkeypatch.setitem(OBJECTIVES, "lcnn", after(25, lambda *_: torch.empty(10**17)))
     with pytest.raises(RuntimeError, match=r"not enough memory on cpu .*use a smaller batch_size"):
         train(MOONS)
     assert epochs_done(state_path(MOONS)) == 1

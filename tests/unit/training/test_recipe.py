@@ -149,8 +149,6 @@ def test_every_scale():
         assert len({run_name(one) for one in recipes}) == len(recipes)
         assert all(dataclasses.replace(one, method="lcnn", seed=0) == recipe(dataset, "lcnn", 0, scale)
                    for one in recipes), "a scale treats all methods alike"  # fmt: skip
-    for dataset, scale in dict(reversed(places)).items():
-        assert recipe(dataset, "cure") == recipe(dataset, "cure", scale=scale), "by default the smallest"
     one = recipe("cifar100", "lcnn_gradreg", scale="paper")  # paper §5 and the authors' code of 2022
     assert (one.model, one.width, one.epochs, one.schedule, one.augment) == ("resnet18", 64, 200, "steps", True)
     assert (one.lr, one.momentum, one.weight_decay, one.batch_size) == (0.1, 0.9, 5e-4, 128)
