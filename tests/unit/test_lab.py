@@ -9,7 +9,7 @@ import torch
 from helpers import files_of_at_most
 
 from lcnn_utils import lab
-from lcnn_utils.lab import PROJECT, atomic_path, check_choice, write_text
+from lcnn_utils.lab import atomic_path, check_choice, write_text
 
 
 @pytest.fixture(autouse=True)
@@ -29,26 +29,12 @@ def test_the_device_is_the_argument_then_the_environment_then_what_there_is(monk
     assert lab.pick_device("cpu") == lab.pick_device(torch.device("cpu")) == torch.device("cpu")
 
 
-@pytest.mark.parametrize("name", ["gpu", "cuda:99", "ipu"])
+@pytest.mark.parametrize("name", ["gpu", "cuda:99"])
 def test_an_absent_device_is_named_with_the_way_out(monkeypatch, name):
     monkeypatch.setenv("LCNN_DEVICE", name)
     for argument in (name, None):
         with pytest.raises(RuntimeError, match=rf"'{name}'.*device='cpu'.*unset LCNN_DEVICE"):
             lab.pick_device(argument)
-
-
-def test_folders_come_from_argument_environment_project(monkeypatch, tmp_path):
-    assert (PROJECT / "pyproject.toml").is_file()
-    assert lab.data_root() == PROJECT / "data"
-    monkeypatch.setenv("LCNN_DATA", str(tmp_path / "d"))
-    assert lab.data_root() == tmp_path / "d"
-    assert lab.data_root(tmp_path) == tmp_path
-    assert lab.store_root() == tmp_path / "store"
-    monkeypatch.delenv("LCNN_STORE")
-    assert lab.store_root() == PROJECT / "data"
-    monkeypatch.setenv("HOME", str(tmp_path))
-    monkeypatch.setenv("LCNN_STORE", "~/mine")
-    assert lab.store_root() == tmp_path / "mine"
 
 
 def test_a_file_appears_whole_and_readable_by_all(tmp_path):
@@ -62,13 +48,6 @@ def test_a_file_appears_whole_and_readable_by_all(tmp_path):
     assert write_text(path, "é β\n") == path
     assert path.read_bytes() == "é β\n".encode()
     assert os.listdir(path.parent) == ["a.txt"]
-
-
-def test_who_reads_the_old_file_keeps_it(tmp_path):
-    path, link = write_text(tmp_path / "a.txt", "old"), tmp_path / "link"
-    os.link(path, link)
-    write_text(path, "new")
-    assert (path.read_text(), link.read_text()) == ("new", "old")
 
 
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
@@ -93,20 +72,8 @@ def test_a_write_that_stops_half_way(tmp_path):
 def test_a_choice_is_returned_or_one_is_suggested():
     known = ("digits", "cifar10", "svhn")
     assert all(check_choice(name, known, "dataset") == name for name in known)
-    with pytest.raises(ValueError, match=r"unknown dataset 'digit': .*digits, cifar10, svhn; did you mean 'digits'"):
+    with pytest.raises(ValueError, match=r"unknown dataset 'digit'.*did you mean 'digits'"):
         check_choice("digit", known, "dataset")
-    with pytest.raises(ValueError, match=r"unknown dataset None: known are digits, cifar10, svhn$"):
-        check_choice(None, known, "dataset")
-
-
-def test_one_thread_unless_told_otherwise(monkeypatch):
-    monkeypatch.setenv("OMP_NUM_THREADS", "2")
-    torch.set_num_threads(2)
-    lab.one_thread()
-    assert torch.get_num_threads() == 2
-    monkeypatch.delenv("OMP_NUM_THREADS")
-    lab.one_thread()
-    assert torch.get_num_threads() == 1
 
 
 @pytest.mark.parametrize(("fast", "asked", "seeds"), [("0", 3, (0, 1, 2)), ("1", 3, (0, 1)), ("1", 1, (0,))])

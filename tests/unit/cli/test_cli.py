@@ -7,9 +7,7 @@ import sys
 
 import pytest
 
-from lcnn_utils import data
 from lcnn_utils.cli import commands as cli
-from lcnn_utils.cli.commands import parsed
 from lcnn_utils.experiments import results
 from lcnn_utils.experiments import runs as experiments
 
@@ -35,15 +33,6 @@ def test_help_starts_without_torch_and_on_a_terminal_that_lacks_most_characters(
     assert done.stdout.startswith("False\nusage: lcnn")
 
 
-@pytest.mark.parametrize(
-    "command", ["lab", "train", "sweep", "results", "evaluate", "ship", "figures", "doctor", "data"]
-)
-def test_help_of_every_command(command, capsys):
-    with pytest.raises(SystemExit, match="0"):
-        cli.main([command, "--help"])
-    assert f"usage: lcnn {command}" in capsys.readouterr().out
-
-
 @pytest.mark.parametrize("command", [cli.Train, cli.Sweep])
 def test_the_examples_of_the_help_are_commands(command):
     """Each line of the help that begins with `lcnn` is understood, and its recipes are valid."""
@@ -53,35 +42,17 @@ def test_the_examples_of_the_help_are_commands(command):
         assert cli.asked_for(cli.parse(line.split("    ")[0].split()[1:]))
 
 
-@pytest.mark.parametrize("args", [["labb"], ["data", "--root", "x"], ["train", "lcnn", "--seeds", "x"], []])
-def test_a_mistyped_command_is_explained_with_status_2(args, capsys):
+@pytest.mark.parametrize("args", [["labb"], ["train", "lcnn", "--seeds", "x"], []])
+def test_a_mistyped_command_has_status_2(args):
     with pytest.raises(SystemExit, match="2"):
         cli.main(args)
-    assert "lcnn" in capsys.readouterr().err
-
-
-def test_an_interrupt_is_one_line(monkeypatch, capsys):
-    def interrupted(self):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(cli.Data, "run", interrupted)
-    assert cli.main(["data"]) == 130
-    assert capsys.readouterr().err == "lcnn: interrupted\n"
 
 
 # ---- lcnn lab ----------------------------------------------------------------------------------------------------
 
 
-def test_display():
-    ssh = {"DISPLAY": "localhost:10.0", "SSH_CONNECTION": "1.2.3.4 5 6.7.8.9 22"}
-    assert all(cli.has_display(environ, "linux") for environ in ({"DISPLAY": ":0"}, {"WAYLAND_DISPLAY": "wayland-0"}))
-    assert not any(cli.has_display(environ, "linux") for environ in ({}, {"DISPLAY": ""}, ssh))
-    assert cli.has_display({}, "darwin")
-    assert not cli.has_display({"SSH_TTY": "ttys001"}, "darwin")
-
-
 @pytest.mark.parametrize("seen", [True, False])
-def test_lab_becomes_jupyter_with_what_it_is_given(seen, monkeypatch, tmp_path, capsys):
+def test_lab_becomes_jupyter_with_what_it_is_given(seen, monkeypatch):
     started = []
     monkeypatch.setattr(cli, "has_display", lambda *_: seen)
     monkeypatch.setattr(cli.os, "execv", lambda _, command: sys.exit(started.append(command)))
@@ -92,42 +63,21 @@ def test_lab_becomes_jupyter_with_what_it_is_given(seen, monkeypatch, tmp_path, 
     assert command[:3] == [sys.executable, "-m", "jupyterlab"]
     assert "--LabApp.default_url=/lab/tree/notebooks/01_softplus_and_beta.ipynb" in command
     assert command[-3:] == given
-    assert ("--no-browser" in command) == ("URL printed below" in capsys.readouterr().out) == (not seen)
+    assert ("--no-browser" in command) == (not seen)
     assert not any("token" in part or "ip=" in part for part in command), "Jupyter's safe defaults"
-    monkeypatch.setattr(cli, "PROJECT", tmp_path)
-    assert cli.main(["lab"]) == 1
-    assert "clone the project" in capsys.readouterr().err
 
 
 # ---- lcnn data, train, results -----------------------------------------------------------------------------------
 
 
-def test_data_lists_and_loads(tmp_path, monkeypatch, capsys):
-    monkeypatch.setenv("LCNN_DATA", str(tmp_path))
-    assert cli.main(["data"]) == 0
-    assert dict(line.split() for line in capsys.readouterr().out.splitlines()) == data.available(tmp_path)
-    assert cli.main(["data", "digits"]) == 0
-    rows = [line.split()[:3] for line in capsys.readouterr().out.splitlines()]
-    assert rows == [["digits", "train", "1,437"], ["digits", "test", "360"]]
-
-
-def test_changes_have_their_fields_types():
-    found = parsed(("lr=1", "epochs=12", "augment=true", "augment=False", "model=vgg11", "lr=2e-1"))
-    assert found == {"lr": 0.2, "epochs": 12, "augment": False, "model": "vgg11"}
-    assert [type(value) for value in found.values()] == [float, int, bool, str]
-
-
 @pytest.mark.parametrize(
     ("args", "says"),
     [
-        (("train",), "say what to train, as in: lcnn train lcnn"),
-        (("train", "lcn"), "unknown method 'lcn'.*did you mean 'lcnn'"),
-        (("train", "lcnn", "--scale", "paper"), "unknown scale of digits 'paper'"),
+        (("train",), "say what to train"),
+        (("train", "lcn"), "did you mean 'lcnn'"),
         (("train", "lcnn", "--set", "seed=1"), "unknown field of a recipe 'seed'"),
-        (("train", "lcnn", "--set", "epochs"), "write epochs=VALUE, where VALUE is a whole number"),
-        (("train", "lcnn", "--set", "augment=1"), "augment=VALUE, where VALUE is true or false"),
-        (("train", "lcnn", "--device", "cuda:99", *TINY), "device 'cuda:99' is not available here"),
-        (("data", "cifar"), "did you mean 'cifar10'"),
+        (("train", "lcnn", "--set", "augment=1"), "true or false"),
+        (("train", "lcnn", "--device", "cuda:99", *TINY), "'cuda:99' is not available"),
     ],
 )
 def test_a_mistake_is_one_line_and_trains_nothing(args, says, store, capsys):

@@ -22,11 +22,10 @@ CALLS = {
     "stability": lambda net, x, y: numbers(stability(net, (x, y), [0.1])),
     "explain": explain,
     "pgd": lambda net, x, y: pgd(net, x, y, 0.3, steps=2),
-    "minimal_radius": lambda net, x, y: minimal_radius(net, x, y, steps=2, restarts=1)[0],
+    "minimal_radius": lambda net, x, y: minimal_radius(net, x, y, steps=1, restarts=1)[0],
     "robustness_curve": lambda net, x, y: numbers(robustness_curve(net, (x, y), [0.1, 0.5], steps=2)),
     "masking_checks": lambda net, x, y: numbers(masking_checks(net, (x, y), 0.3, steps=2, restarts=1)),
 }
-SECOND = list(CALLS)[:6]  # of second order, which half precision can't give
 
 
 def numbers(frame) -> torch.Tensor:
@@ -73,10 +72,7 @@ COUNT = iter(range(10**6))
 BAD = {
     "no_grad inside": (lambda net, x: torch.no_grad()(net)(x), "cuts the graph"),
     "a threshold": (lambda net, x: net((x > 0.5).to(x)), "cuts the graph"),
-    "numpy": (lambda net, x: net(torch.from_numpy(x.detach().numpy())), "cuts the graph"),
     "a mean of the batch": (lambda net, x: net(x - x.mean(0)), "rest of its batch"),
-    "a detached maximum": (lambda net, x: net(x / x.max().detach()), "rest of its batch"),
-    "the one before": (lambda net, x: net(x.cumsum(0)), "rest of its batch"),
     "hardly a part": (lambda net, x: net(x + 1e-5 * x.mean(0)), "rest of its batch"),
     "a root of 0": (lambda net, x: net(x * 0 + (x - x).sqrt()), "gradient of the logits is not finite"),
     "rare dropout": (lambda net, x: net(F.dropout(x, 0.001)), "random"),
@@ -98,25 +94,12 @@ def test_networks_that_break_a_premise_are_refused(name, kind):
         CALLS[name](Wrapped(net, forward), x, y)
 
 
-def test_what_no_forward_shows():
-    net, x, y = problem()
-    with pytest.raises(ValueError, match="is a function"):
-        geometry(lambda x: net(x), x, y)
-    with torch.inference_mode():
-        net = problem()[0]
-    with pytest.raises(ValueError, match="Inference tensors"):
-        geometry(net, x, y)
-
-
 @pytest.mark.parametrize("name", CALLS)
 def test_arguments_of_another_kind_are_named(name):
     net, x, y = problem()
     for change, message in [
         ((x.numpy(), y), "ndarray|tuple"),
-        ((x, y.numpy()), "array|tuple"),
-        ((x, y.int()), "int32"),
         ((x, y + 3), "3 classes"),
-        ((x[0, 0], y), "shape"),
         ((x.double(), y), "float64"),
         (((255 * x).byte(), y), "uint8|divide by 255"),
         ((x * 2, y), r"\[0, 1\]"),
@@ -124,18 +107,6 @@ def test_arguments_of_another_kind_are_named(name):
     ]:
         with pytest.raises(ValueError, match=message):
             CALLS[name](net, *change)
-
-
-@pytest.mark.parametrize("name", CALLS)
-def test_half_precision_is_attacked_as_it_is_and_second_derivatives_are_refused(name):
-    for cast, autocast in ((torch.bfloat16, False), (torch.float16, False), (torch.float32, True)):
-        net, x, y = problem(cast)
-        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
-            if name in SECOND:
-                with pytest.raises(ValueError, match="autocast"):
-                    CALLS[name](net, x, y)
-            else:
-                assert CALLS[name](net, x, y) is not None
 
 
 def test_loss_is_cross_entropy_and_keeps_its_gradient_where_p_rounds_to_one():
@@ -158,31 +129,18 @@ def test_convolutions_on_a_gpu_are_measured_in_float32_not_tf32(before, monkeypa
     assert torch.backends.cudnn.allow_tf32 == before
 
 
-class Squared(torch.autograd.Function):
+class Once(torch.autograd.Function):
+    """x², whose backward leaves its own derivative out."""
+
     @staticmethod
     def forward(ctx, x):
         ctx.save_for_backward(x)
         return x**2
 
     @staticmethod
+    @torch.autograd.function.once_differentiable
     def backward(ctx, grad):
         return 2 * ctx.saved_tensors[0] * grad
-
-
-def explicit_attention(x):
-    return (x @ x.mT / 2).softmax(-1) @ x
-
-
-def test_attention_and_own_functions_have_second_derivatives():
-    net, x, y = problem(torch.float64)
-    attention = lambda x: F.scaled_dot_product_attention(x, x, x)
-    for pair in ((Squared.apply, torch.square), (attention, explicit_attention)):
-        own, torchs = (geometry(Wrapped(net, lambda net, x, f=f: net(f(x))), x, y, tol=1e-8) for f in pair)
-        torch.testing.assert_close(own.hessian_norm, torchs.hessian_norm)
-
-
-class Once(Squared):
-    backward = staticmethod(torch.autograd.function.once_differentiable(Squared.backward))
 
 
 def test_a_second_derivative_that_is_left_out_is_named():
@@ -190,31 +148,3 @@ def test_a_second_derivative_that_is_left_out_is_named():
     for forward in (lambda net, x: Once.apply(net(x)), lambda net, x: net(Once.apply(x))):
         with pytest.raises(ValueError, match=r"twice.*autograd function"):
             geometry(Wrapped(net, forward), x, y)
-
-
-@pytest.mark.parametrize("shift", [1e3, 1e6])
-@pytest.mark.parametrize("norm", ["l2", "linf"])
-def test_what_all_logits_have_in_common_or_a_class_that_is_ruled_out_hides_nothing(norm, shift):
-    torch.manual_seed(0)
-    net = nn.Sequential(nn.Linear(20, 30), nn.Softplus(), nn.Linear(30, 5))
-    x = torch.rand(200, 20, generator=torch.Generator().manual_seed(0))
-    with torch.no_grad():
-        net[2].bias -= net(x).mean(0)
-    y, eps = net(x).argmax(1), {"l2": [0.2], "linf": [0.05]}[norm]
-    survive = lambda net: robustness_curve(net, (x, y), eps, norm=norm).accuracy.iloc[-1]
-    plain = survive(net)
-    assert 0.1 < plain < 0.9
-    for change in (lambda z: z + shift, lambda z: z.bfloat16(), lambda z: F.pad(z, (0, 1), value=-(shift**2))):
-        assert survive(Wrapped(net, lambda net, x, change=change: change(net(x)))) <= plain + 0.02
-
-
-@pytest.mark.parametrize("lowest", [1.0, 0.0, -10.0])
-def test_an_exact_tie_counts_against_the_network(lowest):
-    """[1, 1, lowest], whatever argmax makes of it; where another class leads, it is wrong at x without an attack."""
-    tied, led = (
-        Wrapped(nn.Linear(3, 3), lambda net, x, z=first: 0 * net(x) + torch.tensor([1.0, z, lowest]))
-        for first in (1.0, 1.0 + 1e-6)
-    )
-    x, y = torch.rand(5, 3), torch.tensor([0, 1, 0, 1, 0])
-    assert torch.equal(minimal_radius(tied, x, y, restarts=1)[0], torch.zeros(5))
-    assert torch.equal(minimal_radius(led, x, y, restarts=1)[0] == 0, y == 0)

@@ -26,14 +26,12 @@ GEOMETRIES = [
     (1, 2, 0, 1, 1, (5, 4)),
     (1, 3, 2, 1, 1, (4, 5)),  # padding beyond the kernel: outputs that are all padding
     (3, 1, 1, 1, 1, (6, 5)),
-    (3, 2, 1, 1, 1, (5, 7)),
     (3, 3, 2, 1, 1, (4, 7)),
     (3, (2, 1), (0, 1), (1, 2), 2, (5, 7)),
     (3, 2, 1, 1, 4, (5, 4)),
     (7, 2, 3, 1, 1, (2, 3)),  # kernel larger than the image, and than the torus
     ((2, 3), 1, (1, 1), (2, 1), 1, (4, 5)),
     (3, 1, "same", 2, 1, (4, 5)),
-    (3, 1, "valid", 1, 1, (4, 5)),
 ]
 
 
@@ -66,7 +64,7 @@ def test_three_methods_against_the_dense_matrix(geometry):
 sides, signs = st.integers(1, 3), st.sampled_from(["random", "positive", "sum 0"])
 
 
-@settings(max_examples=150, deadline=None, derandomize=True)
+@settings(max_examples=50, deadline=None, derandomize=True)
 @given(
     kernel=st.tuples(st.integers(1, 5), st.integers(1, 5)), stride=st.tuples(sides, sides),
     padding=st.tuples(st.integers(0, 4), st.integers(0, 4)), dilation=st.tuples(sides, sides),
@@ -98,19 +96,17 @@ def test_the_bounds_torus_has_room_for_the_padding(padding):
     assert true_norm(conv, (1, 1, 1)) == 1 <= conv_norm(conv, (1, 1, 1), "bound").item()
 
 
-@pytest.mark.parametrize("stride", [1, 2])
-def test_norms_at_full_size_against_a_sparse_svd(stride):
+def test_norms_at_full_size_against_a_sparse_svd():
     """CIFAR's 32 × 32 pixels, where the dense matrix no longer fits: the layer and its transpose in scipy's svds."""
-    conv, shape = make(3, stride, 1, 1, 1, (32, 32), (8, 8))
-    transposed = nn.ConvTranspose2d(8, 8, 3, stride, 1, output_padding=stride - 1, bias=False)
+    conv, shape = make(3, 2, 1, 1, 1, (32, 32), (8, 8))
+    transposed = nn.ConvTranspose2d(8, 8, 3, 2, 1, output_padding=1, bias=False)
     transposed.weight.data = conv.weight.data
     image = lambda v, side: torch.from_numpy(v.reshape(1, 8, side, side).copy())
     with torch.no_grad():
         conv.bias.zero_()
-        side = 32 // stride
         matrix = LinearOperator(
-            (8 * side**2, 8 * 32**2), dtype="float64", matvec=lambda v: conv(image(v, 32)).numpy().ravel(),
-            rmatvec=lambda v: transposed(image(v, side)).numpy().ravel(),
+            (8 * 16**2, 8 * 32**2), dtype="float64", matvec=lambda v: conv(image(v, 32)).numpy().ravel(),
+            rmatvec=lambda v: transposed(image(v, 16)).numpy().ravel(),
         )  # fmt: skip
         truth = svds(matrix, 1, return_singular_vectors=False, random_state=0)[0]
         assert conv_norm(conv, shape, iterations=1000).item() == pytest.approx(truth, rel=1e-4)
@@ -141,28 +137,26 @@ def small_net(dtype=torch.float32):
     return net.to(dtype)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("needs_compiler")
 def test_compiled_as_eager():
     torch._dynamo.reset()
-    x = torch.randn(4, 2, 6, 6)
-    for mode in (False, True):
-        eager = small_net().train(mode)
-        other = copy.deepcopy(eager)
-        compiled = torch.compile(other, fullgraph=True)
-        for _ in range(2):
-            a, b = eager(x), compiled(x)
-            torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
-            a.pow(2).sum().backward()
-            b.pow(2).sum().backward()
-        for (name, one), two in zip(eager.state_dict().items(), other.state_dict().values(), strict=True):
-            torch.testing.assert_close(one, two, rtol=1e-4, atol=1e-5, msg=lambda m, n=name: f"{n}: {m}")
-        for one, two in zip(eager.parameters(), other.parameters(), strict=True):
-            torch.testing.assert_close(one.grad, two.grad, rtol=1e-3, atol=1e-4)
+    eager, x = small_net(), torch.randn(4, 2, 6, 6)
+    other = copy.deepcopy(eager)
+    compiled = torch.compile(other, fullgraph=True)
+    for _ in range(2):
+        outputs = eager(x), compiled(x)
+        torch.testing.assert_close(*outputs, rtol=1e-4, atol=1e-5)
+        for output in outputs:
+            output.pow(2).sum().backward()
+    for name, value in eager.state_dict().items():
+        torch.testing.assert_close(other.state_dict()[name], value, rtol=1e-4, atol=1e-5, msg=name)
+    for one, two in zip(eager.parameters(), other.parameters(), strict=True):
+        torch.testing.assert_close(one.grad, two.grad, rtol=1e-3, atol=1e-4)
 
 
 LAYERS = {
     "linear": lambda: spectral_normalize(nn.Linear(7, 5).double()),
-    "conv": lambda: spectral_normalize(*make(3, 1, 1, 1, 1, (6, 5))),
     "stride": lambda: spectral_normalize(*make(3, 2, 1, 1, 1, (5, 7))),
     "groups": lambda: spectral_normalize(*make(3, (2, 1), (0, 1), (1, 2), 2, (5, 7))),
     "pointwise": lambda: spectral_normalize(*make(1, 2, 0, 1, 1, (5, 4))),
@@ -216,23 +210,10 @@ def test_weights_and_their_gradient_are_those_of_uAv(name):
     torch.testing.assert_close(gradient, expected_gradient, rtol=1e-9, atol=1e-11)
 
 
-def test_several_backward_passes_before_the_next_advance():
-    """As when gradients of small batches are added up: each pass through the weights as they are."""
-    net, parts = small_net(), torch.randn(3, 4, 2, 6, 6)
-    with norms_once_a_step(net) as advance:
-        advance()
-        for part in parts:
-            net(part).square().sum().backward()
-        added = [p.grad.clone() for p in net.parameters()]
-        together = sum(net(part).square().sum() for part in parts)
-        for one, two in zip(added, torch.autograd.grad(together, list(net.parameters())), strict=True):
-            torch.testing.assert_close(one, two, rtol=1e-4, atol=1e-5)
-
-
 @pytest.mark.parametrize("name", ["linear", "stride"])
 def test_a_zero_weight_leaves_the_direction_as_it_was(name):
     layer, weight, norm = disturbed(name)
-    good, v = weight.detach().clone(), norm.v.clone()
+    v = norm.v.clone()
     with norms_once_a_step(layer) as advance:
         weight.data.zero_()
         advance()
@@ -240,28 +221,6 @@ def test_a_zero_weight_leaves_the_direction_as_it_was(name):
         layer.weight.sum().backward()
         assert layer.weight.abs().max() == 0
         assert weight.grad.isfinite().all()
-        weight.data.copy_(good)
-        for _ in range(500):
-            advance()
-        assert norm_of(layer) == pytest.approx(1, abs=1e-3), "and it recovers"
-
-
-@pytest.mark.parametrize(
-    ("layer", "shape", "options", "message"),
-    [
-        (nn.Linear(2, 2), (2, 4, 4), {}, "matrix_norm"),
-        (nn.Conv2d(2, 2, 3, padding=1, padding_mode="circular"), (2, 4, 4), {}, "padding_mode='zeros'"),
-        (nn.Conv2d(2, 2, 2, padding="same"), (2, 4, 4), {}, "ZeroPad2d"),
-        (nn.Conv2d(2, 2, 3), (3, 4, 4), {}, "C = 2"),
-        (nn.Conv2d(2, 2, 3), None, {}, "C = 2"),
-        (nn.Conv2d(2, 2, 3), (2, 4, 4), {"method": "bond"}, "did you mean 'bound'"),
-        (nn.Conv2d(2, 2, 3), (2, 4, 4), {"iterations": 0}, "at least 1"),
-        (nn.Conv2d(16, 16, 3), (16, 64, 64), {"method": "exact"}, "method='bound'"),
-    ],
-)
-def test_conv_norm_errors(layer, shape, options, message):
-    with pytest.raises(ValueError, match=message):
-        conv_norm(layer, shape, **options)
 
 
 @each_layer
@@ -310,13 +269,6 @@ def test_hessians_and_half_precision():
     x = torch.randn(1, 2, 6, 6, dtype=torch.float64)
     f = lambda z: torch.logsumexp(net(z), -1).sum()
     torch.testing.assert_close(torch.func.hessian(f)(x), torch.autograd.functional.hessian(f, x))
-    net = small_net()
-    reference, x = copy.deepcopy(net)(x.float()), x.float()
-    with torch.autocast("cpu", torch.bfloat16):
-        out = net(x)
-        refresh_norms(net)
-        assert net[0].weight.dtype == torch.float32
-    torch.testing.assert_close(out.float(), reference, rtol=0.1, atol=0.1)
     half = small_net(torch.bfloat16)
     assert half(x.bfloat16()).dtype == half[0].weight.dtype == torch.bfloat16
     refresh_norms(half)
@@ -333,8 +285,8 @@ def test_sigma_error_is_the_worst_layers_against_its_svd():
     expected = max(1 - 1 / norm_of(layer) for layer in layers)  # σ‖W/σ‖ = ‖W‖
     assert expected > 0.01, "the test needs something to find"
     state = copy.deepcopy(net.state_dict())
-    assert sigma_error(net, 1000) == pytest.approx(expected, abs=1e-3)
+    assert sigma_error(net, 300) == pytest.approx(expected, abs=1e-3)
     assert 0.5 * expected < sigma_error(net) <= expected + 1e-5
     assert all(torch.equal(value, state[name]) for name, value in net.state_dict().items())
-    refresh_norms(net, 1000)
+    refresh_norms(net, 300)
     assert sigma_error(net) < 1e-3

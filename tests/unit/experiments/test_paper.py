@@ -5,16 +5,12 @@ import importlib
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from scipy import stats
 
 from lcnn_utils.experiments import BEYOND, CLAIMS, Claim, append, claims, comparison, ours, published
-from lcnn_utils.experiments.paper import TABLES, _gain, _ratio
+from lcnn_utils.experiments.paper import _gain, _ratio
 from lcnn_utils.experiments.results import GEOMETRY
 from lcnn_utils.figures.style import METHOD
-from lcnn_utils.lab import PROJECT
-from lcnn_utils.measurements.paper import readable_claims
 from lcnn_utils.training import DATASETS, MODELS
 
 ALL = (*CLAIMS, *BEYOND)
@@ -41,10 +37,6 @@ def test_the_printed_numbers():
     printed = published("paper table").set_index(CELL)[["mean", "spread"]].sort_index()
     assert printed.loc[("Standard", "curvature")].to_numpy().tolist() == [[270.89, 75.04]]
     assert printed.loc[("LCNN", "pgd_l2_accuracy", 0.1)].to_numpy().ravel().tolist() == [39.72, 0.17]
-    with pytest.raises(ValueError, match=r"nothing is published as 'table 1': known are paper table 1, "):
-        published("table 1")
-    original = PROJECT.parent / "shared" / "paper_tables.csv"
-    assert not original.exists() or TABLES.read_bytes() == original.read_bytes()
 
 
 def run_row(label: str, seed: int, accuracy: float, **changes) -> dict:
@@ -96,14 +88,9 @@ def test_comparison_by_hand(store):
     far, alone = cell(frame, "LCNN", "accuracy"), cell(frame, "GradReg", "accuracy")
     assert (far.joint_spread, far.within) == (pytest.approx(0.11), False)
     assert (alone.difference, pd.isna(alone.within)) == (pytest.approx(0), True), "one seed: no standard deviation"
-    for dataset, source in (("cifar10", "paper gradient-robustness"), ("digits", "paper table 2")):
-        frame, printed = comparison(dataset, source), published(source)
-        printed = printed[printed.dataset == dataset] if (printed.dataset == dataset).any() else printed
-        expected = printed[[*CELL, "mean", "dataset"]].set_axis([*CELL, "theirs", "their_dataset"], axis=1)
-        pd.testing.assert_frame_equal(frame[expected.columns], expected.reset_index(drop=True))
-        assert frame[["ours", "seeds", "difference", "within"]].isna().all(axis=None), "nothing measured"
-        error = 0.05 * frame.theirs if dataset == "cifar10" else printed.spread  # the figure's was read off
-        np.testing.assert_allclose(frame.theirs_spread, error)
+    frame = comparison("cifar10", "paper gradient-robustness")
+    assert frame[["ours", "seeds", "difference", "within"]].isna().all(axis=None), "nothing measured"
+    np.testing.assert_allclose(frame.theirs_spread, 0.05 * frame.theirs)  # read off a figure
 
 
 # ---------------------------------------------------------------------------------------------------------- claims
@@ -158,9 +145,6 @@ def test_networks_like_the_papers(store, seeds):
     assert (frame.verdict == "one run").to_numpy().nonzero()[0].tolist() == ([12, 13] if seeds == 1 else [])
     open_ones = frame[~frame.verdict.isin(["holds", "one run"])]
     assert (set(open_ones.verdict), set(open_ones.rule)) == ({"open"}, {"within ± 1"}), "10,000 images tell no point"
-    readable = readable_claims(frame)
-    assert readable.ours[0] == f"5.4 ({frame.low[0]:.3g} – {frame.high[0]:.3g})"
-    assert (readable.published[0], readable.published[12]) == ("3.9", "–")
 
 
 def test_every_claim_can_fail(store):
@@ -186,26 +170,23 @@ def test_published_numbers_of_the_claims(store):
 
 
 @pytest.mark.parametrize(
-    ("gone", "left_out", "options"),
-    [({1, 4, 12, 13}, None, {"kinds": "gsc"}), ({0, 2, 3, 14, 15}, None, {"kinds": "rsc"}), ({9, 10}, "GradReg", {}),
-     ({5, 6}, None, {"kinds": "rgc"}), ({7, 8, 9, 10, 11}, None, {"kinds": "rgs"}),
-     ({0, 2, 3, 5, 6, 14, 15}, None, {"images": 1})],
+    ("gone", "options"),
+    [({1, 4, 12, 13}, {"kinds": "gsc"}), ({7, 8, 9, 10, 11}, {"kinds": "rgs"}),
+     ({0, 2, 3, 5, 6, 14, 15}, {"images": 1})],
 )  # fmt: skip
-def test_what_is_not_measured_is_a_row_all_the_same(store, gone, left_out, options):
+def test_what_is_not_measured_is_a_row_all_the_same(store, gone, options):
     """Of one image a ratio has no interval: it is no measurement."""
-    frame = measure({label: values for label, values in LIKE_THE_PAPERS.items() if label != left_out}, **options)
+    frame = measure(LIKE_THE_PAPERS, **options)
     assert set(frame.index[frame.verdict == "not measured"]) == set(frame.index[frame.ours.isna()]) == gone
 
 
-@settings(max_examples=50, deadline=None)
-@given(st.tuples(*[st.floats(-100, 100)] * 3), st.tuples(*[st.floats(-100, 100)] * 2), st.booleans())
-def test_verdict(interval, bounds, one_sided):
-    low, value, high = sorted(interval)
-    claim = Claim("", "cost", "", "", min(bounds), np.inf if one_sided else max(bounds))
-    inside = [claim.low < end < claim.high for end in (low, high)]
-    outside = high <= claim.low or low >= claim.high
-    if claim.low < claim.high:
-        assert claim.verdict((value, low, high)) == ("holds" if all(inside) else "fails" if outside else "open")
+@pytest.mark.parametrize(
+    ("interval", "verdict"),
+    [((3.0, 2.5, 3.5), "holds"), ((3.0, 1.5, 3.5), "open"), ((1.0, 0.5, 2.0), "fails"), ((9.0, 8.0, 9.5), "fails")],
+)
+def test_verdict(interval, verdict):
+    """(value, low, high) against a claim of more than 2 and less than 8."""
+    assert Claim("", "cost", "", "", 2.0, 8.0).verdict(interval) == verdict
 
 
 # -------------------------------------------------------------------------------------------------------- intervals
@@ -218,9 +199,9 @@ def two_networks(seed: int, n: int = 100) -> pd.DataFrame:
 
 
 def test_intervals_of_ratios():
-    """Of 40 samples 95 %, within the binomial's 0.1 %, hold the true ratio; as wide as the delta method says."""
-    intervals, wide = [_ratio(two_networks(seed), "c", "a", "b") for seed in range(40)], []
-    assert sum(low <= 3.0 <= high for _, low, high in intervals) >= stats.binom.ppf(0.001, 40, 0.95)
+    """Of 20 samples 95 %, within the binomial's 0.1 %, hold the true ratio; as wide as the delta method says."""
+    intervals, wide = [_ratio(two_networks(seed), "c", "a", "b") for seed in range(20)], []
+    assert sum(low <= 3.0 <= high for _, low, high in intervals) >= stats.binom.ppf(0.001, 20, 0.95)
     for seed, (ratio, low, high) in enumerate(intervals):
         a, b = (part.c.to_numpy() for _, part in two_networks(seed).groupby("label"))
         assert ratio == pytest.approx(a.mean() / b.mean())

@@ -8,7 +8,6 @@ import torch
 import torch.nn.functional as F
 import torchvision
 from torch import nn
-from torch.nn.utils import parametrizations
 from torch.utils.checkpoint import checkpoint
 
 from lcnn_utils.nn import CenteredSoftplus, LipschitzBatchNorm2d, conv_norm, to_low_curvature
@@ -31,7 +30,6 @@ def warm(model: nn.Module, size: int) -> nn.Module:
 
 TORCHVISION = {
     "resnet18": (torchvision.models.resnet18, 32, "maxpool"),
-    "shufflenet": (torchvision.models.shufflenet_v2_x0_5, 32, "maxpool"),
     "mobilenet_v2": (torchvision.models.mobilenet_v2, 32, None),
 }
 
@@ -56,16 +54,6 @@ def test_conversion_keeps_the_function_when_the_constraints_are_slack(name):
     assert not left
     assert {m.momentum for m in converted.modules() if isinstance(m, LipschitzBatchNorm2d)} == {None}, "as before"
     assert [m for m in model.modules() if isinstance(m, nn.BatchNorm2d)], "the original was changed"
-
-
-@pytest.mark.filterwarnings("ignore:to_low_curvature left something")
-def test_slopes_stay_below_gamma():
-    converted = to_low_curvature(
-        warm(torchvision.models.resnet18(num_classes=5), 32), torch.rand(1, 3, 32, 32), gamma=2
-    )
-    slopes = [m.lipschitz_constant().item() for m in converted.modules() if isinstance(m, LipschitzBatchNorm2d)]
-    assert len(slopes) == 20
-    assert 1 < max(slopes) <= 2 + 1e-5
 
 
 class Net(nn.Module):
@@ -103,31 +91,18 @@ def with_conv(change):
     return net
 
 
-def with_sizes(net, x):
-    h = usual(net, x)
-    n, c, height, width = h.shape
-    return h.view(n, c, -1)[:, :, : height * width // 2]
-
-
 def on_both(net, x):
     h = net.conv(x)
     return net.relu(net.bn(h)) + net.other(h)
 
 
 KEPT = {
-    "two image sizes": lambda: Net(lambda net, x: usual(net, F.avg_pool2d(x, 2)).sum() + usual(net, x)),
-    "two calls, two BatchNorms": lambda: Net(lambda net, x: usual(net, x) + net.other(net.conv(x)), other=bn()),
     "one call, two BatchNorms": lambda: Net(on_both, other=bn()),
-    "sizes and slices": lambda: Net(with_sizes),
     "grouped, dilated": lambda: Net(usual, conv=conv(padding=2, dilation=2, groups=2)),
-    "no padding, strided": lambda: Net(usual, conv=conv(padding="valid", stride=2)),
     "zero kernel": lambda: with_conv(lambda conv: conv.weight.data.zero_()),
     "no affine": lambda: Net(usual, bn=bn(affine=False)),
-    "root ReLU": nn.ReLU,
-    "root BatchNorm": bn,
     "checkpoint": lambda: Net(lambda net, x: checkpoint(lambda y: usual(net, y), x, use_reentrant=False)),
     "linear": lambda: Net(lambda net, x: (usual(net, x) / 3 @ torch.ones(8, 3) - 1).mean((2, 3))),
-    "float64": lambda: Net(usual).double(),
     "in place": lambda: Net(lambda net, x: usual(net, x) + x, relu=nn.ReLU(inplace=True)),
 }
 
@@ -150,13 +125,6 @@ def test_conversion_is_silent_where_it_keeps_the_function(case):
             assert conv_norm(layer, (2, 8, 8), "exact").item() == pytest.approx(float(case != "zero kernel"), abs=0.03)
 
 
-class OwnConv(nn.Conv2d):
-    """Weights of mean 0, as in weight standardisation."""
-
-    def forward(self, x):
-        return F.conv2d(x, self.weight - self.weight.mean(), self.bias)
-
-
 class Flatten(nn.Module):
     """A layer of somebody's own, not what its name says."""
 
@@ -166,35 +134,22 @@ class Flatten(nn.Module):
 
 NAMED = {
     "output": (lambda net, x: (usual(net, x), net.conv(x)), {}, ["conv"]),
-    "read twice": (on_both, dict(other=nn.Identity()), ["conv"]),
-    "one BatchNorm": (lambda net, x: usual(net, x) + net.bn(net.other(x)), dict(other=conv()), ["conv", "other"]),
-    "no BatchNorm": (lambda net, x: net.conv(x), {}, ["conv"]),
     "padding": (usual, dict(conv=conv(padding_mode="circular")), ["conv"]),
-    "lopsided": (usual, dict(conv=conv(kernel=2, padding="same")), ["conv"]),
-    "transposed": (usual, dict(conv=nn.ConvTranspose2d(2, 2, 3)), ["conv"]),
     "no statistics": (usual, dict(bn=bn(track_running_stats=False)), ["conv", "bn"]),
-    "BatchNorm1d": (lambda net, x: net.b(usual(net, x).flatten(1)), dict(b=nn.BatchNorm1d(128)), ["b (BatchNorm1d)"]),
-    "unused": (usual, dict(other=conv()), ["other"]),
-    "functional": (lambda net, x: usual(net, F.conv2d(x, net.other.weight)), dict(other=conv()), ["conv2d", "other"]),
     "custom": (lambda net, x: net.other(usual(net, x)), dict(other=Flatten()), ["other (Flatten)"]),
     "square": (lambda net, x: (h := usual(net, x), h * h)[1], {}, ["mul"]),
-    "read by a value": (lambda net, x: usual(net, x) * x.mean().item(), {}, ["item"]),
-    "own layer": (usual, dict(conv=OwnConv(2, 2, 3)), ["conv"]),
 }
 
 
 KINKS = {
-    "where": lambda x: torch.where(x > 0, x, x / 2), "leaky_relu": F.leaky_relu_, "sign": torch.sign,
-    "topk": lambda x: x.topk(2).values, "clamp": lambda x: x.clamp(0, 1), "relu": F.relu, "relu_": torch.relu_,
-    "max_pool2d": nn.MaxPool2d(2), "hardswish": nn.Hardswish(), "norm": lambda x: x / x.norm(), "gelu": nn.GELU(),
-    "tanh": torch.tanh, "softmax": nn.Softmax(-1), "layer_norm": nn.LayerNorm(8), "truediv": lambda x: 1 / (x + 9),
+    "where": lambda x: torch.where(x > 0, x, x / 2), "leaky_relu": F.leaky_relu_, "relu": F.relu, "relu_": torch.relu_,
+    "max_pool2d": nn.MaxPool2d(2), "gelu": nn.GELU(), "norm": lambda x: x / x.norm(), "layer_norm": nn.LayerNorm(8),
     "scaled_dot_product_attention": lambda x: F.scaled_dot_product_attention(x, x, x),
 }  # fmt: skip
 NAMED |= {name: (lambda net, x: net.g(usual(net, x)), dict(g=g), [name.strip("_")]) for name, g in KINKS.items()}
 
 
 @pytest.mark.parametrize("case", NAMED)
-@pytest.mark.filterwarnings("ignore:Using padding='same'")
 def test_conversion_names_what_stays(case):
     torch.manual_seed(0)
     f, layers, names = NAMED[case]
@@ -202,7 +157,6 @@ def test_conversion_names_what_stays(case):
         to_low_curvature(Net(f, **layers).eval(), torch.rand(2, 2, 8, 8))
     text = str(caught[-1].message).partition(": ")[2]
     assert all(name.replace("_", "") in text.replace("_", "").lower() for name in map(str.lower, names))
-    assert len(text) < 600
 
 
 def test_new_parameters_and_training_follow_the_layers_they_stand_in_for():
@@ -218,9 +172,9 @@ def test_new_parameters_and_training_follow_the_layers_they_stand_in_for():
     assert frozen == {"0.1"}
 
 
-def listed(registered):
+def listed():
     net = Net(lambda net, x: net.held[2](net.held[1](net.held[0](x))))
-    net.held = [net.conv, net.bn, net.relu] if registered else [conv(), bn(), nn.ReLU()]
+    net.held = [conv(), bn(), nn.ReLU()]
     return net
 
 
@@ -229,26 +183,13 @@ def overwritten(net, x):
     return net.relu(h) + h
 
 
-def viewed(net, x):
-    h = net.bn(net.conv(x))
-    net.relu(h.flatten())
-    return h
-
-
 REFUSED = {
     "weight norm by hooks": (lambda: with_conv(torch.nn.utils.weight_norm), "conv.*remove_weight_norm"),
-    "spectral norm": (lambda: with_conv(parametrizations.spectral_norm), "conv.*remove_parametrizations"),
     "converted": (lambda: to_low_curvature(Net(usual), torch.rand(1, 2, 8, 8)), "conv.*a converted net"),
-    "hook": (lambda: with_conv(lambda conv: conv.register_forward_hook(print)), "conv has hooks"),
     "branch": (lambda: Net(lambda net, x: usual(net, x) if x.sum() > 0 else x), "forward of Net depends on its data"),
-    "type": (lambda: Net(lambda net, x: usual(net, x) if isinstance(x, torch.Tensor) else x), "type of a tensor"),
     "chance": (lambda: Net(lambda net, x: usual(net, x + torch.randn_like(x))), "chance"),
-    "a list of layers": (lambda: listed(registered=False), "Net .*nn.ModuleList"),
-    "a list beside": (lambda: listed(registered=True), "Net .*nn.ModuleList"),
+    "a list of layers": (listed, "Net .*nn.ModuleList"),
     "read elsewhere": (lambda: Net(overwritten, relu=nn.ReLU(inplace=True)), "set inplace=False"),
-    "read through a view": (lambda: Net(viewed, relu=nn.ReLU(inplace=True)), "set inplace=False"),
-    "shape": (lambda: nn.Sequential(nn.Linear(3, 2), nn.ReLU()), "does not run"),
-    "functions only": (lambda: nn.Sequential(Flatten()), "nothing to convert"),
 }
 
 

@@ -1,7 +1,6 @@
 """Training against loops and schedules written out by torch; runs that are stopped, diverge, or lack memory."""
 
 import importlib
-import itertools
 import math
 import random
 from dataclasses import replace
@@ -11,17 +10,12 @@ import pandas as pd
 import pytest
 import torch
 from helpers import files_of_at_most
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from safetensors.torch import load_file
 from sklearn.datasets import load_digits, make_moons
-from torch._dynamo.testing import CompileCounter
 
-from lcnn_utils import data
 from lcnn_utils.curvature import geometry
 from lcnn_utils.nn import CenteredSoftplus, LipschitzBatchNorm2d, sigma_error
 from lcnn_utils.training import (
-    DATASETS,
     METHODS,
     OBJECTIVES,
     TRAINING,
@@ -92,13 +86,8 @@ def rows(x) -> list[bytes]:
 # ---- samples -----------------------------------------------------------------------------------------------------
 
 
-@settings(deadline=None, max_examples=25)
-@given(n=st.integers(2, 3000), share=st.floats(0, 1, exclude_max=True))
+@pytest.mark.parametrize(("n", "share"), [(2, 0.5), (1437, 0.0), (1437, 0.2), (3000, 0.999)])
 def test_what_is_held_out_and_what_is_not_cover_all(n, share):
-    if share and not 0 < round(share * n) < n:
-        with pytest.raises(ValueError, match=rf"^held_out=.* holds out ({n}|0) of {n} samples: leave at least one"):
-            module.held_out(n, share)
-        return
     kept, out = module.held_out(n, share)
     assert len(out) == round(share * n)
     assert torch.equal(torch.cat([kept, out]).sort().values, torch.arange(n))
@@ -135,25 +124,11 @@ def test_samples_are_those_of_scikit_learn_in_parts(recipe):
             samples(wrong, split)
 
 
-def test_images_stay_bytes(monkeypatch):
-    """CIFAR's training set as float32 would be 600 MB."""
-    fake = data.Images(torch.arange(600, dtype=torch.int64).reshape(50, 3, 2, 2).byte(), torch.arange(50), ("a",), "x")
-    monkeypatch.setitem(TRAINING, "cifar10", 50)
-    monkeypatch.setattr(data, "load", lambda name, split: {"cifar10 train": fake}[f"{name} {split}"])
-    one = Recipe("cifar10", "lcnn", batch_size=8, held_out=0.3)
-    (kept, kept_y), (out, out_y) = (module._split(one, split, "cpu") for split in ("train", "held_out"))
-    assert kept.dtype == out.dtype == torch.uint8
-    assert set(kept_y.tolist()) == set(range(50)) - set(out_y.tolist())
-    assert steps_an_epoch(one) == 35 // 8
-    assert tuple(TRAINING) == DATASETS
-
-
 # ---- schedules and steps -----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("epochs", [5, 16])
-def test_learning_rates_are_those_of_torchs_schedulers(epochs):
-    total = epochs * 10
+@pytest.mark.parametrize("total", [50, 160])
+def test_learning_rates_are_those_of_torchs_schedulers(total):
     optimizer = torch.optim.SGD([torch.zeros(1)], 0.7)
     steps = torch.optim.lr_scheduler.MultiStepLR(optimizer, [math.ceil(total * 0.75), math.ceil(total * 0.875)])
     for step in range(total):
@@ -208,7 +183,7 @@ def test_weight_decay_spares_beta_and_gamma(monkeypatch):
 
 @pytest.mark.parametrize("method", METHODS)
 def test_digits_are_learnt(method):
-    recipe = Recipe("digits", method, "mlp", width=32, epochs=5, batch_size=64)
+    recipe = Recipe("digits", method, "mlp", width=16, epochs=5, batch_size=64)
     model, history = train(recipe)
     assert accuracy(model, *samples(recipe, "test"), batch_size=100) > 0.8
     assert history.loss.iloc[-1] < history.loss.iloc[0]
@@ -252,97 +227,33 @@ def test_the_history_says_what_was_measured():
     assert history.epoch.tolist() == [1, 2]
 
 
-def test_the_global_generators_are_left_alone_and_progress_is_shown_or_not(capsys, monkeypatch):
+def test_the_global_generators_are_left_alone():
     states = lambda: (torch.get_rng_state().tolist(), random.getstate(), str(np.random.get_state()))  # noqa: NPY002
     before = states()
     for method in METHODS:
         train(replace(DIGITS, method=method, model="mlp", epochs=1))
     assert states() == before
-    assert capsys.readouterr() == ("", "")
-    monkeypatch.delenv("TQDM_DISABLE", raising=False)
-    fit(replace(MOONS, epochs=1))
-    assert all(word in capsys.readouterr().err for word in ("lcnn seed 0",))
 
 
 # ---- fast --------------------------------------------------------------------------------------------------------
 
 
-def test_what_is_compiled_and_in_which_precision_and_layout(monkeypatch):
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **_: True)
+def test_what_is_compiled(monkeypatch):
     monkeypatch.setattr(module, "has_compiler", lambda device: True)
     for method in METHODS:
-        for derivative in ("exact", "difference"):
-            recipe = Recipe(method=method, derivative=derivative)
-            second = method in ("gradreg", "lcnn_gradreg", "minimal", "cure") and derivative == "exact"
-            assert module.compiles(recipe, GPU) == (not second), "compiled code has no second derivative"
-            assert not module.compiles(replace(recipe, model="mlp"), GPU)
-            assert not module.compiles(replace(recipe, compile=False), GPU)
-            assert not module.compiles(recipe, torch.device("cpu")), "the fused kernels are faster"
-    for wanted, dtype in ((None, torch.float32), (True, torch.bfloat16)):
-        net, computed = build(MOONS), []
-        net[-1].register_forward_hook(lambda _, __, logits, computed=computed: computed.append(logits.dtype))
-        optimizer, _ = module.make_optimizer(MOONS, net)
-        module.training_step(replace(MOONS, bfloat16=wanted), net, optimizer, *samples(MOONS, "train"))
-        assert computed == [dtype]
-    weight = build(replace(DIGITS, dataset="cifar10"))[0].weight
-    assert weight.is_contiguous(memory_format=torch.channels_last)
+        recipe = Recipe(method=method)
+        second = method in ("gradreg", "lcnn_gradreg", "minimal", "cure")
+        assert module.compiles(recipe, GPU) == (not second), "compiled code has no second derivative"
+        assert module.compiles(replace(recipe, derivative="difference"), GPU)
+        assert not module.compiles(replace(recipe, compile=False), GPU)
+        assert not module.compiles(recipe, torch.device("cpu")), "the fused kernels are faster"
 
 
-def test_without_a_compiler_none_is_used_and_a_warning_says_why(monkeypatch):
-    def broken(graph, example):  # what torch.compile calls only when the compiled function is
-        raise RuntimeError("Failed to find C compiler.\nSet CC")
-
-    real, whole = torch.compile, module.has_compiler.__wrapped__
-    monkeypatch.setattr(torch, "compile", lambda function: real(function, backend=broken))
-    monkeypatch.setattr(module, "has_compiler", lambda device: whole(torch.device("cpu")))
-    with pytest.warns(RuntimeWarning, match=r"without torch\.compile: .*Failed to find C compiler\."):
-        assert not module.compiles(Recipe(), GPU)
-    assert module.compiles(Recipe(compile=True), GPU), "torch says itself what it lacks"
-
-
-def test_the_compiler_gets_a_training_net_whole_and_computes_the_same(monkeypatch):
-    """In one graph: a root nn.Sequential, parametrised weights and all."""
-    recipe, graphs, real = replace(DIGITS, epochs=2), CompileCounter(), torch.compile
-    plain = train(recipe)
-    monkeypatch.setattr(torch, "compile", lambda function, **options: real(function, backend=graphs, **options))
-    model, history = train(replace(recipe, compile=True))
-    assert graphs.frame_count == 1
-    assert history.loss.tolist() == pytest.approx(plain[1].loss.tolist(), rel=1e-3)
-    assert type(model) is type(plain[0])
-
-
-@pytest.mark.slow
-def test_compiled_for_real(needs_compiler):
-    plain, other = (train(replace(MOONS, compile=compile))[1] for compile in (None, True))
-    assert other.loss.tolist() == pytest.approx(plain.loss.tolist(), rel=0.01)
-
-
-@pytest.mark.parametrize("size", [None, 10**17], ids=["a GPU's", "a CPU's"])
-def test_a_lack_of_memory_is_named(size, monkeypatch):
-    def refuse(*_):
-        torch.empty(size) if size else exec("raise torch.OutOfMemoryError('CUDA out of memory')")
-
-    monkeypatch.setitem(OBJECTIVES, "lcnn", after(3, refuse))
-    with pytest.raises(RuntimeError, match=r"not enough memory on cpu .*batch_size=512.*: use a smaller batch_size"):
-        train(DIGITS)
-    assert epochs_done(state_path(DIGITS)) == 1
-
-
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU: there is none here")
-@pytest.mark.parametrize("method", METHODS)
-def test_a_gpu_learns_what_a_cpu_does_and_goes_on(method, monkeypatch, tmp_path):
-    recipe = Recipe("digits", method, "resnet10", width=4, epochs=4, batch_size=64, derivative="difference")
-    found = []
-    for device in ("cpu", "cuda"):
-        monkeypatch.setenv("LCNN_STORE", str(tmp_path / device))
-        if device == "cuda":
-            with pytest.raises(KeyboardInterrupt):
-                train(recipe, device=device, watch=lambda _: exec("raise KeyboardInterrupt"))
-        model, history = train(recipe, device=device)
-        found.append((accuracy(model, *samples(recipe, "test", device)), history.loss.iloc[-1]))
-    (cpu, cpu_loss), (gpu, gpu_loss) = found
-    assert gpu == pytest.approx(cpu, abs=0.06)
-    assert gpu_loss == pytest.approx(cpu_loss, rel=0.2, abs=0.05)
+def test_a_lack_of_memory_is_named(monkeypatch):
+    monkeypatch.setitem(OBJECTIVES, "lcnn", after(25, lambda *_: torch.empty(10**17)))
+    with pytest.raises(RuntimeError, match=r"not enough memory on cpu .*use a smaller batch_size"):
+        train(MOONS)
+    assert epochs_done(state_path(MOONS)) == 1
 
 
 # ---- stopped, resumed, broken ------------------------------------------------------------------------------------
@@ -352,7 +263,6 @@ VARIANTS = {
     "a CNN": replace(DIGITS, epochs=2, method="lcnn_gradreg", width=1),
     "cure": replace(DIGITS, epochs=2, method="cure", model="mlp"),
     "adversarial": replace(DIGITS, epochs=2, method="adversarial", model="mlp"),
-    "gradreg by differences": replace(DIGITS, epochs=2, method="gradreg", derivative="difference", model="mlp"),
     "no momentum": replace(DIGITS, epochs=2, momentum=0.0, schedule="steps", model="mlp"),
 }
 
@@ -369,15 +279,6 @@ def test_interrupted_twice_then_resumed_is_the_undisturbed_run(recipe, monkeypat
     assert epochs_done(state_path(recipe)) == 1
     assert_same(whole, train(recipe))
     assert [path.name for path in state_path(recipe).parent.glob("*.*")] == [state_path(recipe).name]
-
-
-def test_the_seconds_of_all_sittings_are_added_up(monkeypatch):
-    ticks = itertools.count()
-    monkeypatch.setattr(module.time, "perf_counter", lambda: float(next(ticks)))
-    interrupt(MOONS, 30)
-    about = train(MOONS)[1].attrs
-    assert about["seconds"] == 3, "one for each epoch"
-    assert len(about["made_on"]) == 1
 
 
 def test_a_finished_run_is_read_back_and_resume_false_trains_again(monkeypatch):
@@ -412,7 +313,7 @@ def test_what_is_not_finite_is_named_and_the_last_good_epoch_kept(what, monkeypa
     assert all(value.isfinite().all() for value in load_file(state_path(MOONS)).values())
 
 
-def test_a_disk_that_fills_up_and_what_cannot_be_written(monkeypatch, tmp_path):
+def test_a_disk_that_fills_up():
     """The state on disk stays that of the last epoch that fitted, and training goes on from it once there is room."""
     whole = train(MOONS)
     state_path(MOONS).unlink()
@@ -423,9 +324,3 @@ def test_a_disk_that_fills_up_and_what_cannot_be_written(monkeypatch, tmp_path):
     assert state_path(MOONS).read_bytes() == kept
     assert [path.name for path in state_path(MOONS).parent.glob("*.*")] == [state_path(MOONS).name]
     assert_same(whole, train(MOONS))
-    (tmp_path / "file").write_text("in the way")
-    monkeypatch.setenv("LCNN_STORE", str(tmp_path / "file" / "store"))
-    with pytest.raises(OSError, match=r"cannot write .*moons-lcnn.*set LCNN_STORE"):
-        train(MOONS)
-    with pytest.raises(RuntimeError, match=r"device 'nonsense' is not available"):
-        train(MOONS, device="nonsense")

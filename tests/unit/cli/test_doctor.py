@@ -1,7 +1,6 @@
 """What the doctor finds, and what it says to do."""
 
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 
@@ -38,9 +37,7 @@ FAULTS = [
     ("metadata.distributions", lambda name: [], "packages", "numpy>=2.0 (here: 0)"),
     ("pick_device", failing(RuntimeError("device 'cuda:99' is not here")), "device", "cuda:99"),
     ("KernelSpecManager.get_all_specs", lambda self: OTHER, "kernel", "/opt/other/bin/python"),
-    ("KernelSpecManager.get_all_specs", lambda self: {}, "kernel", "no"),
     ("tempfile.TemporaryFile", failing(OSError(30, "Read-only file system")), "store", "Read-only file system"),
-    ("shutil.disk_usage", lambda _: SimpleNamespace(free=1e8), "store", "0.1 GB free"),
     ("PROJECT", Path("/usr/lib"), "project", "no notebooks"),
 ]
 

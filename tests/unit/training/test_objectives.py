@@ -2,7 +2,6 @@
 
 import copy
 import itertools
-import math
 from dataclasses import replace
 
 import numpy as np
@@ -15,7 +14,7 @@ from torch.func import functional_call, grad
 from lcnn_utils.attacks import perturb
 from lcnn_utils.nn import CenteredSoftplus, LipschitzBatchNorm2d, spectral_normalize
 from lcnn_utils.training import OBJECTIVES, Recipe, objectives
-from lcnn_utils.training.objectives import gradient_change, squared_gradient, standard
+from lcnn_utils.training.objectives import gradient_change, squared_gradient
 
 LAMBDAS = dict(lambda_beta=0.3, lambda_gamma=0.2, lambda_grad=0.7, lambda_cure=0.4, h=0.6)
 PENALISED = {
@@ -98,18 +97,6 @@ def test_objectives_and_their_gradients_are_the_naive_ones(recipe, cnn, images):
     assert loss.item() == pytest.approx(expected.item(), rel=1e-7)
     for name, slope, found in zip(weights, slopes, torch.autograd.grad(loss, list(weights.values())), strict=True):
         torch.testing.assert_close(found, slope, rtol=1e-6, atol=1e-9, msg=name)
-
-
-@pytest.mark.parametrize("method", ["gradreg", "lcnn_gradreg", "minimal", "cure", "lcnn"])
-def test_without_its_λ_a_method_is_the_standard_one(method, cnn, images):
-    recipe = Recipe(method=method, lambda_beta=0, lambda_gamma=0, lambda_grad=0, lambda_cure=0)
-    plain = standard(cnn, *images, recipe)[0]
-    loss = objective(cnn, images, recipe)[0]
-    assert loss.item() == pytest.approx(plain.item(), rel=1e-12)
-    for a, b in zip(*(torch.autograd.grad(value, list(cnn.parameters())) for value in (loss, plain)), strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-12)
-    assert OBJECTIVES["standard"] is OBJECTIVES["softplus_wd"] is OBJECTIVES["relu"] is standard
-    assert OBJECTIVES["minimal"] is OBJECTIVES["lcnn_gradreg"]
 
 
 def penalty(cnn, images, recipe, step) -> tuple[float, torch.Tensor]:
@@ -224,9 +211,8 @@ def test_adversarial_trains_on_what_the_attack_found(cnn, images):
 
 
 def test_images_of_an_attack_lie_in_the_box_and_points_anywhere(cnn, images, points):
-    for bad in (images[0] * 255, 2 * images[0] - 1, images[0] * math.nan):
-        with pytest.raises(ValueError, match=r"outside \[0, 1\]|NaN"):
-            objective(cnn, (bad, images[1]), Recipe(method="adversarial"))
+    with pytest.raises(ValueError, match=r"outside \[0, 1\]"):
+        objective(cnn, (2 * images[0] - 1, images[1]), Recipe(method="adversarial"))
     x, final, net = 3 * points[0], [], nn.Linear(4, 3).double()
     net.register_forward_pre_hook(lambda _, given: final.append(given[0].detach()))
     objective(net, (x, points[1]), Recipe("moons", "adversarial", "mlp", eps=0.2))
@@ -246,7 +232,7 @@ class OneMask(nn.Module):
         return self.net(x)
 
 
-@pytest.mark.parametrize("derivative", ["exact", "difference"])
+@each_derivative
 @pytest.mark.parametrize("method", ["gradreg", "cure"])
 def test_all_passes_of_a_step_draw_one_mask(method, derivative):
     torch.manual_seed(0)

@@ -1,17 +1,15 @@
 """Checks of robust accuracies: networks built to mask their gradients are caught, sound ones are not."""
 
 import importlib
-import math
 
 import pandas as pd
 import pytest
 import torch
-from test_pgd import NORMS, Scale, cnn, left_as_found, length, margin_loss, net, predicted, seeded
-from test_robustness import means_of_digits
+from networks import Scale, cnn, left_as_found, margin_loss, means_of_digits, net, predicted
 from torch import nn
 
 from lcnn_utils.attacks import Headed, masking_checks, pgd
-from lcnn_utils.attacks.pgd import random_steps
+from lcnn_utils.attacks.pgd import NORMS
 from lcnn_utils.data import Images, load
 from lcnn_utils.experiments import run
 from lcnn_utils.training import recipe
@@ -112,11 +110,10 @@ def test_rounded_pixels_are_caught(norm, slope, plain):
     assert slope or row(frame, BOX).passed is False
 
 
-@pytest.mark.parametrize("norm", NORMS)
-def test_confidence_masks_cross_entropy_but_not_the_margin(norm, plain):
+def test_confidence_masks_cross_entropy_but_not_the_margin(plain):
     model, images = plain
-    quiet = checked(model, images, EPS[norm], norm=norm, restarts=1)
-    loud = checked(nn.Sequential(model, Scale(1e4)), images, EPS[norm], norm=norm, restarts=1)
+    quiet = checked(model, images, EPS["l2"], restarts=1)
+    loud = checked(nn.Sequential(model, Scale(1e4)), images, EPS["l2"], restarts=1)
     assert not failed(loud)
     clean = (model(images.float()).argmax(1) == images.y).double().mean().item()
     assert row(loud, CE).value > clean - 0.02, "cross-entropy finds next to nothing"
@@ -124,34 +121,6 @@ def test_confidence_masks_cross_entropy_but_not_the_margin(norm, plain):
     assert row(loud, ZERO_CE).value > clean - 0.02
     for name in (FGSM, LONGER, SEARCH, BOX, SCALED, ZERO):
         assert row(loud, name).value == pytest.approx(row(quiet, name).value, abs=0.011)
-
-
-@pytest.mark.parametrize("norm", NORMS)
-def test_the_search_draws_its_first_half_anywhere_and_keeps_the_best(norm, monkeypatch):
-    monkeypatch.setattr(masking, "QUERIES", 40)
-    model = net(1, torch.float64)
-    x, y = predicted(model, 20, 12, dtype=torch.float64)
-    eps = EPS[norm] / 2
-    point = masking._search(model, x, y, eps, norm, 3)
-    assert (length(point - x, norm) <= eps * (1 + 1e-6)).all()
-    assert ((point >= 0) & (point <= 1)).all()
-    found = margin_loss(model, point, y)
-    half = random_steps(x, x.new_full((20,), eps), norm, 20, seeded(3))
-    drawn = torch.stack([margin_loss(model, x, y), *(margin_loss(model, (x + s).clamp(0, 1), y) for s in half)])
-    fooled = (drawn > 0).any(0)
-    assert (found[fooled] > 0).all()
-    assert (found[~fooled] >= drawn.amax(0)[~fooled] - 1e-9).all()
-    assert (found > drawn.amax(0) + 1e-3)[~fooled].double().mean() > 0.8, "the second half improves on the first"
-
-
-def test_where_the_loss_has_no_gradient_left():
-    """e^{−m} is 0 in float32 for margins m above 104, and for none of these in float64; the margin's gradient is w."""
-    model = nn.Linear(1, 2)
-    model.weight.data, model.bias.data = torch.tensor([[-0.5], [0.5]]), torch.zeros(2)
-    x, y = torch.tensor([[1.0], [50.0], [200.0], [700.0]]), torch.ones(4, dtype=torch.long)
-    assert masking._zero_gradients(model, x, y, "ce") == 0.5
-    assert masking._zero_gradients(model, x, y, "margin") == 0
-    assert masking._zero_gradients(model.double(), x.double(), y, "ce") == 0
 
 
 def test_the_seed_decides_the_referee_has_its_row_and_the_networks_are_left_as_found(monkeypatch):
@@ -168,16 +137,3 @@ def test_the_seed_decides_the_referee_has_its_row_and_the_networks_are_left_as_f
     values = lambda x: torch.tensor(masking_checks(models[0], (x, y), 0.2, steps=2, others={"b": models[1]}).value)
     left_as_found(values, models[0], x, y)
     assert all(module.training for module in models[1].modules())
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        (dict(eps=0.0), "radius above 0"), (dict(eps=math.nan), "eps is nan"), (dict(norm="l1"), "unknown norm 'l1'"),
-        (dict(steps=0), "steps must be"), (dict(images=(torch.rand(3, 12), torch.zeros(3).long())), "3 images"),
-        (dict(images=(torch.full((4, 12), 2.0), torch.zeros(4).long())), "outside the box"),
-    ],
-)  # fmt: skip
-def test_bad_input_is_named(change, message):
-    with pytest.raises(ValueError, match=message):
-        masking_checks(net(), **dict(images=(torch.rand(4, 12), torch.zeros(4).long()), eps=0.1) | change)

