@@ -21,7 +21,7 @@ from ..experiments import SHIPPED, measure, published, run
 from ..figures.style import METHOD
 from ..nn import CenteredSoftplus, norms_once_a_step
 from ..training import METHODS, Recipe, build, make_optimizer, objectives, recipe, run_name, samples, training_step
-from .curvature import passing, with_beta
+from .curvature import layer_calls, with_beta
 
 LAMBDAS = (0.0, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1)  # λ_β = λ_γ of the shipped runs on digits
 COLUMNS = {"‖∇f‖": "grad_norm", "‖∇²f‖": "hessian_norm", "C": "curvature", "accuracy %": "accuracy"}
@@ -174,7 +174,7 @@ def signal_frame(nets: dict[str, nn.Module], x: Tensor) -> pd.DataFrame:
     The spread is averaged (root mean square) over a layer's units; layer 0 is the input."""
     rows = []
     for name, net in nets.items():
-        outputs = [x, *(output for _, _, output in passing(net, x, CenteredSoftplus))]
+        outputs = [x, *(output for _, _, output in layer_calls(net, x, CenteredSoftplus))]
         rows += [(name, layer, out.std(0).square().mean().sqrt().item()) for layer, out in enumerate(outputs)]
     return pd.DataFrame(rows, columns=["net", "layer", "spread"])
 
