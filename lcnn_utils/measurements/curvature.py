@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import itertools
 from collections.abc import Iterable, Mapping
-from typing import Any, TypeVar
+from typing import Any
 
 import pandas as pd
 import torch
@@ -17,7 +17,6 @@ from ..figures.style import METHOD
 from ..nn import relu_reading, set_beta
 from ..training import Recipe, accuracy, fit, recipe, samples
 
-Layer = TypeVar("Layer", bound=nn.Module)
 MOONS_BOX = (-2.0, 3.0, -1.5, 2.0)  # x₁ from, to; x₂ from, to
 
 
@@ -66,14 +65,16 @@ def moons_study(models: dict[str, nn.Module], resolution: int = 150) -> tuple[pd
     return fields_frame(models, resolution), pd.DataFrame({"x1": x[:, 0], "x2": x[:, 1], "label": y})
 
 
-def layer_calls(model: nn.Module, x: Tensor, kind: type[Layer]) -> list[tuple[Layer, Tensor, Tensor]]:
-    """Every layer of a kind with its input and output for x, in order of use; ``model`` runs once, in eval mode."""
-    calls: list[tuple[Layer, Tensor, Tensor]] = []
+def layer_calls(
+    model: nn.Module, x: Tensor, kinds: type[nn.Module] | tuple[type[nn.Module], ...]
+) -> list[tuple[Any, Tensor, Tensor]]:
+    """Every layer of some kinds with its input and output for x, in order of use; ``model`` runs once, in eval mode."""
+    calls: list[tuple[Any, Tensor, Tensor]] = []
 
-    def record(layer: Layer, inputs: tuple[Tensor], output: Tensor) -> None:
+    def record(layer: nn.Module, inputs: tuple[Tensor], output: Tensor) -> None:
         calls.append((layer, inputs[0], output))
 
-    hooks = [layer.register_forward_hook(record) for layer in model.modules() if isinstance(layer, kind)]
+    hooks = [layer.register_forward_hook(record) for layer in model.modules() if isinstance(layer, kinds)]
     with evaluating(model), torch.no_grad():
         model(x)
     for hook in hooks:
@@ -111,8 +112,8 @@ def digits_study(
             readings["relu_reading"] = relu_reading(model)
         for name, net in readings.items():
             frame = net_frame(net, x[:images], y[:images], chunk=images)
-            about = dict(label=METHOD[name][0], method=name, seed=seed, accuracy=frame.correct.mean())
-            parts.append(frame.assign(**about))
+            frame = frame.assign(label=METHOD[name][0], method=name, seed=seed, accuracy=frame.correct.mean())
+            parts.append(frame)
     return pd.concat(parts, ignore_index=True)
 
 
