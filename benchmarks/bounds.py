@@ -100,7 +100,7 @@ def main() -> None:
     ]
     write("bounds_cost", [*timed, *grown], command, n=15, seed=0, notes=notes)
     torch.set_num_threads(1)
-    rows = audit("MLPs", measurements.audit_frame(range(MLPS)), MLPS) + audit("CNNs", cnn_frame(), CNNS)
+    rows = audit("MLPs", measurements.audit_frame(range(MLPS), points=2), MLPS) + audit("CNNs", cnn_frame(), CNNS)
     write(
         "bounds", rows, command, n=MLPS + CNNS, seed=0,
         notes=[
