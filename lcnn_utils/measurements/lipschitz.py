@@ -208,11 +208,11 @@ def gamma_frame(
     return pd.concat(parts, ignore_index=True)
 
 
-def random_conv(c_in: int, c_out: int, seed: int, *, kernel: int = 3, stride: int = 1) -> nn.Conv2d:
-    """A convolution without bias, padding ``kernel // 2``, float64 weights N(0, 1/fan-in) drawn from ``seed``."""
-    conv = nn.utils.skip_init(nn.Conv2d, c_in, c_out, kernel, stride, kernel // 2, bias=False, dtype=torch.float64)
+def random_conv(c_in: int, c_out: int, seed: int, *, stride: int = 1) -> nn.Conv2d:
+    """A 3×3 convolution without bias, padding 1, float64 weights N(0, 1/fan-in) drawn from ``seed``."""
+    conv = nn.utils.skip_init(nn.Conv2d, c_in, c_out, 3, stride, 1, bias=False, dtype=torch.float64)
     weight = torch.randn(conv.weight.shape, generator=Generator().manual_seed(seed), dtype=torch.float64)
-    conv.weight.data = weight / math.sqrt(c_in * kernel**2)
+    conv.weight.data = weight / math.sqrt(c_in * 3**2)
     return conv
 
 
