@@ -47,14 +47,6 @@ def test_compositions_against_their_closed_forms(x, beta, depth):
     assert centered.item() == pytest.approx(inside / beta, rel=1e-9, abs=1e-9 / beta)
 
 
-def test_composition_frame_names_what_it_holds():
-    frame = measurements.composition_frame((0.5, 2.0), (1, 3), X)
-    for (beta, depth), part in frame.groupby(["beta", "depth"]):
-        plain, centered = measurements.composition(X, beta, depth)
-        np.testing.assert_array_equal(part.value[part.activation == "softplus"], plain)
-        np.testing.assert_array_equal(part.value[part.activation == "centered"], centered)
-
-
 def test_normalised_curvature_against_autograd():
     frame = measurements.normalised_curvature_frame((0.1, 2.0, 30.0), (-1.0, 0.0, 0.5))
     assert len(frame) == 9
