@@ -134,26 +134,19 @@ def loss_parts(model: nn.Module, x: Tensor, y: Tensor) -> pd.DataFrame:
 def certificate_recipe(method: str, seed: int = 0, *, penalty_weight: float = 1e-2, epochs: int = 20) -> Recipe:
     """Digits with an MLP 64–64–64–10, shallow enough for certificates; ``penalty_weight`` is λ_β = λ_γ (LCNN)."""
     return Recipe(
-        "digits",
-        method,
-        "mlp",
-        width=64,
-        seed=seed,
-        epochs=epochs,
-        lambda_beta=penalty_weight,
-        lambda_gamma=penalty_weight,
-    )
+        "digits", method, "mlp", width=64, seed=seed, epochs=epochs,
+        lambda_beta=penalty_weight, lambda_gamma=penalty_weight,
+    )  # fmt: skip
 
 
 def certificates(nets: dict[str, nn.Module], x: Tensor, y: Tensor, **attack: Any) -> pd.DataFrame:
-    """Certified radius and PGD's smallest successful step of each sample: columns net, sample, certified, attacked.
+    """Certified radius and PGD's smallest successful step, a row a sample of a net: columns net, certified, attacked.
     Both are 0 where the net is wrong; ``attacked`` is infinite where no attack succeeded. Unit: that of x.
     ``attack``: steps and restarts of PGD."""
     parts = []
     for name, net in nets.items():
         attacked, _ = minimal_radius(net, x, y, **attack)
-        radii = dict(certified=certified_radius(net, x, y).cpu(), attacked=attacked.cpu())
-        parts.append(pd.DataFrame({"net": name, "sample": range(len(x)), **radii}))
+        parts.append(pd.DataFrame(dict(net=name, certified=certified_radius(net, x, y).cpu(), attacked=attacked.cpu())))
     return pd.concat(parts, ignore_index=True)
 
 
