@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import copy
+import itertools
 from collections.abc import Iterable, Mapping
-from typing import Any, TypeVar
+from typing import Any
 
 import pandas as pd
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..curvature import evaluating, geometry, gradient_and_hvp
@@ -16,13 +18,12 @@ from ..figures.style import METHOD
 from ..nn import relu_reading, set_beta
 from ..training import Recipe, accuracy, fit, recipe, samples
 
-Layer = TypeVar("Layer", bound=nn.Module)
 MOONS_BOX = (-2.0, 3.0, -1.5, 2.0)  # x₁ from, to; x₂ from, to
 
 
 def digits_recipe(method: str, seed: int = 0, **changes: Any) -> Recipe:
     """Digits with a ResNet-10 of width 8, of the authors' blocks: scale ``lab`` with the authors' λ = 1e-3.
-    At so short a schedule that price hardly moves β and γ; notebook 05 takes ``lab``'s own, 1e-2."""
+    At so short a schedule this penalty hardly moves β and γ; notebook 05 takes ``lab``'s own λ, 1e-2."""
     return recipe("digits", method, seed, **{"lambda_beta": 1e-3, "lambda_gamma": 1e-3} | changes)
 
 
@@ -46,49 +47,40 @@ def with_beta(model: nn.Module, beta: float) -> nn.Module:
     return set_beta(copy.deepcopy(model), beta)
 
 
-def beta_maps_frame(models: dict[float, nn.Module], resolution: int) -> pd.DataFrame:
-    """Fields of nets that differ in β: columns x1, x2, beta, margin, curvature, accuracy."""
-    return _fields_frame("beta", models, resolution)
-
-
-def _fields_frame(name: str, models: Mapping[Any, nn.Module], resolution: int) -> pd.DataFrame:
-    grid, (x, y) = moons_grid(resolution), samples(recipe("moons", "standard"), "test")
+def fields_frame(models: Mapping[Any, nn.Module], resolution: int, column: str = "method") -> pd.DataFrame:
+    """Margin and curvature of nets on a grid over the moons: columns x1, x2, margin, curvature, accuracy (on the test
+    points), and the net's key in ``models`` under the name ``column``."""
+    grid = moons_grid(resolution)
+    x, y = samples(recipe("moons", "standard"), "test")
     parts = []
     for key, model in models.items():
         margin, curvature = moons_fields(model, grid)
         columns = {"x1": grid[:, 0], "x2": grid[:, 1], "margin": margin, "curvature": curvature}
-        parts.append(pd.DataFrame({name: key, "accuracy": accuracy(model, x, y)} | columns))
+        parts.append(pd.DataFrame(columns | {column: key, "accuracy": accuracy(model, x, y)}))
     return pd.concat(parts, ignore_index=True)
 
 
-def passing(model: nn.Module, x: Tensor, kind: type[Layer]) -> list[tuple[Layer, Tensor, Tensor]]:
-    """Every layer of a kind with its input and output for x, in order of use; ``model`` runs once, in eval mode."""
-    seen: list[tuple[Layer, Tensor, Tensor]] = []
-    note = lambda layer, args, output: seen.append((layer, args[0], output))
-    hooks = [layer.register_forward_hook(note) for layer in model.modules() if isinstance(layer, kind)]
+def moons_study(models: dict[str, nn.Module], resolution: int = 150) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """:func:`fields_frame` of each method's net, and the training points: columns x1, x2, label."""
+    x, y = samples(recipe("moons", "standard"), "train")
+    return fields_frame(models, resolution), pd.DataFrame({"x1": x[:, 0], "x2": x[:, 1], "label": y})
+
+
+def layer_calls(
+    model: nn.Module, x: Tensor, kinds: type[nn.Module] | tuple[type[nn.Module], ...]
+) -> list[tuple[Any, Tensor, Tensor]]:
+    """Every layer of some kinds with its input and output for x, in order of use; ``model`` runs once, in eval mode."""
+    calls: list[tuple[Any, Tensor, Tensor]] = []
+
+    def record(layer: nn.Module, inputs: tuple[Tensor], output: Tensor) -> None:
+        calls.append((layer, inputs[0], output))
+
+    hooks = [layer.register_forward_hook(record) for layer in model.modules() if isinstance(layer, kinds)]
     with evaluating(model), torch.no_grad():
         model(x)
     for hook in hooks:
         hook.remove()
-    return seen
-
-
-def turning(model: nn.Module, start: Tensor, end: Tensor, steps: int = 20_000) -> tuple[float, float]:
-    """How far the gradient of the margin turns on the way from ``start`` to ``end``, and what the Hessian accounts for.
-    The first is Σ‖∇f(x_{i+1}) − ∇f(x_i)‖ over the steps, the second the trapezoidal sum of ∫‖∇²f(x(t)) ẋ‖dt."""
-    path = torch.lerp(start, end, torch.linspace(0, 1, steps + 1)[:, None]).double()
-    double, ones = copy.deepcopy(model).double(), torch.ones(steps + 1, dtype=torch.long)
-    with evaluating(double):
-        gradient, hvp = gradient_and_hvp(double, path, ones, "margin")
-        speed = hvp((end - start).double().expand_as(path)).norm(dim=1)
-    return gradient.diff(dim=0).norm(dim=1).sum().item(), torch.trapezoid(speed, dx=1 / steps).item()
-
-
-def moons_study(models: dict[str, nn.Module], resolution: int = 150) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Fields of each method's model, and the training points, as :func:`figures.moons` takes them."""
-    x, y = samples(recipe("moons", "standard"), "train")
-    points = pd.DataFrame({"x1": x[:, 0], "x2": x[:, 1], "label": y})
-    return _fields_frame("method", models, resolution), points
+    return calls
 
 
 def net_frame(net: nn.Module, x: Tensor, y: Tensor, chunk: int = 100) -> pd.DataFrame:
@@ -112,16 +104,17 @@ def digits_study(
     """Geometry of the first ``images`` test images (of 360), over seeds: Standard, its weights read as ReLU, and LCNN.
     Columns: those of :func:`net_frame`, and label, method, seed, accuracy."""
     parts = []
-    for seed in seeds:
-        for method in ("standard", "lcnn"):
-            chosen = digits_recipe(method, seed, epochs=epochs)
-            model, _ = fit(chosen, device=device, progress=progress)
-            x, y = (part[:images] for part in samples(chosen, "test", next(model.parameters()).device))
-            readings = {method: model} | ({"relu_reading": relu_reading(model)} if method == "standard" else {})
-            for name, net in readings.items():
-                part = net_frame(net, x, y, chunk=len(x))
-                about = part.assign(label=METHOD[name][0], method=name, seed=seed, accuracy=part.correct.mean())
-                parts.append(about)
+    for seed, method in itertools.product(seeds, ("standard", "lcnn")):
+        this_recipe = digits_recipe(method, seed, epochs=epochs)
+        model, _ = fit(this_recipe, device=device, progress=progress)
+        x, y = samples(this_recipe, "test", next(model.parameters()).device)
+        readings = {method: model}
+        if method == "standard":
+            readings["relu_reading"] = relu_reading(model)
+        for name, net in readings.items():
+            frame = net_frame(net, x[:images], y[:images], chunk=images)
+            frame = frame.assign(label=METHOD[name][0], method=name, seed=seed, accuracy=frame.correct.mean())
+            parts.append(frame)
     return pd.concat(parts, ignore_index=True)
 
 
@@ -147,29 +140,27 @@ def vanishing_gradient(grad_norm: Tensor, hessian_norm: Tensor) -> Tensor:
     return (c >= c.quantile(0.9)) & (g.quantile(0.5) - g > h - h.quantile(0.5))
 
 
-def convergence_frame(model: nn.Module, x: Tensor, y: Tensor, products: int = 30, scalar: str = "loss") -> pd.DataFrame:
-    """Error of three estimators of ‖∇²f‖ after 1, 2, … products, for each sample against the exact Hessian.
-    Columns: estimator, products, sample, estimate, exact, error. The third is the authors' |uᵀHu|, which can pass
-    through 0 where two eigenvalues of opposite sign are nearly tied."""
-    exact = geometry(model, x, y, scalar=scalar, method="exact").hessian_norm
-    names = {"power": "power iteration, ‖Hu‖", "lanczos": "Lanczos"}
-    rows = []
-    for k in range(1, products + 1):
-        for method, name in names.items():
-            estimate = geometry(model, x, y, scalar=scalar, method=method, tol=1e-12, max_iter=k).hessian_norm
-            rows.append((name, k, estimate))
+def convergence_frame(model: nn.Module, x: Tensor, y: Tensor, products: int) -> pd.DataFrame:
+    """Error of three estimators of the loss's ‖∇²f‖ after 1, 2, … products, for each sample against the exact Hessian.
+    Columns: estimator, products, sample, estimate, exact, error. Two read the same power iteration: ‖Hu‖, and the
+    authors' |uᵀHu|, which can pass through 0 where two eigenvalues of opposite sign are nearly tied."""
+    exact = geometry(model, x, y, method="exact").hessian_norm
+    parts = []
     with evaluating(model):
-        hvp = gradient_and_hvp(model, x, y, scalar)[1]
+        _, hvp = gradient_and_hvp(model, x, y)
         u = torch.randn(x.shape, generator=torch.Generator().manual_seed(0), dtype=x.dtype).to(x.device)
         for k in range(1, products + 1):
-            u = u / u.flatten(1).norm(dim=1).view(-1, *[1] * (x.dim() - 1))
-            w = hvp(u)
-            rows.append(("power iteration, |uᵀHu| (published)", k, (u * w).flatten(1).sum(1).abs()))
-            u = w
-    parts = []
-    for name, k, estimate in rows:
-        columns = {"estimator": name, "products": k, "sample": range(len(x)), "estimate": estimate.cpu()}
-        parts.append(pd.DataFrame(columns | {"exact": exact.cpu()}))
+            u = F.normalize(u.flatten(1)).view_as(x)
+            product = hvp(u)
+            estimates = {
+                "power iteration, ‖Hu‖": product.flatten(1).norm(dim=1),
+                "Lanczos": geometry(model, x, y, tol=1e-12, max_iter=k).hessian_norm,
+                "power iteration, |uᵀHu| (published)": (u * product).flatten(1).sum(1).abs(),
+            }
+            for name, estimate in estimates.items():
+                columns = {"estimator": name, "products": k, "sample": range(len(x)), "estimate": estimate.cpu()}
+                parts.append(pd.DataFrame(columns | {"exact": exact.cpu()}))
+            u = product
     frame = pd.concat(parts, ignore_index=True)
     frame["error"] = ((frame.estimate - frame.exact) / frame.exact).abs().clip(lower=1e-7)
     return frame

@@ -19,7 +19,7 @@ from ..experiments import measure, plus_minus, published, run
 from ..figures.style import METHOD
 from ..nn import CenteredSoftplus, norms_once_a_step
 from ..training import METHODS, Recipe, objectives, samples
-from .curvature import passing, with_beta
+from .curvature import layer_calls, with_beta
 
 LAMBDAS = (0.0, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1)  # λ_β = λ_γ of the shipped runs on digits
 SEARCHED_LAMBDAS = (0.0, 1e-3, 3e-3, 1e-2, 2e-2, 3e-2, 5e-2, 1e-1, 2e-1, 3e-1)  # λ_β = λ_γ
@@ -219,7 +219,7 @@ def signal_frame(nets: dict[str, nn.Module], x: Tensor) -> pd.DataFrame:
     The last is the standard deviation over samples, averaged (root mean square) over a layer's units."""
     rows = []
     for name, net in nets.items():
-        outputs = [x] + [output for _, _, output in passing(net, x, CenteredSoftplus)]
+        outputs = [x] + [output for _, _, output in layer_calls(net, x, CenteredSoftplus)]
         for layer, output in enumerate(outputs):
             rows.append((name, layer, output.std(0).square().mean().sqrt().item()))
     return pd.DataFrame(rows, columns=["net", "layer", "spread"])

@@ -17,7 +17,7 @@ from lcnn_utils.experiments import SHIPPED, how_measured, measured, published, r
 from lcnn_utils.experiments import runs as experiments
 from lcnn_utils.figures.style import METHOD
 from lcnn_utils.measurements import training as measurements
-from lcnn_utils.measurements.curvature import passing
+from lcnn_utils.measurements.curvature import layer_calls
 from lcnn_utils.nn import CenteredSoftplus, LipschitzBatchNorm2d, norms_once_a_step
 from lcnn_utils.training import METHODS, build, fit, learning_rate, recipe, run_name, samples, steps_an_epoch
 
@@ -84,7 +84,7 @@ def test_layers_are_numbered_from_input_to_output():
     model = build(one).eval()
     for field, kind in (("beta", CenteredSoftplus), ("gamma", LipschitzBatchNorm2d)):
         x = samples(one, "test")[0][:2]
-        for place, (layer, _, _) in enumerate(passing(model, x, kind), 1):
+        for place, (layer, _, _) in enumerate(layer_calls(model, x, kind), 1):
             setattr(layer, field, float(place))
     history = {"epoch": 1, "loss": 2.0}
     for name, parameter in model.named_parameters():

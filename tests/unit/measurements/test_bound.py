@@ -1,0 +1,226 @@
+"""The measurements of notebook 03 against closed forms, torch's own functions and torch.func, in float64."""
+
+import copy
+import math
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from lcnn_utils.curvature import curvature_bound, layer_terms, local_bound, normalised_bound
+from lcnn_utils.measurements import bound as measurements
+from lcnn_utils.nn import CenteredSoftplus, LipschitzBatchNorm2d, mlp
+
+
+def normal(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def norm(matrix: torch.Tensor) -> float:
+    return torch.linalg.matrix_norm(matrix, 2).item()
+
+
+def lcnn(sizes=(2, 6, 5, 2), seed: int = 1) -> nn.Module:
+    return measurements.scramble(mlp(sizes, lcnn=True), seed)
+
+
+def logits(model: nn.Sequential, x: torch.Tensor, betas=None, factors=None) -> torch.Tensor:
+    """Of an MLP at x (d,), by torch's functions; β, and a factor of the slope before, of activations by their name."""
+    betas, factors, x = betas or {}, factors or {}, x.flatten()
+    for i, layer in enumerate(model):
+        if isinstance(layer, nn.Linear):
+            x = F.linear(x, layer.weight, layer.bias)
+        elif isinstance(layer, LipschitzBatchNorm2d):
+            slope = (layer.running_var + layer.eps).rsqrt().clamp(max=layer.log_gamma.exp())
+            x = (x - layer.running_mean) * slope * factors.get(str(i + 1), 1.0)
+        elif isinstance(layer, CenteredSoftplus):
+            beta = betas.get(str(i), layer.log_beta.exp().item())
+            x = F.softplus(x, beta, threshold=300) - math.log(2) / beta
+    return x
+
+
+def true_norms(model: nn.Sequential, x: torch.Tensor, y: torch.Tensor, scalar: str, **changes):
+    """‖∇f‖ and ‖∇²f‖ of each sample, by torch.func."""
+
+    def f(point, label):
+        z = logits(model, point, **changes)
+        rest = torch.cat([z[:label], z[label + 1 :]])
+        return {"logit": z[label], "margin": z[label] - rest.max(), "loss": z.logsumexp(0) - z[label]}[scalar]
+
+    gradients = [torch.func.grad(f)(point.flatten(), label) for point, label in zip(x, y.tolist(), strict=True)]
+    hessians = [torch.func.hessian(f)(point.flatten(), label) for point, label in zip(x, y.tolist(), strict=True)]
+    return np.array([g.norm().item() for g in gradients]), np.array([norm(h) for h in hessians])
+
+
+# ---- random nets, and the bounds on them -------------------------------------------------------------------------
+
+
+def test_scramble_leaves_nothing_at_its_default_and_depends_on_the_seed_alone():
+    def every_kind():
+        first = [nn.Conv2d(1, 3, 2), nn.BatchNorm2d(3), CenteredSoftplus(), LipschitzBatchNorm2d(3, affine=True)]
+        return nn.Sequential(*first, nn.Flatten(), nn.Linear(12, 4), nn.BatchNorm1d(4), nn.Linear(4, 2))
+
+    model = every_kind()
+    default = copy.deepcopy(model.state_dict())
+    measurements.scramble(model, 3)
+    other = measurements.scramble(every_kind(), 3)  # had other weights
+    for name, value in model.state_dict().items():
+        if not name.endswith("num_batches_tracked"):
+            assert (value != default[name].double()).all(), name
+            torch.testing.assert_close(other.state_dict()[name], value, rtol=0, atol=0)
+    assert not any(module.training for module in model.modules())
+
+
+@pytest.mark.parametrize(("seed", "scalar"), [(0, "margin"), (2, "margin"), (5, "logit")])
+def test_audit_against_torch_func(seed, scalar):
+    model = measurements.random_mlp(seed)
+    d, y = model[1].in_features, torch.arange(3) % model[-1].out_features
+    x = normal(3, d, seed=seed)
+    frame = measurements.audit(model, x, y, scalar)
+    gradient, hessian = true_norms(model, x, y, scalar)
+    np.testing.assert_allclose(frame.gradient, gradient, rtol=1e-8)
+    np.testing.assert_allclose(frame.hessian, hessian, rtol=1e-6, atol=1e-9 * hessian.max())
+    np.testing.assert_allclose(frame.curvature, frame.hessian / frame.gradient)
+    np.testing.assert_allclose(frame.local, local_bound(model, x, y, scalar=scalar))
+    normalised = normalised_bound(model, x, y, scalar=scalar)
+    np.testing.assert_allclose(frame[["normalised", "kappa"]].T, [normalised.bound, normalised.kappa.amax(1)])
+    assert (frame.data_free == curvature_bound(model, (d,), scalar=scalar)).all()
+    slope, published, times_units = 1.0, 0.0, 0.0  # the published sums, by hand
+    for layer in model:
+        if isinstance(layer, nn.Linear):
+            weight = layer.weight
+        if isinstance(layer, LipschitzBatchNorm2d):
+            weight = (layer.running_var + layer.eps).rsqrt().clamp(max=layer.gamma)[:, None] * weight
+        if isinstance(layer, CenteredSoftplus):
+            slope *= norm(weight)
+            published += layer.beta.item() * slope
+            times_units += layer.beta.item() * slope * len(weight)
+    np.testing.assert_allclose(frame[["published", "published_widths"]], [[published, times_units]] * 3)
+
+
+def test_margins_and_logits_are_audited_in_turn():
+    frame = measurements.audit_frame([2, 5], points=3)
+    for seed, scalar in ((2, "margin"), (5, "logit")):
+        model, part = measurements.random_mlp(seed), frame[frame.net == seed]
+        assert (part.data_free == curvature_bound(model, (model[1].in_features,), scalar=scalar)).all()
+        assert part.gradient.nunique() == 3, "different points"
+
+
+def test_cancelling_slopes_in_closed_form():
+    """f′ = tanh(βx/2), f″ = (β/2)/cosh²(βx/2), so C = β/sinh(βx); d = (σ(βx), −σ(−βx)), ‖A‖² = 2."""
+    beta, x = 5.0, [1e-3, 0.1, 0.5, 2.0]
+    t = beta * np.array(x)
+    sigma, slope = 1 / (1 + np.exp(-t)), np.tanh(t / 2)
+    expected = dict(gradient=slope, hessian=beta / 2 / np.cosh(t / 2) ** 2, curvature=beta / np.sinh(t))
+    expected |= dict(local=2 * beta * sigma, kappa=sigma * math.sqrt(2) / slope, normalised=2 * beta * sigma / slope)
+    expected |= dict(data_free=beta / 2, published=beta * math.sqrt(2), published_widths=2 * beta * math.sqrt(2), x=x)
+    frame = measurements.cancellation_frame(beta, x)
+    for name, values in expected.items():
+        np.testing.assert_allclose(frame[name], values, rtol=1e-6, err_msg=name)
+
+
+def test_a_deep_mlp_of_one_layer_in_closed_form():
+    """f = w·s₀(Wx): ∇²f = Wᵀ diag(w φ″) W, and (B) = β/4 ‖W‖² max_k |w_k|; biases are 0."""
+    generator = torch.Generator().manual_seed(4)
+    draw = lambda *shape: torch.randn(shape, generator=generator, dtype=torch.float64)
+    weight, _, outputs = draw(6, 2) * 2 / 2**0.5, draw(6), draw(2, 6) * 2 / 6**0.5
+    w, x = outputs[0] - outputs[1], normal(7, 2)
+    p = torch.sigmoid(5.0 * x @ weight.T)
+    hessians = weight.T @ torch.diag_embed(w * 5.0 * p * (1 - p)) @ weight
+    frame = measurements.audit(measurements.deep_mlp(1, 4, width=6), x, torch.zeros(7).long())
+    np.testing.assert_allclose(frame.hessian, [norm(hessian) for hessian in hessians], rtol=1e-6)
+    np.testing.assert_allclose(frame.data_free, 5.0 / 4 * norm(weight) ** 2 * w.abs().max().item(), rtol=1e-6)
+
+
+@pytest.mark.parametrize("shape", [(4,), (1, 2, 2)])
+def test_parts_of_the_loss_by_another_route(shape):
+    model, y = lcnn((4, 6, 5, 3), 5), torch.arange(5) % 3
+    x = normal(5, *shape)
+    frame = measurements.loss_parts(model, x, y)
+    np.testing.assert_allclose(frame.total, true_norms(model, x, y, "loss")[1], rtol=1e-8)
+    of_x = lambda v: logits(model, v)
+    for point, label, row in zip(x, y, frame.itertuples(), strict=True):
+        jacobian, p = torch.func.jacrev(of_x)(point.flatten()), of_x(point).softmax(0)
+        bends = torch.func.hessian(of_x)(point.flatten())  # (classes, d, d)
+        softmax = jacobian.T @ (torch.diag(p) - torch.outer(p, p)) @ jacobian
+        activations = torch.einsum("k,kij->ij", p - F.one_hot(label, 3), bends)
+        assert (row.softmax, row.activations) == pytest.approx((norm(softmax), norm(activations)), rel=1e-8)
+        assert row.activations > 1e-3 * row.total, "both parts count here"
+
+
+# ---- certificates ------------------------------------------------------------------------------------------------
+
+
+def test_certificates_of_a_line():
+    line = nn.Sequential(nn.Linear(2, 2)).double()  # logits (0, 3x₁ + 4x₂ − 2.5)
+    line[0].weight.data = torch.tensor([[0.0, 0.0], [3.0, 4.0]]).double()
+    line[0].bias.data = torch.tensor([0.0, -2.5]).double()
+    x, y = torch.tensor([[0.5, 0.5], [0.9, 0.5], [0.2, 0.1], [0.4, 0.9]]).double(), torch.tensor([1, 1, 0, 0])
+    frame = measurements.certificates({"line": line}, x, y, steps=12, restarts=1)
+    distances = [0.2, 0.44, 0.3, 0.0]  # 0 where the net is wrong
+    np.testing.assert_allclose(frame.certified, distances, rtol=1e-6)
+    np.testing.assert_allclose(frame.attacked, distances, rtol=5e-3)
+    assert (frame.attacked >= frame.certified).all()
+
+
+def test_a_linear_net_is_logistic_regression():
+    """At its optimum the gradient of Σ loss + ‖W‖²/2 is 0 (scikit-learn's C = 1; the intercept is free)."""
+    x, y = normal(60, 1, 2, 2), torch.arange(60) % 3
+    net = measurements.linear_net(x, y).double()
+    (F.cross_entropy(net(x), y, reduction="sum") + net[1].weight.square().sum() / 2).backward()
+    assert net[1].weight.grad.abs().max() < 0.02
+    assert net[1].bias.grad.abs().max() < 0.02
+
+
+def test_robust_accuracy_and_its_table_by_hand():
+    radii = dict(certified=[0, 0.1, 0.3, 0.4, 0, 0.2], attacked=[0, 0.3, math.inf, 0.5, 0.1, 0.3])
+    frame = pd.DataFrame(dict(net=list("bbbbaa"), seed=[0, 0, 1, 1, 0, 0], **radii))
+    shares = measurements.robust_accuracy(frame, (0, 0.2, 1.0)).set_index(["net", "seed", "eps"]).sort_index()
+    expected = {("b", 0): [(0.5, 0.5), (0, 0.5), (0, 0)], ("b", 1): [(1, 1), (1, 1), (0, 0.5)]}
+    expected |= {("a", 0): [(0.5, 1), (0, 0.5), (0, 0)]}  # (certified, attacked) longer than each ε
+    for (net, seed), rows in expected.items():
+        np.testing.assert_array_equal(shares.loc[(net, seed), ["certified", "attacked"]], rows)
+    table = measurements.certified_table(frame, [0.2]).set_index("net")
+    means = table.map(lambda text: [float(part.split(" ± ")[0]) for part in text.rstrip(")").split(" (")])
+    assert means.loc["b"].tolist() == [[75.0], [50.0, 75.0]]
+    assert means.loc["a"].tolist() == [[100.0], [0.0, 50.0]]
+
+
+# ---- one layer's β and slope -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("layer", ["3", "6"])
+@pytest.mark.parametrize(("beta", "factor"), [(0.37, 0.1), (30.0, 7.0)])
+def test_a_changed_layer_against_torch_func(layer, beta, factor):
+    model, x = lcnn(seed=8), normal(5, 2, seed=5)
+    model[2].gamma, model[5].gamma = 1.0, 1.0  # cuts off some channels and not others
+    y = model(x).argmax(1)
+    y[[1, 4]] = 1 - y[[1, 4]]
+    before = copy.deepcopy(model.state_dict())
+    changed = measurements.slope_scaled(model, layer, beta, factor).train()
+    numbers = measurements.layer_numbers(changed, x, y)
+    assert changed.training, "left as it was"
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    change = dict(betas={layer: beta}, factors={layer: factor})
+    assert numbers["truth"] == pytest.approx(true_norms(model, x, y, "margin", **change)[1].max(), rel=1e-5)
+    right = torch.stack([logits(model, point, **change) for point in x]).argmax(1) == y
+    assert numbers["accuracy"] == pytest.approx(right.double().mean().item())
+    assert numbers["local"] == local_bound(changed.eval(), x, y).max().item()
+    terms = layer_terms(model, input_shape=(2,)).set_index("layer").contribution
+    scale = beta / model.get_submodule(layer).beta.item()
+    if (
+        layer == "3"
+    ):  # both terms have the first slope in them: t₁s + t₂s², of the second's slope; s² in both, of the first's
+        expected = terms["3"] * scale * factor**2 + terms["6"] * factor**2
+    else:
+        expected = terms["3"] * factor + terms["6"] * scale * factor**2
+    assert numbers["bound"] == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize(("model", "layer"), [(lcnn(), "4"), (mlp([2, 3, 3, 2]), "2")])
+def test_a_layer_that_follows_no_batchnorm(model, layer):
+    with pytest.raises(ValueError, match=f"layer {layer} is no activation"):
+        measurements.slope_scaled(model, layer, 2.0, 3.0)
