@@ -134,10 +134,10 @@ def _torchvision(name: str, split: str, root: Path) -> Arrays:
         fetch(name, root)
     try:
         if name == "svhn":
-            found = datasets.SVHN(root, split)
-            return found.data, found.labels, TEN_DIGITS
-        found = {"cifar10": datasets.CIFAR10, "cifar100": datasets.CIFAR100}[name](root, train=split == "train")
-        return found.data.transpose(0, 3, 1, 2), np.array(found.targets), tuple(found.classes)
+            dataset = datasets.SVHN(root, split)
+            return dataset.data, dataset.labels, TEN_DIGITS
+        dataset = {"cifar10": datasets.CIFAR10, "cifar100": datasets.CIFAR100}[name](root, train=split == "train")
+        return dataset.data.transpose(0, 3, 1, 2), np.array(dataset.targets), tuple(dataset.classes)
     except RuntimeError as error:
         way_out = f"delete it and run `lcnn data {name}`, or set LCNN_DATA to a folder with a good copy"
         raise RuntimeError(f"{place} is incomplete or altered: {way_out}") from error
@@ -150,11 +150,11 @@ def _is_there(path: Path) -> bool:
 
 def available(root: Root = None) -> dict[str, str]:
     """Where each dataset is: ``"embedded"``, a path, or ``"missing"``. Looks for files only, checks none."""
-    folder, found = data_root(root), {"digits": "embedded"}
+    folder, where = data_root(root), {"digits": "embedded"}
     for name, files in FILES.items():
         places = [folder / becomes for _, _, becomes in files]
-        found[name] = str(places[0] if len(places) == 1 else folder) if all(map(_is_there, places)) else "missing"
-    return found
+        where[name] = str(places[0] if len(places) == 1 else folder) if all(map(_is_there, places)) else "missing"
+    return where
 
 
 def fetch(name: str, root: str | Path, *, timeout: float = 20.0) -> None:

@@ -56,8 +56,8 @@ def _search(model: nn.Module, x: Tensor, y: Tensor, eps: float, norm: str, seed:
     with torch.no_grad():
         best, top = x.clone(), margin_loss(model(x), y)
         for number, step in enumerate(random_steps(x, radius, norm, QUERIES, generator)):
-            near = number >= QUERIES / 2
-            tried = move(x, project(best - x + step / 2, radius, norm) if near else step, UNIT)
+            close = number >= QUERIES / 2
+            tried = move(x, project(best - x + step / 2, radius, norm) if close else step, UNIT)
             now = margin_loss(model(tried), y)
             better = (now > top) & (top < 0)
             best[better], top[better] = tried[better], now[better]
@@ -66,10 +66,10 @@ def _search(model: nn.Module, x: Tensor, y: Tensor, eps: float, norm: str, seed:
 
 def _zero_gradients(model: nn.Module, x: Tensor, y: Tensor, loss: str) -> float:
     """Share of the samples where the loss's gradient is exactly 0 in every entry; ``ce`` as frameworks compute it."""
-    at = x.clone().requires_grad_()
-    logits = model(at)
+    x_leaf = x.clone().requires_grad_()
+    logits = model(x_leaf)
     f = scalar_of(logits, y, "margin").sum() if loss == "margin" else F.cross_entropy(logits, y, reduction="sum")
-    (gradient,) = torch.autograd.grad(f, at)
+    (gradient,) = torch.autograd.grad(f, x_leaf)
     return (gradient.flatten(1) == 0).all(1).float().mean().item()
 
 

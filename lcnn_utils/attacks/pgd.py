@@ -74,9 +74,9 @@ def random_steps(x: Tensor, eps: Tensor, norm: str, n: int, generator: torch.Gen
         yield project(scale(step.to(x.device), eps), eps, norm)
 
 
-def _uphill(x: Tensor, at: Tensor, gradient: Tensor, length: Tensor, eps: Tensor, norm: str, box: Box) -> Tensor:
-    """The point after ``at``: a step along the gradient, back onto the ball around x, and into the box."""
-    return move(x, project(at + scale(direction(gradient, norm), length) - x, eps, norm), box)
+def _uphill(x: Tensor, x_adv: Tensor, gradient: Tensor, length: Tensor, eps: Tensor, norm: str, box: Box) -> Tensor:
+    """The point after ``x_adv``: a step along the gradient, back onto the ball around x, and into the box."""
+    return move(x, project(x_adv + scale(direction(gradient, norm), length) - x, eps, norm), box)
 
 
 def ascend(
@@ -90,21 +90,21 @@ def ascend(
     for number, start in enumerate(itertools.chain([torch.zeros_like(x)], starts)):
         last = steps if number else 0  # x itself is only looked at
         index = ((top < 0) & (eps > 0)).nonzero().squeeze(1)
-        at = move(x[index], start[index], box)
+        x_adv = move(x[index], start[index], box)
         for step in range(last + 1):
             if not len(index):
                 break
             with torch.set_grad_enabled(step < last):
-                climbed, score = objective(at.requires_grad_(step < last), index)
+                climbed, score = objective(x_adv.requires_grad_(step < last), index)
             score = score.detach().to(top)
             better, going = score > top[index], score < 0
-            best[index[better]], top[index[better]] = at.detach()[better], score[better]
+            best[index[better]], top[index[better]] = x_adv.detach()[better], score[better]
             if step < last:
-                gradient = torch.autograd.grad(climbed.sum(), at)[0][going]
-                index, at = index[going], at.detach()[going]
+                gradient = torch.autograd.grad(climbed.sum(), x_adv)[0][going]
+                index, x_adv = index[going], x_adv.detach()[going]
                 falling = (1 + math.cos(math.pi * step / steps)) * eps[index]
                 length = falling if step_size is None else torch.full_like(falling, step_size)
-                at = _uphill(x[index], at, gradient, length, eps[index], norm, box)
+                x_adv = _uphill(x[index], x_adv, gradient, length, eps[index], norm, box)
     return best, top
 
 
@@ -153,8 +153,8 @@ def fooling(model: nn.Module, y: Tensor, loss: str = "margin") -> Objective:
     """The objective of PGD: climb the loss, and keep the point of the largest :func:`margin_loss`."""
     scalar, sign = LOSSES[check_choice(loss, tuple(LOSSES), "loss")]
 
-    def objective(at: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
-        logits = model(at)
+    def objective(x_adv: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
+        logits = model(x_adv)
         return sign * scalar_of(logits, y[index], scalar), margin_loss(logits.detach(), y[index])
 
     return objective
@@ -172,12 +172,12 @@ def perturb(
 ) -> Tensor:
     """L2 PGD on cross-entropy for training: the last point, nothing is checked, the model is in whatever mode it is."""
     radius, length = x.new_full((len(x),), eps), x.new_full((len(x),), step_size)
-    at = move(x, next(random_steps(x, radius, "l2", 1, generator)), box)
+    x_adv = move(x, next(random_steps(x, radius, "l2", 1, generator)), box)
     for _ in range(steps):
-        at.requires_grad_()
-        (gradient,) = torch.autograd.grad(scalar_of(model(at), y, "loss").sum(), at)
-        at = _uphill(x, at.detach(), gradient, length, radius, "l2", box)
-    return at
+        x_adv.requires_grad_()
+        (gradient,) = torch.autograd.grad(scalar_of(model(x_adv), y, "loss").sum(), x_adv)
+        x_adv = _uphill(x, x_adv.detach(), gradient, length, radius, "l2", box)
+    return x_adv
 
 
 def margin_loss(logits: Tensor, y: Tensor) -> Tensor:

@@ -63,12 +63,12 @@ def minimal_radius(
     return radius, point
 
 
-def _shortened(model: nn.Module, x: Tensor, y: Tensor, found: Tensor, box: Box) -> Tensor:
-    """The first points on the ways from x to ``found`` (all wrong) that bisection finds wrong; like x."""
-    right, wrong, point = x.new_zeros(len(x)), x.new_ones(len(x)), found.clone()
+def _shortened(model: nn.Module, x: Tensor, y: Tensor, x_adv: Tensor, box: Box) -> Tensor:
+    """The first points on the ways from x to ``x_adv`` (all wrong) that bisection finds wrong; like x."""
+    right, wrong, point = x.new_zeros(len(x)), x.new_ones(len(x)), x_adv.clone()
     for _ in range(HALVINGS if len(x) else 0):
         middle = (right + wrong) / 2
-        tried = move(x, scale(found - x, middle), box)
+        tried = move(x, scale(x_adv - x, middle), box)
         with torch.no_grad():
             fooled = margin_loss(model(tried), y) >= 0
         right, wrong = torch.where(fooled, right, middle), torch.where(fooled, middle, wrong)

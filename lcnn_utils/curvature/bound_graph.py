@@ -117,20 +117,20 @@ class Walk(fx.Interpreter):
         self.certified, self.rows, self.curved = certified, list[dict[str, Any]](), list[dict[str, Any]]()
 
     def call_module(self, target: Any, args: tuple, kwargs: dict) -> Place:
-        module, at = self.fetch_attr(target), args[0]
-        slope, column = _slopes(module, target, at.value.shape[1:], self.certified)
-        value, scale = module(at.value), channel_slopes(module)
-        if at.linear is not None and scale is not None and value.dim() == 2:  # linear, BatchNorm: one matrix
-            before, weight = at.linear[0], scale[:, None] * at.linear[1]
+        module, place = self.fetch_attr(target), args[0]
+        slope, column = _slopes(module, target, place.value.shape[1:], self.certified)
+        value, scale = module(place.value), channel_slopes(module)
+        if place.linear is not None and scale is not None and value.dim() == 2:  # linear, BatchNorm: one matrix
+            before, weight = place.linear[0], scale[:, None] * place.linear[1]
             out = before.then(value, *_matrix(weight), mixes=True)
             out.linear = before, weight
         else:
-            out = at.then(value, slope, column, mixes=not isinstance(module, SAME + SCALES))
+            out = place.then(value, slope, column, mixes=not isinstance(module, SAME + SCALES))
         if isinstance(module, nn.Linear):
-            out.linear = at, double(module.weight.detach())
+            out.linear = place, double(module.weight.detach())
         row = dict(layer=target, kind=type(module).__name__.removeprefix("Parametrized"))
-        row |= dict(slope=out.slope / at.slope if at.slope else 0.0, beta=math.nan, before=at.slope)
-        row |= dict(lipschitz=out.slope, module=module, size=at.value[0].numel())
+        row |= dict(slope=out.slope / place.slope if place.slope else 0.0, beta=math.nan, before=place.slope)
+        row |= dict(lipschitz=out.slope, module=module, size=place.value[0].numel())
         if isinstance(module, CURVED):
             out.reach[len(self.rows)] = 1.0, True
             row["beta"] = float(module.beta)

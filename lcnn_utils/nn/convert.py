@@ -150,20 +150,20 @@ def _normalise(graph: fx.Graph, iterations: int) -> dict[nn.Module, float]:
 
 def _lipschitz_from(bn: nn.BatchNorm2d, gamma: float, scale: float) -> LipschitzBatchNorm2d:
     """γ-BatchNorm with the weights of ``bn``, for inputs divided by ``scale``."""
-    made = LipschitzBatchNorm2d(bn.num_features, affine=bn.affine, eps=bn.eps / scale**2, momentum=bn.momentum)
-    made.to(next(bn.buffers())).load_state_dict(bn.state_dict(), strict=False)
-    made.gamma = gamma  # in the model's precision
-    made.weight, made.bias = bn.weight, bn.bias
-    made.running_mean /= scale
-    made.running_var /= scale**2
-    return made
+    lipschitz = LipschitzBatchNorm2d(bn.num_features, affine=bn.affine, eps=bn.eps / scale**2, momentum=bn.momentum)
+    lipschitz.to(next(bn.buffers())).load_state_dict(bn.state_dict(), strict=False)
+    lipschitz.gamma = gamma  # in the model's precision
+    lipschitz.weight, lipschitz.bias = bn.weight, bn.bias
+    lipschitz.running_mean /= scale
+    lipschitz.running_var /= scale**2
+    return lipschitz
 
 
 def _replacements(
     model: nn.Module, scales: dict[nn.Module, float], beta: float, gamma: float
 ) -> dict[nn.Module, nn.Module]:
     """What stands in for each BatchNorm and ReLU."""
-    made: dict[nn.Module, nn.Module] = {}
+    replacements: dict[nn.Module, nn.Module] = {}
     # the parameter that γ and β are like: the layer's own, or the one before
     like = next(model.parameters(), nn.Parameter(torch.zeros(())))
     for layer in model.modules():
@@ -171,13 +171,13 @@ def _replacements(
         if _is_batch_norm(layer):
             batch_norm = _lipschitz_from(layer, gamma, scales.get(layer, 1.0))
             batch_norm.log_gamma.requires_grad_(like.requires_grad)
-            made[layer] = batch_norm
+            replacements[layer] = batch_norm
         elif type(layer) in RELUS:
             softplus = CenteredSoftplus(beta, cap=6.0 if type(layer) is nn.ReLU6 else None).to(like)
             softplus.beta = beta  # in the model's precision
             softplus.log_beta.requires_grad_(like.requires_grad)
-            made[layer] = softplus
-    return made
+            replacements[layer] = softplus
+    return replacements
 
 
 def _warn(model: nn.Module, graph: fx.Graph, converted: set[nn.Module]) -> None:
@@ -207,13 +207,13 @@ def _warn(model: nn.Module, graph: fx.Graph, converted: set[nn.Module]) -> None:
             left[LOST if lost else KEPT].append(f"{path[2:] or 'the model'} ({name})")  # of an nn.Sequential
     run = {node.meta["layer"] for node in graph.nodes}
     left[KEPT] += [path for path, m in model.named_modules() if type(m) is nn.Conv2d and m not in run]
-    said = []
+    notes = []
     for cause, names in left.items():
         if different := list(dict.fromkeys(names)):
             more = f" and {len(different) - 2} more" if len(different) > 2 else ""
-            said.append(f"{cause}: {', '.join(different[:2])}{more}")
-    if said:
-        warnings.warn("to_low_curvature left something: " + "; ".join(said), stacklevel=3)
+            notes.append(f"{cause}: {', '.join(different[:2])}{more}")
+    if notes:
+        warnings.warn("to_low_curvature left something: " + "; ".join(notes), stacklevel=3)
 
 
 def to_low_curvature(

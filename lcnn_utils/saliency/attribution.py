@@ -178,11 +178,11 @@ def _deeplift(f: _Scalar, x: Tensor, y: Tensor, baseline: float) -> Tensor:
 
 def _last_maps(model: nn.Module, x: Tensor) -> nn.Module:
     """The last module to run whose output, of one sample, is maps of at least GRID × GRID pixels."""
-    found: list[nn.Module] = []
+    layers: list[nn.Module] = []
 
     def look(module: nn.Module, _: object, output: object) -> None:
         if isinstance(output, Tensor) and output.dim() == 4 and len(output) == 1 and min(output.shape[-2:]) >= GRID:
-            found.append(module)
+            layers.append(module)
 
     handle = register_module_forward_hook(look)  # on every module
     try:
@@ -190,6 +190,6 @@ def _last_maps(model: nn.Module, x: Tensor) -> nn.Module:
             model(x)
     finally:
         handle.remove()
-    if not found:
+    if not layers:
         raise ValueError(f"Grad-CAM needs a layer with maps of at least {GRID} × {GRID} pixels: this network has none")
-    return found[-1]
+    return layers[-1]

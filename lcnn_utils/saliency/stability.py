@@ -84,22 +84,22 @@ def _ssim(before: Tensor, after: Tensor) -> Tensor:
 def _infidelity(model, x, y, method, maps, eps, n, box, scalar, seed, baseline) -> np.ndarray:
     """Infidelity of maps (like x, by this method) under ``n`` random steps of length ε, (N,).
 
-    It asks whether the map, times the step, foretells the change of the scalar: here the share of the mean squared
+    It asks whether the map, times the step, predicts the change of the scalar: here the share of the mean squared
     change that it leaves unexplained when scaled as well as can be; 0 is a perfect map, 1 one that says nothing.
     """
     if method in BY_INPUT:
         weight = x - baseline
         maps = maps / torch.where(weight == 0, 1, weight)
     generator = torch.Generator().manual_seed(seed + 2)
-    foretold, change = [], []
+    predicted, change = [], []
     with evaluating(model), torch.no_grad():
         before = scalar_of(model(x), y, scalar)
         for _ in range(n):
             drawn = torch.randn(x.shape, generator=generator, dtype=x.dtype).to(x.device)
             moved = move(x, mirror(x, eps * direction(drawn, "l2"), box), box)
-            foretold.append((maps * (moved - x)).flatten(1).sum(1).cpu().double())
+            predicted.append((maps * (moved - x)).flatten(1).sum(1).cpu().double())
             change.append((scalar_of(model(moved), y, scalar) - before).cpu().double())
-    cosine = F.cosine_similarity(torch.stack(foretold), torch.stack(change), dim=0, eps=1e-30)
+    cosine = F.cosine_similarity(torch.stack(predicted), torch.stack(change), dim=0, eps=1e-30)
     return (1 - cosine.square()).numpy()  # least squares: min over b of ‖change − b·foretold‖² / ‖change‖²
 
 
@@ -145,8 +145,10 @@ def worst_step(
         starts = _curved_ways(model, x, y, scalar, batch_size) if starts is None else starts
         starts = [scale(direction(start, "l2"), radius) for start in starts]
         parts = []
-        for at in torch.arange(len(x), device=x.device).split(batch_size):
-            parts.append(_climb(model, x[at], y[at], radius[at], [s[at] for s in starts], scalar, steps, box))
+        for index in torch.arange(len(x), device=x.device).split(batch_size):
+            parts.append(
+                _climb(model, x[index], y[index], radius[index], [s[index] for s in starts], scalar, steps, box)
+            )
     eta, change = (torch.cat(part) for part in zip(*parts, strict=True))
     return eta, change
 
@@ -155,27 +157,27 @@ def _climb(model, x, y, eps, starts, scalar, steps, box) -> tuple[Tensor, Tensor
     """The best step found, like x, and the change of the gradient, (N,). The box cuts points off, not the ascent."""
     best, top = torch.zeros_like(x), torch.zeros_like(eps)
 
-    def gradient(at: Tensor, graph: bool = False) -> Tensor:
-        f = scalar_of(model(at.requires_grad_()), y, scalar).sum()
-        return torch.autograd.grad(f, at, create_graph=graph, materialize_grads=True)[0]
+    def gradient(x_noisy: Tensor, graph: bool = False) -> Tensor:
+        f = scalar_of(model(x_noisy.requires_grad_()), y, scalar).sum()
+        return torch.autograd.grad(f, x_noisy, create_graph=graph, materialize_grads=True)[0]
 
     before = gradient(x.clone())
 
     def look(eta: Tensor, graph: bool = False) -> tuple[Tensor, Tensor]:
-        at = move(x, eta, box)
-        change = length(gradient(at, graph) - before, "l2")
+        x_noisy = move(x, eta, box)
+        change = length(gradient(x_noisy, graph) - before, "l2")
         better = change > top
-        best[better], top[better] = (at.detach() - x)[better], change.detach()[better]
-        return at, change
+        best[better], top[better] = (x_noisy.detach() - x)[better], change.detach()[better]
+        return x_noisy, change
 
     for start in starts:
         look(start)
     eta = best.clone()
     for step in range(steps):
-        at, change = look(eta, graph=True)
-        uphill = torch.zeros_like(at)  # where the gradient is the same all around: a ReLU network's margin
+        x_noisy, change = look(eta, graph=True)
+        uphill = torch.zeros_like(x_noisy)  # where the gradient is the same all around: a ReLU network's margin
         if change.requires_grad:
-            (uphill,) = torch.autograd.grad(change.sum(), at, materialize_grads=True)
+            (uphill,) = torch.autograd.grad(change.sum(), x_noisy, materialize_grads=True)
         far = 0.5 * (1 + math.cos(math.pi * step / steps)) * eps
         eta = project(eta + scale(direction(uphill, "l2"), far), eps, "l2")
     look(eta)
