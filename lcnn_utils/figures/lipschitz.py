@@ -125,7 +125,7 @@ def spectra(frame: pd.DataFrame) -> Figure:
 
 
 def _block(layer: str) -> str:
-    """``stage 1 conv2`` → ``stage 1``."""
+    """``block 1 conv 2`` → ``block 1``."""
     return " ".join(layer.split()[:2])
 
 

@@ -120,14 +120,14 @@ def norms() -> pd.DataFrame:
 
 
 def spectra() -> pd.DataFrame:
-    layers = ("stem", "stage 1 conv1", "stage 1 conv2", "stage 2 shortcut")
+    layers = ("stem", "block 1 conv 1", "block 1 conv 2", "block 2 shortcut")
     operators = ("convolution", "convolution, then BatchNorm")
     frame = every(method=NETS[:2], operator=operators, layer=layers, share=(0.2, 0.6, 1.0))
     return frame.assign(value=2 - frame.share)
 
 
 def slopes() -> pd.DataFrame:
-    frame = positive(every(method=NETS[:2], layer=("stem", "stage 1 conv1"), channel=range(4)), slope=3.0)
+    frame = positive(every(method=NETS[:2], layer=("stem", "block 1 conv 1"), channel=range(4)), slope=3.0)
     return frame.assign(gamma=np.where(frame.method == "lcnn", 5.0, np.nan))
 
 
