@@ -64,14 +64,6 @@ def depth(frame: pd.DataFrame) -> Figure:
     return figure
 
 
-def _number(value: float) -> str:
-    """220 or 1.8·10⁵, for titles."""
-    if value < 1e4:
-        return f"{value:.3g}"
-    mantissa, exponent = f"{value:.1e}".split("e")
-    return f"${mantissa}\\cdot 10^{{{int(exponent)}}}$"
-
-
 def waterfall(frame: pd.DataFrame) -> Figure:
     """How the layers build up the bound. Columns: net and those of bounds.layer_terms (B)."""
     nets = frame.net.unique()
@@ -82,7 +74,7 @@ def waterfall(frame: pd.DataFrame) -> Figure:
         share = part.contribution / part.contribution.sum()
         top.bar(number, share, bottom=share.cumsum() - share, color=CYCLE[1], width=0.7)
         top.step(number, share.cumsum(), where="mid", color="0.4", linewidth=1)
-        top.set(title=f"{net}: K = {_number(part.contribution.sum())}", ylim=(0, 1.02))
+        top.set(title=f"{net}: K = {part.contribution.sum():.3g}", ylim=(0, 1.02))
         reach = part.contribution / (part.beta / 4 * part.before**2)
         bottom.semilogy(number, part.before, "o-", color=CYCLE[0], label="slope x → uᵢ, squared in (B)")
         bottom.semilogy(number, part.beta, "s--", color=CYCLE[1], label="βᵢ")

@@ -43,12 +43,12 @@ def _claims(axis: Axes, tables: dict[str, pd.DataFrame], log: bool) -> None:
     places = np.arange(len(first))
     low, high = first.low_bound.clip(*ends), first.high_bound.clip(*ends)
     axis.barh(places, high - low, left=low, height=0.84, color=HOLDS, zorder=0, label="where the claim holds")
-    shifted = zip(tables.items(), (-0.2, 0.05, 0.3), (CYCLE[0], CYCLE[3], CYCLE[1]), "osv", strict=False)
-    for (title, table), shift, colour, marker in shifted:
+    for number, (title, table) in enumerate(tables.items()):
+        colour, heights = CYCLE[(0, 3, 1)[number]], places + 0.25 * number - 0.2
         hollow = dict(color=colour, markerfacecolor="white", markersize=8, markeredgewidth=1.5, label="published")
-        axis.plot(table.theirs, places + shift, "D", **hollow)
+        axis.plot(table.theirs, heights, "D", **hollow)
         errors = error_bars(table.ours, table.low, table.high)
-        axis.errorbar(table.ours, places + shift, xerr=errors, fmt=marker, color=colour, markersize=6, label=title)
+        axis.errorbar(table.ours, heights, xerr=errors, fmt="osv"[number], color=colour, label=title)
     axis.set_yticks(places, [f"{claim}\n({rule})" for claim, rule in zip(first.claim, first.rule, strict=True)])
     axis.tick_params(axis="y", labelsize=8)
     axis.set(xlim=ends, ylim=(len(first) - 0.4, -0.6))
@@ -77,10 +77,10 @@ def cost(panels: Mapping[str, pd.DataFrame]) -> Figure:
 def layers(panels: Mapping[str, pd.DataFrame]) -> Figure:
     """β and γ of each layer after training, from input to output: mean over seeds, bars ± their standard deviation.
     ``panels``: title → of ``measurements.trained_layers``."""
-    kinds = (("beta", "β: sharpness", "activation"), ("gamma", "γ: slope limit of BatchNorm", "BatchNorm"))
+    kinds = {"beta": "β: sharpness", "gamma": "γ: slope limit of BatchNorm"}
     figure, axes = plt.subplots(len(panels), 2, figsize=(9.5, 0.6 + 2.7 * len(panels)), squeeze=False)
     for row, (title, frame) in zip(axes, panels.items(), strict=True):
-        for axis, (kind, name, layer) in zip(row, kinds, strict=True):
+        for axis, (kind, name) in zip(row, kinds.items(), strict=True):
             values = frame[frame.kind == kind].groupby(["label", "layer"], sort=False).value
             points = values.agg(["mean", "std"]).fillna(0).reset_index()
             points = points.assign(low=points["mean"] - points["std"], high=points["mean"] + points["std"])
@@ -88,8 +88,8 @@ def layers(panels: Mapping[str, pd.DataFrame]) -> Figure:
             axis.axhline(START[kind], color="0.5", linestyle=":", linewidth=1, label="start")
             axis.set(title=title, ylabel=name, ylim=(0, 1.08 * max(START[kind], points.high.max())))
             axis.locator_params(axis="x", integer=True)
-            if row is axes[-1]:
-                axis.set_xlabel(f"{layer}, from input to output")
+    axes[-1, 0].set_xlabel("activation, from input to output")
+    axes[-1, 1].set_xlabel("BatchNorm, from input to output")
     legend_below(figure)
     return figure
 

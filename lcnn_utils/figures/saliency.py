@@ -53,7 +53,7 @@ def gradient_robustness(panels: Mapping[str, pd.DataFrame], paper: Mapping[str, 
         series(axis, frame, "eps", "value", "label")
         if "theory" in frame:
             theory = frame[["label", "eps", "theory"]]
-            series(axis, theory, "eps", "theory", "label", linestyle="--", linewidth=1, marker="")
+            series(axis, theory, "eps", "theory", "label", linestyle="--", linewidth=1, marker="", label="_")
         axis.set(title=title, xscale="log", yscale="log")
     for axis in axes.flat[len(frames) :]:
         axis.remove()

@@ -101,8 +101,8 @@ def medians(axis: Axes, frame: pd.DataFrame, x: str, y: str, by: str, middle: in
 
     palette = dict(zip(frame[by].unique(), CYCLE, strict=False))
     sns.lineplot(
-        frame, x=x, y=y, hue=by, style=by, palette=palette, markers=True, estimator="median", errorbar=("pi", middle),
-        markeredgewidth=0, ax=axis,
+        frame, x=x, y=y, hue=by, style=by, palette=palette, markers=True, dashes=False,
+        estimator="median", errorbar=("pi", middle), ax=axis,
     )  # fmt: skip
     axis.legend(title=f"median, middle {middle} %" if middle < 100 else "median and range")
 

@@ -103,7 +103,7 @@ def lambda_search(frame: pd.DataFrame, chosen: float) -> Figure:
         _against_lambda(axis, frame, column, chosen)
     accuracy, images, seeds = frame.groupby("lambda_").accuracy, frame.images.max(), frame.seed.nunique()
     axes[0].set(title="(a) on held-out images", ylim=(0, 1.05))
-    axes[0].set_ylabel(f"accuracy, {images:.0f} images, ± s.e. over {seeds} seed(s)")
+    axes[0].set_ylabel(f"accuracy, {images:.0f} images, ± s.e. over {seeds} seeds")
     axes[0].legend(loc="lower left", title="chosen")
     best = accuracy.mean()[::-1].idxmax()  # the largest λ of those with the best accuracy
     mean, error = accuracy.mean()[best], accuracy.sem()[best]
@@ -114,7 +114,7 @@ def lambda_search(frame: pd.DataFrame, chosen: float) -> Figure:
         axes[1].legend(loc="lower left")
     for axis in axes[:2]:
         percent(axis)
-    axes[2].set(title="(c) C of the loss", ylabel=f"C (1/pixel unit), ± s.e. over {seeds} seed(s)")
+    axes[2].set(title="(c) C of the loss", ylabel=f"C (1/pixel unit), ± s.e. over {seeds} seeds")
     log_axis(axes[2], "y")
     return figure
 
