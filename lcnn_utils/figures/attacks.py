@@ -33,8 +33,7 @@ def paths(panels: Sequence[dict]) -> Figure:
         axis.plot(*path[-1], "X", color="gold", markeredgecolor="k", markersize=10, label="end")
         left, bottom = path[0] - 1.5 * eps
         axis.set(xlim=(left, left + 3 * eps), ylim=(bottom, bottom + 3 * eps), aspect="equal")
-        axis.set(title=panel["title"], xlabel="x₁")
-    axes[0, 0].set_ylabel("x₂")
+        axis.set(title=panel["title"], xlabel="x₁", ylabel="x₂")
     axes[0, 0].legend(loc="lower left")
     return figure
 

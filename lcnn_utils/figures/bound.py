@@ -74,14 +74,13 @@ def waterfall(frame: pd.DataFrame) -> Figure:
         share = part.contribution / part.contribution.sum()
         top.bar(number, share, bottom=share.cumsum() - share, color=CYCLE[1], width=0.7)
         top.step(number, share.cumsum(), where="mid", color="0.4", linewidth=1)
-        top.set(title=f"{net}: K = {part.contribution.sum():.3g}", ylim=(0, 1.02))
+        top.set(title=f"{net}: K = {part.contribution.sum():.3g}")
+        top.set(ylabel="share of the bound, added up", ylim=(0, 1.02))
         reach = part.contribution / (part.beta / 4 * part.before**2)
         bottom.semilogy(number, part.before, "o-", color=CYCLE[0], label="slope x → uᵢ, squared in (B)")
         bottom.semilogy(number, part.beta, "s--", color=CYCLE[1], label="βᵢ")
         bottom.semilogy(number, reach, "^:", color=CYCLE[2], label="reach zᵢ → f")
-        bottom.set(xticks=number, xlabel="activation, from input to output")
-    axes[0, 0].set_ylabel("share of the bound, added up")
-    axes[1, 0].set_ylabel("its factors")
+        bottom.set(xticks=number, xlabel="activation, from input to output", ylabel="its factors")
     axes[1, 0].legend()
     return figure
 
@@ -178,8 +177,9 @@ def layer_knobs(frame: pd.DataFrame) -> Figure:
                 axis.loglog(part.value, part[name], style, color=colour, label=label)
             axis.axvline(part.trained.iloc[0], color="0.4", linewidth=1, linestyle=":", label="as trained")
             axis.set_title(f"activation {number}")
-        known = {layer: style | dict(label=f"activation {i}") for i, (layer, style) in enumerate(looks(layers).items(), 1)}
-        series(column[-1], of_knob, "value", "accuracy", "layer", known)
+        numbered = of_knob.assign(number=of_knob.layer.map(layers.index) + 1)
+        known = looks(range(1, len(layers) + 1), "activation {}")
+        series(column[-1], numbered, "value", "accuracy", "number", known)
         column[-1].set(xlabel=knob, ylim=(0.4, 1.02))
     for axis in axes[:-1, 0]:
         axis.set_ylabel("(1/unit of x²)")

@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 
-from .style import CURVATURE_MAP, class_points, decision_regions, legend_beside, look, mean_points, medians, percent, series
+from .style import CURVATURE_MAP, accuracy_points, class_points, decision_regions, legend_beside, look, medians, series
 
 
 def moons(frame: pd.DataFrame, points: pd.DataFrame) -> Figure:
@@ -67,10 +67,9 @@ def curvature_distribution(frame: pd.DataFrame) -> Figure:
     left.set(xscale="log", xlabel="normalised curvature C of the loss (1/pixel unit)")
     left.set_ylabel("share of test images below")
     runs = frame.groupby(["label", "seed"], sort=False)[["curvature", "accuracy"]].mean().reset_index()
-    mean_points(right, runs, "curvature", "accuracy", "label")
-    right.set(xscale="log", xlabel="mean C of the test images (1/pixel unit)", ylabel="test accuracy")
+    accuracy_points(right, runs, "curvature", "label")
+    right.set(xscale="log", xlabel="mean C of the test images (1/pixel unit)")
     right.set_xlim(min(1, runs.curvature.min() / 2), max(100, runs.curvature.max() * 2))
-    percent(right)
     right.set_title(f"mean ± standard deviation over {runs.seed.nunique()} seeds")
     right.legend()
     return figure

@@ -10,7 +10,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from .style import CYCLE, error_bars, legend_below, log_axis, look, series
+from .style import CYCLE, error_bars, legend_below, log_axis, series
 
 HOLDS = "#dcdcdc"
 START = {"beta": 5.0, "gamma": 10.0}  # of the trained β and γ (training.Recipe)
@@ -45,8 +45,10 @@ def _claims(axis: Axes, tables: dict[str, pd.DataFrame], log: bool) -> None:
     axis.barh(places, high - low, left=low, height=0.84, color=HOLDS, zorder=0, label="where the claim holds")
     for number, (title, table) in enumerate(tables.items()):
         colour, heights = CYCLE[(0, 3, 1)[number]], places + 0.25 * number - 0.2
-        hollow = dict(color=colour, markerfacecolor="white", markersize=8, markeredgewidth=1.5, label="published")
-        axis.plot(table.theirs, heights, "D", **hollow)
+        axis.plot(
+            table.theirs, heights, "D", color=colour, markersize=8, markerfacecolor="white", markeredgewidth=1.5,
+            label="published",
+        )  # fmt: skip
         errors = error_bars(table.ours, table.low, table.high)
         axis.errorbar(table.ours, heights, xerr=errors, fmt="osv"[number], color=colour, label=title)
     axis.set_yticks(places, [f"{claim}\n({rule})" for claim, rule in zip(first.claim, first.rule, strict=True)])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -79,7 +80,7 @@ def by_map(frame: pd.DataFrame, measures: Sequence[str], noise: Sequence[str] = 
             place = part["map"].map(names.index) + 0.18 * (nets.index(net) - (len(nets) - 1) / 2)
             errors = error_bars(part.value, part.low, part.high)
             axis.errorbar(part.value, place, xerr=errors, linestyle="none", **look(str(net)))
-        axis.set_title(f"{TITLE[measure]}, {KIND[kind]}")
+        axis.set(title=KIND[kind], xlabel=TITLE[measure])
         if measure in ("relative_change", "infidelity", "sensitivity_max"):
             axis.set_xlim(left=0)
     axes[0, 0].set_yticks(range(len(names)), names)
@@ -94,18 +95,18 @@ def stable_or_right(frame: pd.DataFrame) -> Figure:
     random = frame[frame.noise == "random"]
     wide = random.pivot(index=["net", "map", "weights"], columns="measure", values="value").reset_index()
     figure, axes = plt.subplots(1, wide.net.nunique(), figsize=(9.4, 4.0), squeeze=False, sharex=True, sharey=True)
+    known = looks(frame["map"].unique())
     for axis, net in zip(axes[0], frame.net.unique(), strict=True):
-        for name, style in looks(frame["map"].unique()).items():
-            style |= dict(linestyle="none", markersize=9, markeredgecolor=style["color"], markeredgewidth=1.5)
-            part = wide[(wide.net == net) & (wide["map"] == name)]
-            trained, shuffled = part[part.weights == "trained"], part[part.weights == "random"]
-            axis.plot(trained.relative_change, trained.infidelity, **style)
-            axis.plot(shuffled.relative_change, shuffled.infidelity, **style | dict(markerfacecolor="white", label=None))
+        of_net = wide[wide.net == net]
+        trained, shuffled = of_net[of_net.weights == "trained"], of_net[of_net.weights == "random"]
+        points: dict[str, Any] = dict(linestyle="none", markersize=9, markeredgewidth=1.5)
+        hollow: dict[str, Any] = points | dict(markerfacecolor="white", label="_")
+        series(axis, trained, "relative_change", "infidelity", "map", known, **points)
+        series(axis, shuffled, "relative_change", "infidelity", "map", known, **hollow)
         axis.set(title=look(net)["label"], xlabel="relative change (left: stable)", ylim=(-0.05, 1.02))
         log_axis(axis)
     axes[0, 0].set_ylabel("infidelity (below: tells what\nthe network will do)")
-    hollow = dict(color="0.4", markerfacecolor="white", linestyle="none", label="hollow: shuffled weights")
-    axes[0, 0].plot([], [], "o", **hollow)
+    axes[0, 0].plot([], [], "o", color="0.4", markerfacecolor="white", label="hollow: shuffled weights")
     legend_below(figure)
     return figure
 

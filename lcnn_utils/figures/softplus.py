@@ -17,7 +17,7 @@ def activations(frame: pd.DataFrame) -> Figure:
     for axis, (column, name) in zip(axes, columns.items(), strict=True):
         for (activation, beta), part in frame.groupby(["activation", "beta"], dropna=False, sort=False):
             label, colour, style = ACTIVATION[str(activation)]
-            if pd.notna(beta):
+            if activation != "relu":
                 label += f", β = {beta:g}"
             axis.plot(part.x, part[column], style, color=colour, label=label)
         axis.set(xlabel="input x", ylabel=name)

@@ -72,7 +72,9 @@ def shades(values: Iterable[float], label: str = "{:g}") -> dict[float, dict[str
     return {value: dict(label=label.format(value), color=tuple(c)) for value, c in zip(ordered, colours, strict=True)}
 
 
-def series(axis: Axes, frame: pd.DataFrame, x: str, y: str, by: str, known: Mapping | None = None, **style: Any) -> None:
+def series(
+    axis: Axes, frame: pd.DataFrame, x: str, y: str, by: str, known: Mapping[Any, Any] | None = None, **style: Any
+) -> None:
     """A line for each group of ``frame``, with error bars where it has columns low and high.
     ``by``: column of the groups. ``known``: group → its look (default: that of a method). ``style``: what all share."""
     for name, part in frame.groupby(by, sort=False):
@@ -88,11 +90,14 @@ def error_bars(middle: pd.Series, low: pd.Series, high: pd.Series) -> np.ndarray
     return np.array([middle - low, high - middle]).clip(0)
 
 
-def mean_points(axis: Axes, runs: pd.DataFrame, x: str, y: str, by: str) -> None:
-    """A point for each method, at its mean over runs, with error bars ± their standard deviation in both directions."""
+def accuracy_points(axis: Axes, runs: pd.DataFrame, x: str, by: str) -> None:
+    """Test accuracy against x, a point for each method: means over runs, ± their standard deviations."""
     for name, part in runs.groupby(by, sort=False):
-        xs, ys = part[x], part[y]
-        axis.errorbar(xs.mean(), ys.mean(), ys.std(), xs.std(), linestyle="none", markersize=8, **look(str(name)))
+        mean, deviation = part[[x, "accuracy"]].mean(), part[[x, "accuracy"]].std()
+        errors = dict(xerr=deviation[x], yerr=deviation.accuracy)
+        axis.errorbar(mean[x], mean.accuracy, **errors, linestyle="none", markersize=8, **look(str(name)))
+    axis.set_ylabel("test accuracy")
+    percent(axis)
 
 
 def medians(axis: Axes, frame: pd.DataFrame, x: str, y: str, by: str, middle: int = 80) -> None:
@@ -130,11 +135,11 @@ def legend_beside(axis: Axes, title: str | None = None) -> None:
 
 def legend_below(figure: Figure, columns: int = 4) -> None:
     """One legend of all panels below them, each label once."""
-    handles = {}
+    handles: dict[str, Any] = {}
     for axis in figure.axes:
         for handle, label in zip(*axis.get_legend_handles_labels(), strict=True):
             handles.setdefault(label, handle)
-    figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=columns)
+    figure.legend(list(handles.values()), list(handles), loc="outside lower center", ncols=columns)
 
 
 def decision_regions(axis: Axes, field: pd.DataFrame) -> None:

@@ -10,12 +10,12 @@ from matplotlib.figure import Figure
 from .style import (
     CYCLE,
     MARKERS,
+    accuracy_points,
     error_bars,
     legend_below,
     log_axis,
     look,
     looks,
-    mean_points,
     percent,
     series,
     shades,
@@ -60,11 +60,9 @@ def accuracy_against_curvature(frame: pd.DataFrame) -> Figure:
     figure, axes = plt.subplots(1, 2, figsize=(10, 4.3), sharey=True)
     for axis, column, name in zip(axes, ("curvature", "margin_curvature"), ("loss", "margin"), strict=True):
         curved = frame[frame[column] > 0]  # a ReLU net's margin is linear almost everywhere
-        mean_points(axis, curved, column, "accuracy", "method")
+        accuracy_points(axis, curved, column, "method")
         axis.set_xlabel(f"C of the {name} (1/pixel unit), mean")
         log_axis(axis)
-    axes[0].set_ylabel("test accuracy")
-    percent(axes[0])
     legend_below(figure)
     return figure
 
@@ -79,14 +77,14 @@ def lambdas(frame: pd.DataFrame, layers: pd.DataFrame) -> Figure:
     for axis, column in zip(axes, ("accuracy", "curvature"), strict=False):
         mean, deviation = runs[column].mean(), runs[column].std()
         axis.errorbar(mean.index.map(place), mean, deviation, **look("lcnn"))
-    axes[0].set(title="(a) test accuracy", ylim=(0, 1.05))
+    axes[0].set(title="(a)", ylabel="test accuracy", ylim=(0, 1.05))
     percent(axes[0])
-    axes[1].set_title("(b) C of the loss (1/pixel unit)")
+    axes[1].set(title="(b)", ylabel="C of the loss (1/pixel unit)")
     layers = layers.assign(place=layers.lambda_.map(place))
     for axis, kind, letter in zip(axes[2:], KIND, "cd", strict=True):
         part = layers[layers.kind == kind]
         series(axis, part, "place", "value", "layer", shades(part.layer), marker="o", markersize=3)
-        axis.set_title(f"({letter}) {KIND[kind][0]}, dark: first layer, bright: last")
+        axis.set(title=f"({letter}) dark: first layer, bright: last", ylabel=f"{KIND[kind][0]} of each layer")
     for axis in axes[1:]:
         log_axis(axis, "y")
     for axis in axes:
@@ -101,12 +99,12 @@ def lambda_search(frame: pd.DataFrame, chosen: float) -> Figure:
     figure, axes = plt.subplots(1, 3, figsize=(12, 3.9))
     for axis, column in zip(axes, ("accuracy", "accuracy", "curvature"), strict=True):
         _against_lambda(axis, frame, column, chosen)
-    accuracy, images, seeds = frame.groupby("lambda_").accuracy, frame.images.max(), frame.seed.nunique()
+    accuracy = frame.groupby("lambda_").accuracy.agg(["mean", "sem"])
+    images, seeds = frame.images.max(), frame.seed.nunique()
     axes[0].set(title="(a) on held-out images", ylim=(0, 1.05))
     axes[0].set_ylabel(f"accuracy, {images:.0f} images, ± s.e. over {seeds} seeds")
     axes[0].legend(loc="lower left", title="chosen")
-    best = accuracy.mean()[::-1].idxmax()  # the largest λ of those with the best accuracy
-    mean, error = accuracy.mean()[best], accuracy.sem()[best]
+    mean, error = accuracy[accuracy["mean"] == accuracy["mean"].max()].iloc[-1]  # of those, the largest λ
     axes[1].set(title="(b) near its best", ylabel="accuracy", ylim=(mean - 0.04, mean + 0.01))
     if seeds > 1:
         label = "the best ± its standard error"
@@ -124,8 +122,8 @@ def _against_lambda(axis: Axes, frame: pd.DataFrame, column: str, chosen: float)
     groups = frame.groupby("lambda_")[column]
     lams, mean = sorted(frame.lambda_.unique()), groups.mean()
     axis.errorbar(mean.index, mean, groups.sem(), color=look("lcnn")["color"], marker="s", markersize=6)
-    ring = dict(marker="o", markersize=15, markerfacecolor="none", markeredgecolor="black", markeredgewidth=1.5)
-    axis.plot(chosen, mean[chosen], linestyle="none", label=f"λ = {chosen:g}", **ring)
+    label = f"λ = {chosen:g}"
+    axis.scatter(chosen, mean[chosen], s=200, facecolors="none", edgecolors="black", linewidths=1.5, label=label)
     first = min([lam for lam in lams if lam > 0], default=1.0)
     axis.set_xscale("symlog", linthresh=first, linscale=0.4)
     axis.set_xticks(lams, [f"{lam:g}" for lam in lams], rotation=90, fontsize=8)
@@ -145,15 +143,16 @@ def signal(frame: pd.DataFrame) -> Figure:
 
 def cost(frame: pd.DataFrame) -> Figure:
     """Time of a step relative to Standard: median and quartiles over rounds. Columns: method, label, ratio."""
-    ratios = frame.groupby("method").ratio.quantile([0.25, 0.5, 0.75]).unstack().sort_values(0.5, ascending=False)
+    ratios = frame.groupby("method").ratio
+    middle = ratios.median().sort_values(ascending=False)
+    low, high = ratios.quantile(0.25)[middle.index], ratios.quantile(0.75)[middle.index]
+    known = [look(str(method)) for method in middle.index]
     figure, axis = plt.subplots(figsize=(7, 3.6))
-    axis.barh(
-        range(len(ratios)), ratios[0.5], xerr=error_bars(ratios[0.5], ratios[0.25], ratios[0.75]),
-        color=[look(method)["color"] for method in ratios.index], edgecolor="black", linewidth=0.5,
-    )  # fmt: skip
-    for place, (middle, high) in enumerate(zip(ratios[0.5], ratios[0.75], strict=True)):
-        axis.text(high + 0.05, place, f"{middle:.2g}×", va="center", fontsize=9)
-    axis.set_yticks(range(len(ratios)), [look(method)["label"] for method in ratios.index])
+    places, colours = range(len(known)), [style["color"] for style in known]
+    axis.barh(places, middle, color=colours, edgecolor="black", linewidth=0.5, xerr=error_bars(middle, low, high))
+    for place, end, ratio in zip(places, high, middle, strict=True):
+        axis.text(end + 0.05, place, f"{ratio:.2g}×", va="center", fontsize=9)
+    axis.set_yticks(places, [style["label"] for style in known])
     axis.axvline(1, color="black", linewidth=1, linestyle=":")
     axis.grid(axis="y", visible=False)
     axis.set(xlabel="time of a training step / Standard's (median, quartiles)", xlim=(0, None))
