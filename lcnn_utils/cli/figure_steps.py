@@ -14,12 +14,12 @@ from ..curvature import layer_terms
 from ..experiments import BEYOND, CLAIMS, claims, how_measured, measured
 from ..figures import attacks, bound, curvature, paper, saliency, softplus, training
 from ..figures.style import METHOD, VARIANTS
-from ..measurements import attacks as measured_attacks
-from ..measurements import bound as measured_bound
-from ..measurements import curvature as measured_curvature
-from ..measurements import paper as beside_paper
-from ..measurements import saliency as measured_saliency
-from ..measurements import training as measured_training
+from ..measurements import attacks as attack_measurements
+from ..measurements import bound as bound_measurements
+from ..measurements import curvature as curvature_measurements
+from ..measurements import paper as paper_measurements
+from ..measurements import saliency as saliency_measurements
+from ..measurements import training as training_measurements
 from ..measurements.paper import NAME, datasets, title
 from ..measurements.softplus import activation_frame, composition_frame, normalised_curvature_frame
 from ..training import METHODS, fit, recipe, samples
@@ -59,91 +59,91 @@ def activations() -> Made:
 
 def moons() -> Made:
     models = {method: fit(recipe("moons", method), progress=False)[0] for method in ("standard", "lcnn")}
-    fields, points = measured_curvature.moons_study(models)
+    fields, points = curvature_measurements.moons_study(models)
     yield "figure_1ab", curvature.moons(fields, points), {"dataset": "two moons", "seeds": [0], "source": TRAINED}
 
 
 def digits() -> Made:
-    frame = measured_curvature.digits_study(SEEDS, progress=False)
+    frame = curvature_measurements.digits_study(SEEDS, progress=False)
     yield "digits_curvature", curvature.curvature_distribution(frame), about_digits(TRAINED)
-    yield "digits_geometry", measured_curvature.geometry_table(frame), about_digits(TRAINED)
+    yield "digits_geometry", curvature_measurements.geometry_table(frame), about_digits(TRAINED)
 
 
 def convergence() -> Made:
-    net = measured_curvature.digits_recipe("standard")
+    net = curvature_measurements.digits_recipe("standard")
     model, (x, y) = fit(net, progress=False)[0], samples(net, "test")
-    frame = measured_curvature.convergence_frame(model, x[:32], y[:32], products=20)
+    frame = curvature_measurements.convergence_frame(model, x[:32], y[:32], products=20)
     yield "convergence", curvature.convergence(frame), about_digits(TRAINED, [0]) | {"n": 32}
 
 
 def bounds() -> Made:
-    nets = {"LCNN, 3-layer MLP": measured_bound.certificate_recipe("lcnn")}
+    nets = {"LCNN, 3-layer MLP": bound_measurements.certificate_recipe("lcnn")}
     for method in ("lcnn", "standard"):
-        nets[f"{METHOD[method][0]}, ResNet-10"] = measured_curvature.digits_recipe(method)
+        nets[f"{METHOD[method][0]}, ResNet-10"] = curvature_measurements.digits_recipe(method)
     models = {name: fit(net, progress=False)[0] for name, net in nets.items()}
     terms = [layer_terms(model, input_shape=(1, 8, 8)).assign(net=name) for name, model in models.items()]
     about: dict[str, Any] = {"dataset": "digits", "seeds": [0], "source": TRAINED}
     yield "bound_waterfall", bound.waterfall(pd.concat(terms, ignore_index=True)), about
-    frame = measured_bound.audit_frame(nets=range(150), points=8)
+    frame = bound_measurements.audit_frame(nets=range(150), points=8)
     about = {"dataset": "150 random MLPs", "n": len(frame), "seeds": "0 to 149", "source": "random weights"}
     yield "bounds_on_random_nets", bound.audit(frame), about
 
 
 def certificates() -> Made:
-    frame = measured_bound.certificate_study(SEEDS, steps=40)
+    frame = bound_measurements.certificate_study(SEEDS, steps=40)
     colours = dict(zip(frame.net.unique(), VARIANTS, strict=True))
-    shares = measured_bound.robust_accuracy(frame, (0, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.7, 1.0))
+    shares = bound_measurements.robust_accuracy(frame, (0, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.7, 1.0))
     yield "certified_accuracy", bound.robust_accuracy(shares, colours), about_digits(TRAINED)
-    yield "digits_certified", measured_bound.certified_table(frame, (0.05, 0.1, 0.2, 0.3)), about_digits(TRAINED)
+    yield "digits_certified", bound_measurements.certified_table(frame, (0.05, 0.1, 0.2, 0.3)), about_digits(TRAINED)
 
 
 def methods() -> Made:
     about = about_digits(SHIPPED)
-    frame = measured_training.runs_frame(recipe("digits", method, seed) for method in METHODS for seed in SEEDS)
+    frame = training_measurements.runs_frame(recipe("digits", method, seed) for method in METHODS for seed in SEEDS)
     yield "digits_methods", training.accuracy_against_curvature(frame), about
-    table = measured_training.geometry_table(frame).drop(columns=["paper: ‖∇f‖", "paper: ‖∇²f‖"])
+    table = training_measurements.geometry_table(frame).drop(columns=["paper: ‖∇f‖", "paper: ‖∇²f‖"])
     yield "digits_methods_table", table, about
-    trained = measured_training.arms_frame(measured_training.ingredient_recipes(SEEDS))
-    arms = pd.concat([trained, measured_training.softened_frame(SEEDS, (10.0,))])
-    yield "digits_ingredients", measured_training.arms_table(arms), about
-    by_lambda = measured_training.runs_frame(measured_training.lambda_recipes(SEEDS))
-    yield "digits_lambda", training.lambdas(by_lambda, measured_training.lambda_layers()), about
-    nets = measured_training.arm_nets(measured_training.failure_recipes(SEEDS))
-    frame = measured_training.signal_frame(nets, samples(recipe("digits", "lcnn"), "test")[0])
+    trained = training_measurements.arms_frame(training_measurements.ingredient_recipes(SEEDS))
+    arms = pd.concat([trained, training_measurements.softened_frame(SEEDS, (10.0,))])
+    yield "digits_ingredients", training_measurements.arms_table(arms), about
+    by_lambda = training_measurements.runs_frame(training_measurements.lambda_recipes(SEEDS))
+    yield "digits_lambda", training.lambdas(by_lambda, training_measurements.lambda_layers()), about
+    nets = training_measurements.arm_nets(training_measurements.failure_recipes(SEEDS))
+    frame = training_measurements.signal_frame(nets, samples(recipe("digits", "lcnn"), "test")[0])
     yield "signal", training.signal(frame), about_digits(SHIPPED, [0])
 
 
 def promises() -> Made:
     stable = {d: measured(f"{d}_stability") for d in datasets()}
     curves = {d: measured(f"{d}_curves") for d in datasets()}
-    points = {d: measured_attacks.over_seeds(frame) for d, frame in curves.items()}
+    points = {d: attack_measurements.over_seeds(frame) for d, frame in curves.items()}
     for d in ("digits", "cifar10"):  # notebook 8 has all that was measured on CIFAR-100
         about = about_results(f"{d}_stability", f"{d}_curves")
-        yield f"{d}_promises", measured_saliency.promises_table(stable[d], points[d]), about
-        yield f"{d}_pgd", measured_attacks.table(curves[d]), about
+        yield f"{d}_promises", saliency_measurements.promises_table(stable[d], points[d]), about
+        yield f"{d}_pgd", attack_measurements.table(curves[d]), about
     panels: dict[str, pd.DataFrame] = {}
     for d, frame in stable.items():
-        lines = measured_saliency.lines(frame[frame.net.isin(measured_saliency.PAPER_NETS)])
+        lines = saliency_measurements.lines(frame[frame.net.isin(saliency_measurements.PAPER_NETS)])
         panels |= {f"{title(d)}, {noise} η": lines[lines.noise == noise] for noise in ("random", "worst")}
-    published = {f"published: {NAME[d]}": measured_saliency.paper_lines(d) for d in ("cifar10", "cifar100")}
+    published = {f"published: {NAME[d]}": saliency_measurements.paper_lines(d) for d in ("cifar10", "cifar100")}
     about = about_results(*(f"{d}_stability" for d in stable))
     yield "gradient_robustness", saliency.gradient_robustness(panels, published), about
-    for norm, theirs in (("l2", measured_attacks.paper_table()), ("linf", None)):
+    for norm, theirs in (("l2", attack_measurements.paper_table()), ("linf", None)):
         attacked = {d: frame[frame.norm == norm] for d, frame in points.items() if norm in set(frame.norm)}
         figure = attacks.curves({title(d): frame for d, frame in attacked.items()}, theirs)
         yield f"pgd_{norm}", figure, about_results(*(f"{d}_curves" for d in attacked))
-    table = measured_attacks.masking_table(measured("digits_masking"))
+    table = attack_measurements.masking_table(measured("digits_masking"))
     yield "digits_masking", table, about_results("digits_masking")
 
 
 def paper_tables() -> Made:
     for d in datasets():
-        cells, about = beside_paper.cells(d), about_results(f"{d}_runs")
-        yield f"{d}_table_1", beside_paper.side_by_side(cells, "Table 1"), about
-        yield f"{d}_table_2", beside_paper.side_by_side(cells, "Table 2"), about
-        yield f"{d}_cells", beside_paper.cells_table(cells), about
-        yield f"{d}_claims", beside_paper.readable_claims(claims(d, (*CLAIMS, *BEYOND))), about
-        yield f"{d}_readings", beside_paper.readings(measured(f"{d}_geometry")), about
+        cells, about = paper_measurements.cells(d), about_results(f"{d}_runs")
+        yield f"{d}_table_1", paper_measurements.side_by_side(cells, "Table 1"), about
+        yield f"{d}_table_2", paper_measurements.side_by_side(cells, "Table 2"), about
+        yield f"{d}_cells", paper_measurements.cells_table(cells), about
+        yield f"{d}_claims", paper_measurements.readable_claims(claims(d, (*CLAIMS, *BEYOND))), about
+        yield f"{d}_readings", paper_measurements.readings(measured(f"{d}_geometry")), about
     about = about_results(*(f"{d}_runs" for d in datasets()))
     yield "claims", paper.claims({title(d): claims(d) for d in datasets()}), about
 
@@ -151,9 +151,9 @@ def paper_tables() -> Made:
 def behind_the_tables() -> Made:
     """What stands behind the tables: seconds, and curvature on training images."""
     about = about_results(*(f"{d}_runs" for d in datasets()))
-    yield "cost", paper.cost({title(d): beside_paper.cost_frame(d) for d in datasets()}), about
+    yield "cost", paper.cost({title(d): paper_measurements.cost_frame(d) for d in datasets()}), about
     frames = {d: measured(f"{d}_geometry") for d in datasets()}
-    both = {d: beside_paper.train_test(frame) for d, frame in frames.items() if "train" in set(frame.split)}
+    both = {d: paper_measurements.train_test(frame) for d, frame in frames.items() if "train" in set(frame.split)}
     figure = paper.train_test({title(d): frame for d, frame in both.items()})
     yield "train_test_curvature", figure, about_results(*(f"{d}_geometry" for d in both))
 
@@ -163,15 +163,16 @@ def layers() -> Made:
     for d in datasets():
         scale = how_measured(f"{d}_runs")["scale"]
         with_beta = [recipe(d, method, seed, scale) for method in ("lcnn", "lcnn_gradreg", "minimal") for seed in SEEDS]
-        shipped = [run for run in with_beta if measured_saliency.shipped([run])]
+        shipped = [run for run in with_beta if saliency_measurements.shipped([run])]
         if shipped:
-            panels[title(d)] = beside_paper.trained_layers(shipped)
+            panels[title(d)] = paper_measurements.trained_layers(shipped)
     yield "layers", paper.layers(panels), {"dataset": ", ".join(panels), "source": SHIPPED}
 
 
 def saliency_gallery() -> Made:
-    scene = measured_saliency.scene(torch.device("cpu"), dataset="digits")
-    images, columns, titles = beside_paper.saliency_gallery(scene, {"gradient": "gradient", "smoothgrad": "SmoothGrad"})
+    scene = saliency_measurements.scene(torch.device("cpu"), dataset="digits")
+    methods = {"gradient": "gradient", "smoothgrad": "SmoothGrad"}
+    images, columns, titles = paper_measurements.saliency_gallery(scene, methods)
     figure = saliency.maps(images, columns, titles)
     yield "saliency_gallery", figure, about_digits(SHIPPED, [0]) | {"n": len(images)}
 
@@ -179,4 +180,4 @@ def saliency_gallery() -> Made:
 def lambda_search() -> Made:
     frame = measured("digits_lambda_search")
     about = about_results("digits_lambda_search") | {"dataset": "digits, held out of training"}
-    yield "lambda_search", training.lambda_search(frame, measured_training.chosen(frame)), about
+    yield "lambda_search", training.lambda_search(frame, training_measurements.chosen(frame)), about

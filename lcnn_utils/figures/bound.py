@@ -31,8 +31,9 @@ def audit(frame: pd.DataFrame) -> Figure:
     left.legend(loc="lower right")
     frame = frame[np.isfinite(frame.curvature) & (frame.kappa > 0)]
     ratio = frame.curvature / frame.published
-    for part, word, marker, colour in ((ratio <= 1, "holds", ".", CYCLE[0]), (ratio > 1, "fails", "X", CYCLE[3])):
-        right.loglog(frame.kappa[part], ratio[part], marker, color=colour, label=f"{word} ({part.sum()})")
+    holds, fails = ratio <= 1, ratio > 1
+    right.loglog(frame.kappa[holds], ratio[holds], ".", color=CYCLE[0], markersize=3, label=f"holds ({holds.sum()})")
+    right.loglog(frame.kappa[fails], ratio[fails], "X", color=CYCLE[3], markersize=7, label=f"fails ({fails.sum()})")
     right.axhline(1, color="0.4", linewidth=1, linestyle=":")
     right.axvline(1, color="0.4", linewidth=1, linestyle=":")
     right.set(xlabel="largest alignment factor κ over the layers", ylabel="C / published bound")

@@ -44,7 +44,7 @@ ACTIVATION = {  # name: (label, colour, line style)
 }
 VARIANTS = (("#0173b2", "o"), ("#de8f05", "s"), ("#7a4b00", "D"), ("#595959", "v"))  # Standard, LCNN, more λ, linear
 CYCLE = ("#332288", "#44aa99", "#999933", "#882255", "#aa4499", "#88ccee")  # P. Tol's muted: for what is no method
-MARKERS = "o^vXsD"
+MARKS = "o^vXsD"
 CURVATURE_MAP = "viridis"  # even in lightness, readable without colour vision
 CLASS_COLOURS = ("#56b4e9", "#ca9161")  # not those of Standard and LCNN
 LATEX_NEEDS = r"lualatex or xelatex; \usepackage{booktabs, fontspec} \setmainfont{DejaVu Sans}, which has all symbols"
@@ -58,7 +58,7 @@ def look(method: str) -> dict[str, Any]:
 
 def looks(names: Iterable[Any], label: str = "{}") -> dict[Any, dict[str, Any]]:
     """A look for each of ``names`` that are no methods, in colours of no method. ``label``: with {} for the name."""
-    cycles = zip(names, itertools.cycle(CYCLE), itertools.cycle(MARKERS), itertools.cycle(("-", "--", "-.", ":")))
+    cycles = zip(names, itertools.cycle(CYCLE), itertools.cycle(MARKS), itertools.cycle(("-", "--", "-.", ":")))
     return {
         name: dict(label=label.format(name), color=colour, marker=marker, linestyle=style)
         for name, colour, marker, style in cycles

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 from .style import (
     CYCLE,
-    MARKERS,
+    MARKS,
     accuracy_points,
     error_bars,
     legend_below,
@@ -22,7 +22,7 @@ from .style import (
 )
 
 KIND = {"beta": "β: sharpness of the activations", "gamma": "γ: slope limit of the BatchNorms"}
-ARM = tuple(zip(CYCLE, MARKERS, strict=True))
+ARM = tuple(zip(CYCLE, MARKS, strict=True))
 
 
 def training_curves(histories: dict[str, pd.DataFrame]) -> Figure:

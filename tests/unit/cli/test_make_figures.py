@@ -111,10 +111,10 @@ def test_the_readers_settings_do_not_matter(tmp_path):
     """LaTeX for all texts, which is rarely installed, other sizes, a backend that needs a screen; in a new process."""
     settings = tmp_path / "matplotlibrc"
     settings.write_text("text.usetex: True\nfont.size: 30\nbackend: TkAgg\naxes.facecolor: black\n")
-    command = [sys.executable, "-m", "lcnn_utils", "figures", "--only", "figure_1c", "--out", tmp_path / "theirs"]
+    command = [sys.executable, "-m", "lcnn_utils", "figures", "--only", "lambda_search", "--out", tmp_path / "theirs"]
     subprocess.run(command, env=os.environ | {"MATPLOTLIBRC": str(settings)}, check=True)
-    assert make(["figure_1c"], tmp_path / "ours") == []
-    theirs, ours = ((tmp_path / name / "figure_1c.svg").read_bytes() for name in ("theirs", "ours"))
+    assert make(["lambda_search"], tmp_path / "ours") == []
+    theirs, ours = ((tmp_path / name / "lambda_search.svg").read_bytes() for name in ("theirs", "ours"))
     assert theirs == ours
 
 
