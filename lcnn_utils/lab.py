@@ -95,9 +95,11 @@ def check_choice(name: str, known: list[str] | tuple[str, ...], kind: str) -> st
 
 
 def use_style() -> None:
-    """Apply the project's matplotlib style."""
+    """Apply the project's matplotlib style, whatever the reader's own settings are; the backend stays as it is."""
+    import matplotlib
     import matplotlib.pyplot as plt
 
+    matplotlib.rcdefaults()
     plt.style.use(PROJECT / "lcnn_utils" / "figures" / "lcnn.mplstyle")
 
 

@@ -223,11 +223,12 @@ class Figures:
     """Make the figures and tables in figures/, and the page that shows them, on a CPU and offline."""
 
     only: Names = ()  # make these figures and tables, with what is made together with them, and no others
+    out: Path | None = None  # write into this folder instead, as where the checkout can't be written
 
     def run(self) -> int:
         from .make_figures import make
 
-        return 1 if make(self.only) else 0
+        return 1 if make(self.only, self.out) else 0
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,5 @@
-"""The steps that make the figures and tables of ``figures/``: functions that measure by ``studies``, draw by
-``figures``, and yield ``(name, figure or table, about)``; NAME.json gets ``about``: dataset, n, seeds, source."""
+"""The steps of ``lcnn figures``: each takes measurements, draws them, and yields ``(name, figure or table, about)``.
+``about`` says where the numbers come from, for NAME.json: dataset, n, seeds, source."""
 
 from __future__ import annotations
 
@@ -12,31 +12,24 @@ from matplotlib.figure import Figure
 
 from ..curvature import layer_terms
 from ..experiments import BEYOND, CLAIMS, claims, how_measured, measured
-from ..figures import attacks as attack_figures
-from ..figures import bound as bound_figures
-from ..figures import curvature as curvature_figures
-from ..figures import paper as paper_figures
-from ..figures import saliency as saliency_figures
-from ..figures import softplus as softplus_figures
-from ..figures import style
-from ..figures import training as training_figures
+from ..figures import attacks, bound, curvature, paper, saliency, softplus, training
+from ..figures.style import METHOD, VARIANTS
 from ..measurements import attacks as attack_measurements
 from ..measurements import bound as bound_measurements
 from ..measurements import curvature as curvature_measurements
 from ..measurements import paper as paper_measurements
 from ..measurements import saliency as saliency_measurements
-from ..measurements import softplus as softplus_measurements
 from ..measurements import training as training_measurements
-from ..measurements.paper import datasets, title
-from ..measurements.saliency import PAPER_NETS, scene, shipped
+from ..measurements.paper import NAME, datasets, title
+from ..measurements.softplus import activation_frame, composition_frame, normalised_curvature_frame
 from ..training import METHODS, fit, recipe, samples
 
 Made = Iterator[tuple[str, Figure | pd.DataFrame, dict[str, Any]]]
 SEEDS = (0, 1, 2)
 FORMULAS: dict[str, Any] = {"source": "formulas"}
 TRAINED = "trained for this figure"
-SHIPPED = "runs in data/checkpoints, trained by python benchmarks/ship.py"
-MEASURED = "data/results, measured by python benchmarks/evaluate.py"
+SHIPPED = "runs in data/checkpoints, trained by lcnn ship"
+MEASURED = "data/results, measured by lcnn evaluate"
 
 
 def about_digits(source: str, seeds: Sequence[int] = SEEDS) -> dict[str, Any]:
@@ -46,40 +39,33 @@ def about_digits(source: str, seeds: Sequence[int] = SEEDS) -> dict[str, Any]:
 
 def about_results(*names: str) -> dict[str, Any]:
     """What produced stored results: command, hardware, versions, n, seeds, and the names of their runs."""
-    sources = {}
-    for name in names:
-        about = how_measured(name)
-        sources[name] = about | {"runs": list(about.get("runs", ()))}
-    datasets = dict.fromkeys(title(name.partition("_")[0]) for name in names)
-    return {"dataset": ", ".join(datasets), "source": MEASURED, "measured": sources}
+    sources = {name: how_measured(name) for name in names}
+    for about in sources.values():
+        about["runs"] = list(about.get("runs", ()))
+    titles = dict.fromkeys(title(name.partition("_")[0]) for name in names)
+    return {"dataset": ", ".join(titles), "source": MEASURED, "measured": sources}
 
 
 def activations() -> Made:
     x = torch.linspace(-4, 4, 401)
-    yield (
-        "figure_1c",
-        softplus_figures.figure_1c(softplus_measurements.activation_frame((0.5, 1.0, 2.0, 5.0), x)),
-        FORMULAS,
-    )
-    yield "activations", softplus_figures.activations(softplus_measurements.activation_frame((2.0,), x)), FORMULAS
-    yield (
-        "composition",
-        softplus_figures.composition(softplus_measurements.composition_frame((0.5, 2.0, 10.0), (1, 2, 5, 10), x)),
-        FORMULAS,
-    )
-    frame = softplus_measurements.normalised_curvature_frame(torch.logspace(-2, 3, 121).tolist(), (-1.0, 0.0, 0.1, 1.0))
-    yield "normalised_curvature", softplus_figures.normalised_curvature(frame), FORMULAS
+    betas = torch.logspace(-2, 3, 121).tolist()
+    yield "figure_1c", softplus.figure_1c(activation_frame((0.5, 1.0, 2.0, 5.0), x)), FORMULAS
+    yield "activations", softplus.activations(activation_frame((2.0,), x)), FORMULAS
+    frame = composition_frame((0.5, 2.0, 10.0), (1, 2, 5, 10), x)
+    yield "composition", softplus.composition(frame), FORMULAS
+    frame = normalised_curvature_frame(betas, (-1.0, 0.0, 0.1, 1.0))
+    yield "normalised_curvature", softplus.normalised_curvature(frame), FORMULAS
 
 
 def moons() -> Made:
     models = {method: fit(recipe("moons", method), progress=False)[0] for method in ("standard", "lcnn")}
-    figure = curvature_figures.moons(*curvature_measurements.moons_study(models))
-    yield "figure_1ab", figure, {"dataset": "two moons", "seeds": [0], "source": TRAINED}
+    fields, points = curvature_measurements.moons_study(models)
+    yield "figure_1ab", curvature.moons(fields, points), {"dataset": "two moons", "seeds": [0], "source": TRAINED}
 
 
 def digits() -> Made:
     frame = curvature_measurements.digits_study(SEEDS, progress=False)
-    yield "digits_curvature", curvature_figures.curvature_distribution(frame), about_digits(TRAINED)
+    yield "digits_curvature", curvature.curvature_distribution(frame), about_digits(TRAINED)
     yield "digits_geometry", curvature_measurements.geometry_table(frame), about_digits(TRAINED)
 
 
@@ -87,33 +73,34 @@ def convergence() -> Made:
     net = curvature_measurements.digits_recipe("standard")
     model, (x, y) = fit(net, progress=False)[0], samples(net, "test")
     frame = curvature_measurements.convergence_frame(model, x[:32], y[:32], products=20)
-    yield "convergence", curvature_figures.convergence(frame), about_digits(TRAINED, [0]) | {"n": 32}
+    yield "convergence", curvature.convergence(frame), about_digits(TRAINED, [0]) | {"n": 32}
 
 
 def bounds() -> Made:
     nets = {"LCNN, 3-layer MLP": bound_measurements.certificate_recipe("lcnn")}
-    nets |= {f"{style.METHOD[m][0]}, ResNet-10": curvature_measurements.digits_recipe(m) for m in ("lcnn", "standard")}
+    for method in ("lcnn", "standard"):
+        nets[f"{METHOD[method][0]}, ResNet-10"] = curvature_measurements.digits_recipe(method)
     models = {name: fit(net, progress=False)[0] for name, net in nets.items()}
-    terms = pd.concat([layer_terms(model, input_shape=(1, 8, 8)).assign(net=name) for name, model in models.items()])
+    terms = [layer_terms(model, input_shape=(1, 8, 8)).assign(net=name) for name, model in models.items()]
     about: dict[str, Any] = {"dataset": "digits", "seeds": [0], "source": TRAINED}
-    yield "bound_waterfall", bound_figures.waterfall(terms.reset_index(drop=True)), about
+    yield "bound_waterfall", bound.waterfall(pd.concat(terms, ignore_index=True)), about
     frame = bound_measurements.audit_frame(nets=range(150), points=8)
     about = {"dataset": "150 random MLPs", "n": len(frame), "seeds": "0 to 149", "source": "random weights"}
-    yield "bounds_on_random_nets", bound_figures.audit(frame), about
+    yield "bounds_on_random_nets", bound.audit(frame), about
 
 
 def certificates() -> Made:
     frame = bound_measurements.certificate_study(SEEDS, steps=40)
-    colours = dict(zip(frame.net.unique(), style.VARIANTS, strict=True))
+    colours = dict(zip(frame.net.unique(), VARIANTS, strict=True))
     shares = bound_measurements.robust_accuracy(frame, (0, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.7, 1.0))
-    yield "certified_accuracy", bound_figures.robust_accuracy(shares, colours), about_digits(TRAINED)
+    yield "certified_accuracy", bound.robust_accuracy(shares, colours), about_digits(TRAINED)
     yield "digits_certified", bound_measurements.certified_table(frame, (0.05, 0.1, 0.2, 0.3)), about_digits(TRAINED)
 
 
 def methods() -> Made:
     about = about_digits(SHIPPED)
     frame = training_measurements.runs_frame(recipe("digits", method, seed) for method in METHODS for seed in SEEDS)
-    yield "digits_methods", training_figures.accuracy_against_curvature(frame), about
+    yield "digits_methods", training.accuracy_against_curvature(frame), about
     table = training_measurements.geometry_table(frame).drop(columns=["paper: ‖∇f‖", "paper: ‖∇²f‖"])
     yield "digits_methods_table", table, about
     trained = training_measurements.arms_frame(training_measurements.ingredient_recipes(SEEDS))
@@ -121,10 +108,10 @@ def methods() -> Made:
     yield "digits_ingredients", training_measurements.arms_table(arms), about
     by_lambda = training_measurements.runs_frame(training_measurements.lambda_recipes(SEEDS))
     by_layer = training_measurements.trained_layers(training_measurements.lambda_recipes([0]))
-    yield "digits_lambda", training_figures.lambdas(by_lambda, by_layer), about
+    yield "digits_lambda", training.lambdas(by_lambda, by_layer), about
     nets = training_measurements.arm_nets(training_measurements.failure_recipes(SEEDS))
-    signal = training_measurements.signal_frame(nets, samples(recipe("digits", "lcnn"), "test")[0])
-    yield "signal", training_figures.signal(signal), about_digits(SHIPPED, [0])
+    frame = training_measurements.signal_frame(nets, samples(recipe("digits", "lcnn"), "test")[0])
+    yield "signal", training.signal(frame), about_digits(SHIPPED, [0])
 
 
 def promises() -> Made:
@@ -137,23 +124,17 @@ def promises() -> Made:
         yield f"{d}_pgd", attack_measurements.table(curves[d]), about
     panels: dict[str, pd.DataFrame] = {}
     for d, frame in stable.items():
-        lines = saliency_measurements.lines(frame[frame.net.isin(PAPER_NETS)])
+        lines = saliency_measurements.lines(frame[frame.net.isin(saliency_measurements.PAPER_NETS)])
         panels |= {f"{title(d)}, {noise} η": lines[lines.noise == noise] for noise in ("random", "worst")}
-    printed = {
-        f"published: {paper_measurements.NAME[d]}": saliency_measurements.paper_lines(d)
-        for d in ("cifar10", "cifar100")
-    }
+    published = {f"published: {NAME[d]}": saliency_measurements.paper_lines(d) for d in ("cifar10", "cifar100")}
     about = about_results(*(f"{d}_stability" for d in stable))
-    yield "gradient_robustness", saliency_figures.gradient_robustness(panels, printed), about
+    yield "gradient_robustness", saliency.gradient_robustness(panels, published), about
     for norm, theirs in (("l2", attack_measurements.paper_table()), ("linf", None)):
         attacked = {d: frame[frame.norm == norm] for d, frame in points.items() if norm in set(frame.norm)}
-        figure = attack_figures.curves({title(d): frame for d, frame in attacked.items()}, theirs)
+        figure = attacks.curves({title(d): frame for d, frame in attacked.items()}, theirs)
         yield f"pgd_{norm}", figure, about_results(*(f"{d}_curves" for d in attacked))
-    yield (
-        "digits_masking",
-        attack_measurements.masking_table(measured("digits_masking")),
-        about_results("digits_masking"),
-    )
+    table = attack_measurements.masking_table(measured("digits_masking"))
+    yield "digits_masking", table, about_results("digits_masking")
 
 
 def paper_tables() -> Made:
@@ -165,16 +146,16 @@ def paper_tables() -> Made:
         yield f"{d}_claims", paper_measurements.readable_claims(claims(d, (*CLAIMS, *BEYOND))), about
         yield f"{d}_readings", paper_measurements.readings(measured(f"{d}_geometry")), about
     about = about_results(*(f"{d}_runs" for d in datasets()))
-    yield "claims", paper_figures.claims({title(d): claims(d) for d in datasets()}), about
+    yield "claims", paper.claims({title(d): claims(d) for d in datasets()}), about
 
 
 def behind_the_tables() -> Made:
     """What stands behind the tables: seconds, and curvature on training images."""
     about = about_results(*(f"{d}_runs" for d in datasets()))
-    yield "cost", paper_figures.cost({title(d): paper_measurements.cost_frame(d) for d in datasets()}), about
+    yield "cost", paper.cost({title(d): paper_measurements.cost_frame(d) for d in datasets()}), about
     frames = {d: measured(f"{d}_geometry") for d in datasets()}
     both = {d: paper_measurements.train_test(frame) for d, frame in frames.items() if "train" in set(frame.split)}
-    figure = paper_figures.train_test({title(d): frame for d, frame in both.items()})
+    figure = paper.train_test({title(d): frame for d, frame in both.items()})
     yield "train_test_curvature", figure, about_results(*(f"{d}_geometry" for d in both))
 
 
@@ -183,18 +164,21 @@ def layers() -> Made:
     for d in datasets():
         scale = how_measured(f"{d}_runs")["scale"]
         with_beta = [recipe(d, method, seed, scale) for method in ("lcnn", "lcnn_gradreg", "minimal") for seed in SEEDS]
-        if there := [one for one in with_beta if shipped([one])]:
-            panels[title(d)] = training_measurements.trained_layers(there)
-    yield "layers", paper_figures.layers(panels), {"dataset": ", ".join(panels), "source": SHIPPED}
+        shipped = [run for run in with_beta if saliency_measurements.shipped([run])]
+        if shipped:
+            panels[title(d)] = training_measurements.trained_layers(shipped)
+    yield "layers", paper.layers(panels), {"dataset": ", ".join(panels), "source": SHIPPED}
 
 
 def saliency_gallery() -> Made:
-    maps = {"gradient": "gradient", "smoothgrad": "SmoothGrad"}
-    shown = paper_measurements.saliency_gallery(scene(torch.device("cpu"), dataset="digits"), maps)
-    yield "saliency_gallery", saliency_figures.maps(*shown), about_digits(SHIPPED, [0]) | {"n": len(shown[0])}
+    scene = saliency_measurements.scene(torch.device("cpu"), dataset="digits")
+    methods = {"gradient": "gradient", "smoothgrad": "SmoothGrad"}
+    images, columns, titles = paper_measurements.saliency_gallery(scene, methods)
+    figure = saliency.maps(images, columns, titles)
+    yield "saliency_gallery", figure, about_digits(SHIPPED, [0]) | {"n": len(images)}
 
 
 def lambda_search() -> Made:
     frame = measured("digits_lambda_search")
     about = about_results("digits_lambda_search") | {"dataset": "digits, held out of training"}
-    yield "lambda_search", training_figures.lambda_search(frame, training_measurements.chosen(frame)), about
+    yield "lambda_search", training.lambda_search(frame, training_measurements.chosen(frame)), about

@@ -9,15 +9,16 @@ import sys
 import tempfile
 import tomllib
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from unittest import mock
 
+import matplotlib
 from matplotlib.figure import Figure
 from tqdm import tqdm
 
-from ..figures import style
+from ..figures.style import save, save_table
 from ..lab import PROJECT, check_choice, one_thread, use_style, write_text
 from ..measurements.paper import NAME, datasets
 from . import figure_steps
@@ -44,7 +45,7 @@ class Entry:
 
 def entries() -> list[Entry]:
     """All figures and tables in the order of the page; where ``captions.toml`` says DATASET, one for each dataset."""
-    found = []
+    listed = []
     for section in tomllib.loads((Path(__file__).parent / "captions.toml").read_text(encoding="utf-8")).values():
         heading = section.pop("title")
         for step, captions in section.items():
@@ -52,63 +53,67 @@ def entries() -> list[Entry]:
                 title, alt, reading = (" ".join(caption[key].split()) for key in ("title", "alt", "reading"))
                 for dataset in datasets() if "DATASET" in name else ["digits"]:
                     full = title.replace("DATASET", NAME[dataset])
-                    found.append(Entry(heading, step, name.replace("DATASET", dataset), full, alt, reading))
-    return found
+                    listed.append(Entry(heading, step, name.replace("DATASET", dataset), full, alt, reading))
+    return listed
 
 
-def make(only: Sequence[str] = (), folder: Path | None = None) -> dict[str, Exception]:
-    """Run the steps (those that make ``only``; ValueError: an unknown name) and write what they make, then the page,
-    into ``folder`` (default ``figures/``). A step that fails is reported and returned; the others run."""
+def make(only: Sequence[str] = (), folder: Path | None = None) -> list[str]:
+    """Run the steps (those that make ``only``; ValueError: an unknown name), write what they make, and the page, into
+    ``folder`` (default ``figures/``; OSError: it can't be written). Where a step fails, its old files stay, and the
+    other steps are run; returns the names of those that failed."""
     folder, known = folder or PROJECT / "figures", entries()
     names = [entry.name for entry in known]
-    wanted = {check_choice(name, names, "figure or table") for name in only} or set(names)
+    wanted = [check_choice(name, names, "figure or table") for name in only] or names
     steps = dict.fromkeys(entry.step for entry in known if entry.name in wanted)
-    failed: dict[str, Exception] = {}
+    write_page(folder)  # now too: a folder that can't be written is better known before the work
+    matplotlib.use("agg")
     use_style()
     one_thread()
+    failed = []
     with tempfile.TemporaryDirectory() as store, mock.patch.dict(os.environ, LCNN_STORE=store, LCNN_DEVICE="cpu"):
         for step in tqdm(steps, desc="figures"):
             try:
-                run(getattr(figure_steps, step), folder)
-            except Exception as error:  # whatever it is, the other steps are run
-                failed[step] = error
-    write_text(folder / "README.md", page(folder))
-    if orphans := sorted({path.stem for path in folder.glob("[!.]*.*")} - {*names, "README"}):
-        print(f"no step makes {', '.join(orphans)}: delete what is not yours")
-    for step, reason in failed.items():
-        traceback.print_exception(reason)
-        print(f"the step {step} failed: {type(reason).__name__}: {reason}", file=sys.stderr)
+                run(step, folder)
+            except Exception:  # whatever it is, the other steps are run
+                traceback.print_exc()
+                failed.append(step)
+    write_page(folder)
+    if failed:
+        print(f"these steps failed, for the reasons above: {', '.join(failed)}", file=sys.stderr)
     return failed
 
 
-def run(step: Callable[[], figure_steps.Made], folder: Path) -> None:
+def run(step: str, folder: Path) -> None:
     """Save what a step makes, each figure or table as soon as it is there."""
-    for name, what, about in step():
-        provenance = {"command": f"lcnn figures --only {name}", "step": step.__name__, **about}
+    for name, what, about in getattr(figure_steps, step)():
+        provenance = {"command": f"lcnn figures --only {name}", "step": step, **about}
         if isinstance(what, Figure):
-            style.save(what, name, provenance, folder)
+            save(what, name, provenance, folder)
         else:
-            style.save_table(what, name, provenance, folder)
+            save_table(what, name, provenance, folder)
 
 
-def page(folder: Path) -> str:
-    """``README.md`` of a folder: the figures and tables that are there, with captions and where they come from."""
+def write_page(folder: Path) -> None:
+    """Write ``README.md`` of a folder: the figures and tables that are there."""
     parts, section = [HEAD], ""
     for entry in entries():
-        path = folder / entry.name
-        if not path.with_suffix(".json").is_file():
-            continue
-        if entry.section != section:
-            section = entry.section
-            parts.append(f"## {section}\n")
-        if path.with_suffix(".png").is_file():
-            body, links = f"![{entry.alt}]({entry.name}.png)", {"SVG": "svg", "provenance": "json"}
-        else:
-            table = path.with_suffix(".md").read_text(encoding="utf-8").rstrip()
-            body, links = f"{entry.alt}\n\n{table}", {"CSV": "csv", "LaTeX": "tex", "provenance": "json"}
-        record = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
-        words = {"dataset": "", "n": "n = ", "seeds": "seeds ", "source": ""}
-        origin = "; ".join(f"{word}{record[key]}" for key, word in words.items() if key in record)
-        files = ", ".join(f"[{label}]({entry.name}.{end})" for label, end in links.items())
-        parts.append(f"### {entry.title}\n\n{body}\n\n*{entry.reading}*\n\n`{record['command']}` ({origin}): {files}\n")
-    return "\n".join(parts)
+        if (folder / f"{entry.name}.json").is_file():
+            if entry.section != section:
+                section = entry.section
+                parts.append(f"## {section}\n")
+            parts.append(shown(entry, folder / entry.name))
+    write_text(folder / "README.md", "\n".join(parts), "choose another folder by --out")
+
+
+def shown(entry: Entry, path: Path) -> str:
+    """A figure or table with its caption, where its numbers come from, and links to its files."""
+    if path.with_suffix(".png").is_file():
+        body, links = f"![{entry.alt}]({entry.name}.png)", {"SVG": "svg", "provenance": "json"}
+    else:
+        table = path.with_suffix(".md").read_text(encoding="utf-8").rstrip()
+        body, links = f"{entry.alt}\n\n{table}", {"CSV": "csv", "LaTeX": "tex", "provenance": "json"}
+    record = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
+    words = {"dataset": "", "n": "n = ", "seeds": "seeds ", "source": ""}
+    origin = "; ".join(f"{word}{record[key]}" for key, word in words.items() if key in record)
+    files = ", ".join(f"[{label}]({entry.name}.{end})" for label, end in links.items())
+    return f"### {entry.title}\n\n{body}\n\n*{entry.reading}*\n\n`{record['command']}` ({origin}): {files}\n"

@@ -10,9 +10,10 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.image import AxesImage
 from matplotlib.patches import Circle, Rectangle
 
-from .style import CYCLE, MARKERS, METHOD, PALETTE
+from .style import CYCLE, legend_below, look, looks, percent, series
 
 NORM = {"l2": "L2", "linf": "L∞"}
 MARGIN_MAP = "RdBu_r"
@@ -23,17 +24,17 @@ def paths(panels: Sequence[dict]) -> Figure:
     values there, rows x2), path (points, 2), eps, norm."""
     figure, axes = plt.subplots(1, len(panels), figsize=(3.6 * len(panels), 3.7), squeeze=False)
     for axis, panel in zip(axes[0], panels, strict=True):
+        path, eps = panel["path"], panel["eps"]
         landscape(axis, panel["x1"], panel["x2"], panel["loss"])
-        axis.add_patch(ball(panel["path"][0], panel["eps"], panel["norm"]))
-        axis.plot(*panel["path"].T, "-", color="k", lw=1)
-        axis.plot(*panel["path"][1:-1].T, ".", color="k", ms=5, label="on the way")
-        axis.plot(*panel["path"][0], "o", color="white", mec="k", ms=9, label="x")
-        axis.plot(*panel["path"][-1], "X", color="gold", mec="k", ms=10, label="end")
-        axis.set_title(panel["title"], fontsize=9)
-        (left, bottom), reach = panel["path"][0] - 1.5 * panel["eps"], 3 * panel["eps"]
-        axis.set(xlabel="x₁", aspect="equal", xlim=(left, left + reach), ylim=(bottom, bottom + reach))
-    axes[0, 0].set_ylabel("x₂")
-    axes[0, 0].legend(fontsize=8, loc="lower left")
+        _ball(axis, path[0], eps, panel["norm"])
+        axis.plot(*path.T, "-", color="k", linewidth=1)
+        axis.plot(*path[1:-1].T, ".", color="k", label="on the way")
+        axis.plot(*path[0], "o", color="white", markeredgecolor="k", markersize=9, label="x")
+        axis.plot(*path[-1], "X", color="gold", markeredgecolor="k", markersize=10, label="end")
+        left, bottom = path[0] - 1.5 * eps
+        axis.set(xlim=(left, left + 3 * eps), ylim=(bottom, bottom + 3 * eps), aspect="equal")
+        axis.set(title=panel["title"], xlabel="x₁", ylabel="x₂")
+    axes[0, 0].legend(loc="lower left")
     return figure
 
 
@@ -45,34 +46,34 @@ def landscape(axis: Axes, x1: np.ndarray, x2: np.ndarray, loss: np.ndarray) -> N
     axis.grid(False)
 
 
-def ball(centre: np.ndarray, eps: float, norm: str) -> Circle | Rectangle:
+def _ball(axis: Axes, centre: np.ndarray, eps: float, norm: str) -> None:
     """The ball of radius ε around a point of the plane."""
-    look: dict[str, Any] = dict(fill=False, ec="k", ls="--", lw=1.2)
+    style: dict[str, Any] = dict(fill=False, edgecolor="k", linestyle="--", linewidth=1.2)
     if norm == "l2":
-        return Circle((centre[0], centre[1]), eps, **look)
-    return Rectangle((centre[0] - eps, centre[1] - eps), 2 * eps, 2 * eps, **look)
+        axis.add_patch(Circle(tuple(centre), eps, **style))
+    else:
+        axis.add_patch(Rectangle(tuple(centre - eps), 2 * eps, 2 * eps, **style))
 
 
 def step_sizes(frame: pd.DataFrame) -> Figure:
-    """What PGD leaves by the rule for its steps' length. Columns: rule, eps, accuracy."""
+    """What PGD leaves by the rule for its steps' length. Columns: rule, eps (L2, pixel units), accuracy (share)."""
     figure, axis = plt.subplots(figsize=(6, 3.5))
-    for (rule, part), colour, marker in zip(frame.groupby("rule", sort=False), CYCLE, "osvX", strict=False):
-        axis.plot(part.eps, 100 * part.accuracy, marker=marker, color=colour, label=rule)
-    axis.set(xlabel="ε (L2, pixel units)", ylabel="accuracy left (%)", ylim=(-3, 103))
-    axis.legend(fontsize=8, title="length of a step", title_fontsize=8)
+    series(axis, frame, "eps", "accuracy", "rule", looks(frame.rule.unique()), linestyle="-")
+    axis.set(xlabel="ε (L2, pixel units)", ylabel="accuracy left", ylim=(-0.03, 1.03))
+    percent(axis)
+    axis.legend(title="length of a step")
     return figure
 
 
 def logit_scale(frame: pd.DataFrame) -> Figure:
-    """Accuracy left by each loss when logits are multiplied. Columns: loss, scale, accuracy, low, high."""
+    """Accuracy left by each loss when logits are multiplied. Columns: loss, scale, accuracy, low, high (shares)."""
     figure, axis = plt.subplots(figsize=(5.6, 3.5))
-    looks = {"ce": ("cross-entropy", CYCLE[3], "o"), "margin": ("margin loss", CYCLE[0], "s")}
-    for loss, (label, colour, marker) in looks.items():
-        part = frame[frame.loss == loss]
-        errors = 100 * np.array([part.accuracy - part.low, part.high - part.accuracy])
-        axis.errorbar(part.scale, 100 * part.accuracy, errors, marker=marker, color=colour, capsize=3, label=label)
-    axis.set(xscale="log", xlabel="logits multiplied by", ylabel="accuracy left by PGD (%)", ylim=(-3, 103))
-    axis.legend(fontsize=8, title="PGD climbs", title_fontsize=8, loc="lower right")
+    losses = {"ce": dict(label="cross-entropy", color=CYCLE[3], marker="o"),
+              "margin": dict(label="margin loss", color=CYCLE[0], marker="s")}  # fmt: skip
+    series(axis, frame, "scale", "accuracy", "loss", losses)
+    axis.set(xscale="log", xlabel="logits multiplied by", ylabel="accuracy left by PGD", ylim=(-0.03, 1.03))
+    percent(axis)
+    axis.legend(title="PGD climbs", loc="lower right")
     return figure
 
 
@@ -83,22 +84,23 @@ def curves(panels: Mapping[str, pd.DataFrame], paper: pd.DataFrame | None = None
     figure, axes = plt.subplots(1, count, figsize=(1.5 + 3.6 * count, 4.3), squeeze=False, sharey=True)
     for axis, (title, frame) in zip(axes[0], panels.items(), strict=False):
         for method, part in frame.groupby("method", sort=False):
-            label, colour, marker = METHOD[str(method)]
-            axis.fill_between(part.eps, 100 * part.low, 100 * part.high, color=colour, alpha=0.12, lw=0)
-            axis.plot(part.eps, 100 * part.accuracy, marker=marker, ms=5, color=colour, label=label)
+            style = look(str(method))
+            axis.fill_between(part.eps, part.low, part.high, color=style["color"], alpha=0.12, linewidth=0)
+            axis.plot(part.eps, part.accuracy, **style)
         axis.set(title=title, xlabel=f"ε ({NORM[frame.norm.iloc[0]]}, pixel units)")
-        axis.locator_params(axis="x", nbins=4)
     if paper is not None:
-        axis = axes[0, -1]
-        for name, part in paper.groupby("label", sort=False):
-            colour, marker = PALETTE[str(name)], MARKERS[str(name)]
-            axis.errorbar(part.eps, part.accuracy, part.spread, marker=marker, ms=5, color=colour, capsize=2,
-                          label=name)  # fmt: skip
-        axis.set(title="published: CIFAR-100, ResNet-18", xlabel="ε (L2, pixel units)")
+        shares = paper.assign(
+            accuracy=paper.accuracy / 100,
+            low=(paper.accuracy - paper.spread) / 100,
+            high=(paper.accuracy + paper.spread) / 100,
+        )
+        series(axes[0, -1], shares, "eps", "accuracy", "label")
+        axes[0, -1].set(title="published: CIFAR-100, ResNet-18", xlabel="ε (L2, pixel units)")
+    for axis in axes[0]:
         axis.locator_params(axis="x", nbins=4)
-    axes[0, 0].set(ylabel="accuracy left by PGD (%)", ylim=(-3, 103))
-    known = {label: handle for axis in axes[0] for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)}
-    figure.legend(known.values(), known, loc="outside lower center", ncols=4, fontsize=8)
+    axes[0, 0].set(ylabel="accuracy left by PGD", ylim=(-0.03, 1.03))
+    percent(axes[0, 0])
+    legend_below(figure)
     return figure
 
 
@@ -106,16 +108,16 @@ def examples(rows: Sequence[dict], classes: Sequence[str]) -> Figure:
     """Images, what an attack adds, and the sum, a row each.
     ``rows``: dicts of title, image, found (H, W) or (H, W, 3), before, after (class), confidence (of ``after``)."""
     figure, axes = plt.subplots(len(rows), 3, figsize=(6.2, 2.4 * len(rows)), squeeze=False)
-    for line, row in zip(axes, rows, strict=True):
-        added = row["found"] - row["image"]
-        top = max(float(np.abs(added).max()), 1e-9)
-        picture(line[0], row["image"], f"{row['title']}\nfrom: {classes[row['before']]}")
-        picture(line[1], added, f"added, from −{top:.2f} to {top:.2f}", signed=top)
-        picture(line[2], row["found"], f"seen as {classes[row['after']]}\n({row['confidence']:.0%} sure)")
+    for (image, added, found), row in zip(axes, rows, strict=True):
+        difference = row["found"] - row["image"]
+        top = max(float(np.abs(difference).max()), 1e-9)
+        picture(image, row["image"], f"{row['title']}\nfrom: {classes[row['before']]}")
+        picture(added, difference, f"added, from −{top:.2f} to {top:.2f}", signed=top)
+        picture(found, row["found"], f"seen as {classes[row['after']]}\n({row['confidence']:.0%} sure)")
     return figure
 
 
-def picture(axis: Axes, image: np.ndarray, title: str = "", signed: float | None = None):
+def picture(axis: Axes, image: np.ndarray, title: str = "", signed: float | None = None) -> AxesImage:
     """An image (H, W) or (H, W, 3) in [0, 1], or a signed map in ± ``signed``: red for, blue against."""
     if signed is not None:
         image = image if image.ndim == 2 else image.sum(-1)

@@ -1,4 +1,4 @@
-"""Figures of notebook 03: the bounds against the truth, layer by layer, and what they certify."""
+"""The figures of notebook 03: the bounds against the truth, layer by layer, and what they certify."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pandas as pd
 from matplotlib.collections import EllipseCollection
 from matplotlib.figure import Figure
 
-from .style import BESIDE, CLASS_COLOURS, CYCLE
+from .style import CYCLE, class_points, decision_regions, error_bars, legend_beside, looks, medians, percent, series
 
 BOUND = {  # column of measurements.audit: (label, colour, line style)
     "local": ("(A) local", CYCLE[0], "-"),
@@ -24,22 +24,21 @@ def audit(frame: pd.DataFrame) -> Figure:
     figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.8))
     for column, (label, colour, style) in BOUND.items():
         truth = frame.curvature if column == "normalised" else frame.hessian
-        above = np.sort((frame[column] / truth)[truth > 1e-12].dropna())
-        left.plot(above, np.arange(1, len(above) + 1) / len(above), style, color=colour, label=label)
+        above = (frame[column] / truth)[truth > 1e-12].dropna()
+        left.ecdf(above, color=colour, linestyle=style, label=label)
     left.axvline(1, color="0.4", linewidth=1, linestyle=":")
     left.set(xscale="log", xlim=(0.3, 1e6), xlabel="bound / exact value", ylabel="share of the points below")
-    left.legend(fontsize=8, loc="lower right")
+    left.legend(loc="lower right")
     frame = frame[np.isfinite(frame.curvature) & (frame.kappa > 0)]
     ratio = frame.curvature / frame.published
-    for wrong, colour, marker, label in ((False, CYCLE[0], ".", "holds"), (True, CYCLE[3], "X", "fails")):
-        part = (ratio > 1) == wrong
-        size, label = (7 if wrong else 3), f"{label} ({part.sum()})"
-        right.loglog(frame.kappa[part], ratio[part], marker, color=colour, ms=size, label=label)
-    for line in (right.axhline, right.axvline):
-        line(1, color="0.4", linewidth=1, linestyle=":")
-    right.set(ylim=(1e-4, max(10, 2 * ratio.max())), xlim=(0.5 * frame.kappa.quantile(0.01), 2 * frame.kappa.max()))
+    holds, fails = ratio <= 1, ratio > 1
+    right.loglog(frame.kappa[holds], ratio[holds], ".", color=CYCLE[0], markersize=3, label=f"holds ({holds.sum()})")
+    right.loglog(frame.kappa[fails], ratio[fails], "X", color=CYCLE[3], markersize=7, label=f"fails ({fails.sum()})")
+    right.axhline(1, color="0.4", linewidth=1, linestyle=":")
+    right.axvline(1, color="0.4", linewidth=1, linestyle=":")
     right.set(xlabel="largest alignment factor κ over the layers", ylabel="C / published bound")
-    right.legend(fontsize=8, title="published bound", title_fontsize=8, loc="upper left")
+    right.set(ylim=(1e-4, max(10, 2 * ratio.max())), xlim=(0.5 * frame.kappa.quantile(0.01), 2 * frame.kappa.max()))
+    right.legend(title="published bound", loc="upper left")
     return figure
 
 
@@ -52,70 +51,54 @@ def cancellation(frame: pd.DataFrame) -> Figure:
     axis.loglog(frame.x, frame.published_widths, ":", color=CYCLE[3], label="… times the number of units")
     axis.set(xlabel="distance x from the point of cancellation", ylabel="normalised curvature C (1/unit of x)")
     axis.set_ylim(bottom=frame.published.min() / 100)
-    axis.legend(fontsize=8)
+    axis.legend()
     return figure
 
 
 def depth(frame: pd.DataFrame) -> Figure:
-    """Growth of bounds and truth with depth. Columns: depth, seed, quantity, value."""
+    """Growth of bounds and truth with depth. Columns: depth, seed, quantity, value (1/unit of x²)."""
     figure, axis = plt.subplots(figsize=(5.8, 3.6))
-    for (quantity, part), colour, style in zip(
-        frame.groupby("quantity", sort=False), ("k", CYCLE[0], CYCLE[1]), ("o-", "s-.", "^--"), strict=True
-    ):
-        stats = part.groupby("depth").value.quantile(np.array([0.1, 0.5, 0.9])).unstack()
-        axis.semilogy(stats.index, stats[0.5], style, color=colour, label=str(quantity))
-        axis.fill_between(stats.index, stats[0.1], stats[0.9], color=colour, alpha=0.15, linewidth=0)
-    axis.set(xlabel="number of hidden layers", ylabel="‖∇²f‖₂ or its bound")
+    medians(axis, frame, "depth", "value", "quantity")
+    axis.set(yscale="log", xlabel="number of hidden layers", ylabel="‖∇²f‖₂ or its bound (1/unit of x²)")
     axis.set_xticks(sorted(frame.depth.unique()))
-    axis.legend(fontsize=8, title=f"median, middle 80 % of {frame.seed.nunique()} nets", title_fontsize=8)
+    axis.legend(title=f"median, middle 80 % of {frame.seed.nunique()} nets")
     return figure
-
-
-def _number(value: float) -> str:
-    """220 or 1.8·10⁵, for titles."""
-    if value < 1e4:
-        return f"{value:.3g}"
-    mantissa, exponent = f"{value:.1e}".split("e")
-    return f"${mantissa}\\cdot 10^{{{int(exponent)}}}$"
 
 
 def waterfall(frame: pd.DataFrame) -> Figure:
     """How the layers build up the bound. Columns: net and those of bounds.layer_terms (B)."""
-    nets = list(frame.net.unique())
+    nets = frame.net.unique()
     figure, axes = plt.subplots(2, len(nets), figsize=(4.9 * len(nets), 5.2), sharex="col", squeeze=False)
     for (top, bottom), net in zip(axes.T, nets, strict=True):
         part = frame[(frame.net == net) & frame.beta.notna()]
+        number = range(1, len(part) + 1)
         share = part.contribution / part.contribution.sum()
-        at = range(1, len(part) + 1)
-        top.bar(at, share, bottom=share.cumsum() - share, color=CYCLE[1], width=0.7)
-        top.step(at, share.cumsum(), where="mid", color="0.4", linewidth=1)
-        top.set(title=f"{net}: K = {_number(part.contribution.sum())}", ylim=(0, 1.02))
-        bottom.semilogy(at, part.before, "o-", color=CYCLE[0], label="slope x → uᵢ, squared in (B)")
-        bottom.semilogy(at, part.beta, "s--", color=CYCLE[1], label="βᵢ")
-        rest = part.contribution / (part.beta / 4 * part.before**2)
-        bottom.semilogy(at, rest, "^:", color=CYCLE[2], label="reach zᵢ → f")
-        bottom.set_xticks(at)
-        bottom.set_xlabel("activation, from input to output")
-    axes[0, 0].set_ylabel("share of the bound, added up")
-    axes[1, 0].set_ylabel("its factors")
-    axes[1, 0].legend(fontsize=8)
+        top.bar(number, share, bottom=share.cumsum() - share, color=CYCLE[1], width=0.7)
+        top.step(number, share.cumsum(), where="mid", color="0.4", linewidth=1)
+        top.set(title=f"{net}: K = {part.contribution.sum():.3g}")
+        top.set(ylabel="share of the bound, added up", ylim=(0, 1.02))
+        reach = part.contribution / (part.beta / 4 * part.before**2)
+        bottom.semilogy(number, part.before, "o-", color=CYCLE[0], label="slope x → uᵢ, squared in (B)")
+        bottom.semilogy(number, part.beta, "s--", color=CYCLE[1], label="βᵢ")
+        bottom.semilogy(number, reach, "^:", color=CYCLE[2], label="reach zᵢ → f")
+        bottom.set(xticks=number, xlabel="activation, from input to output", ylabel="its factors")
+    axes[1, 0].legend()
     return figure
 
 
 def loss_parts(frame: pd.DataFrame) -> Figure:
     """Where the Hessian of the loss comes from. Columns: net, total, softmax, activations (norms, a row a sample)."""
     figure, axis = plt.subplots(figsize=(8.4, 3.6))
-    parts = {"total": "whole ‖∇²ℓ‖", "softmax": "softmax's own part", "activations": "activations' part"}
+    parts = (("total", "whole ‖∇²ℓ‖", "k", "o"), ("softmax", "softmax's own part", CYCLE[0], "s"),
+             ("activations", "activations' part", CYCLE[1], "^"))  # fmt: skip
     nets = list(frame.net.unique())
-    for i, (column, label) in enumerate(parts.items()):
-        stats = frame.groupby("net", sort=False)[column].quantile(np.array([0.1, 0.5, 0.9])).unstack()
-        spread = np.abs(stats[[0.1, 0.9]].to_numpy().T - stats[0.5].to_numpy())
-        at = np.arange(len(nets)) + 0.25 * (i - 1)
-        colour, marker = (("k", "o"), (CYCLE[0], "s"), (CYCLE[1], "^"))[i]
-        axis.errorbar(at, stats[0.5], spread, linestyle="none", marker=marker, color=colour, label=label, capsize=3)
-    axis.set_xticks(range(len(nets)), [net.replace(", ", ",\n") for net in nets], fontsize=9)
+    for shift, (column, label, colour, marker) in zip((-0.25, 0, 0.25), parts, strict=True):
+        values = frame.groupby("net", sort=False)[column]
+        errors = error_bars(values.median(), values.quantile(0.1), values.quantile(0.9))
+        axis.errorbar(np.arange(len(nets)) + shift, values.median(), errors, fmt=marker, color=colour, label=label)
+    axis.set_xticks(range(len(nets)), [net.replace(", ", ",\n") for net in nets])
     axis.set(yscale="log", ylabel="norm (loss per pixel unit²)")
-    axis.legend(title="median, middle 80 % of images", **BESIDE)
+    legend_beside(axis, "median, middle 80 % of images")
     return figure
 
 
@@ -124,88 +107,85 @@ def robust_accuracy(frame: pd.DataFrame, colours: dict[str, tuple[str, str]]) ->
     ``frame``: columns net, seed, eps, certified, attacked (shares). ``colours``: (colour, marker) of each net."""
     figure, axis = plt.subplots(figsize=(7.4, 4.0))
     for net, (colour, marker) in colours.items():
-        part = frame[frame.net == net]
-        for column, style in (("certified", "-"), ("attacked", "--")):
-            stats = 100 * part.groupby("eps")[column].agg(["mean", "std"]).fillna(0)
-            axis.errorbar(
-                stats.index, stats["mean"], stats["std"], linestyle=style, marker=marker, ms=4, color=colour, capsize=2,
-                label=net if column == "certified" else None,
-            )  # fmt: skip
-    for style, label in (("-", "certified: at least"), ("--", "left by PGD: at most")):
-        axis.plot([], [], style, color="0.3", label=label)
-    axis.set(xlabel="length of the step ε (L2, pixel units)", ylabel="correct test images (%)", ylim=(-2, 102))
+        groups = frame[frame.net == net].groupby("eps")
+        for column, style, label in (("certified", "-", net), ("attacked", "--", None)):
+            mean, deviation = groups[column].mean(), groups[column].std()
+            axis.errorbar(mean.index, mean, deviation, color=colour, marker=marker, linestyle=style, label=label)
+    axis.plot([], [], "-", color="0.3", label="certified: at least")
+    axis.plot([], [], "--", color="0.3", label="left by PGD: at most")
+    axis.set(xlabel="length of the step ε (L2, pixel units)", ylabel="correct test images", ylim=(-0.03, 1.03))
+    percent(axis)
     seeds = frame.seed.nunique() if "seed" in frame else 1
-    axis.set_title(f"mean ± standard deviation over {seeds} seeds" if seeds > 1 else "1 seed", fontsize=9)
-    axis.legend(**BESIDE)
+    axis.set_title(f"mean ± standard deviation over {seeds} seeds" if seeds > 1 else "1 seed")
+    legend_beside(axis)
     return figure
 
 
 def radii(frame: pd.DataFrame, colours: dict[str, tuple[str, str]]) -> Figure:
-    """Certified radius of each image against PGD's smallest step. Columns: net, certified, attacked."""
+    """Certified radius of each image against PGD's smallest step. Columns: net, certified, attacked (pixel units)."""
     figure, axis = plt.subplots(figsize=(5.2, 4.2))
     shown = frame[(frame.certified > 0) & np.isfinite(frame.attacked)]
     for net, (colour, marker) in colours.items():
         part = shown[shown.net == net]
-        axis.loglog(part.attacked, part.certified, marker, ms=3, alpha=0.6, color=colour, label=net)
+        axis.loglog(part.attacked, part.certified, marker, markersize=3, alpha=0.6, color=colour, label=net)
     ends = np.array([shown.certified.min() / 1.5, shown.attacked.max() * 1.3] if len(shown) else [1e-3, 1])
     axis.fill_between(ends, ends, ends[1], color="0.85", linewidth=0)
     axis.plot(ends, ends, color="0.3", linewidth=1)
     axis.annotate("an attack inside\na certified ball", (ends[0] * 1.2, ends[1] / 1.3), fontsize=8, va="top")
     axis.set(xlim=ends, xlabel="PGD's smallest successful step (L2, pixel units)")
     axis.set(ylim=ends, ylabel="certified radius (L2, pixel units)")
-    axis.legend(fontsize=8, loc="lower right")
+    axis.legend(loc="lower right")
     return figure
 
 
 def moons_balls(frame: pd.DataFrame, fields: pd.DataFrame, titles: Sequence[str]) -> Figure:
     """Certified balls on two moons and the steps PGD found, a panel a net; frames of ``measurements.moons_balls``."""
-    nets = list(frame.net.unique())
+    nets = frame.net.unique()
     figure, axes = plt.subplots(1, len(nets), figsize=(5 * len(nets), 4.2), sharex=True, sharey=True, squeeze=False)
     for axis, net, title in zip(axes[0], nets, titles, strict=True):
-        margin = fields[fields.net == net].pivot(index="x2", columns="x1", values="margin")
-        axis.contourf(margin.columns, margin.index, margin, [-1e9, 0, 1e9], colors=CLASS_COLOURS, alpha=0.2)
+        decision_regions(axis, fields[fields.net == net])
         part = frame[frame.net == net].replace(np.inf, np.nan)  # an infinite ball can't be drawn
+        diameter = 2 * part.certified
         balls = EllipseCollection(
-            2 * part.certified, 2 * part.certified, np.zeros(len(part)), units="xy", offsets=part[["x1", "x2"]],
+            diameter, diameter, np.zeros(len(part)), units="xy", offsets=part[["x1", "x2"]],
             transOffset=axis.transData, facecolors="none", edgecolors="k", linewidths=0.8,
         )  # fmt: skip
         axis.add_collection(balls)
         axis.plot(part[["x1", "found1"]].T, part[["x2", "found2"]].T, "-", color=CYCLE[3], linewidth=0.7)
-        axis.plot(part.found1, part.found2, "X", color=CYCLE[3], ms=4, label="PGD's nearest success")
-        for label, colour, marker in zip((0, 1), CLASS_COLOURS, "o^", strict=True):
-            cloud = part[part.label == label]
-            axis.plot(cloud.x1, cloud.x2, marker, color=colour, mec="k", mew=0.5, ms=4, label=f"class {label}")
+        axis.plot(part.found1, part.found2, "X", color=CYCLE[3], markersize=4, label="PGD's nearest success")
+        class_points(axis, part, markersize=4, markeredgecolor="k", markeredgewidth=0.5)
         axis.set(title=title, xlabel="x₁", aspect="equal")
-        axis.grid(False)
-    axes[0, 0].plot([], [], "o", mfc="none", mec="k", ms=9, label="certified ball")
+    axes[0, 0].plot([], [], "o", markerfacecolor="none", markeredgecolor="k", markersize=9, label="certified ball")
     axes[0, 0].set_ylabel("x₂")
-    axes[0, 0].legend(fontsize=8, loc="upper right")
+    axes[0, 0].legend(loc="upper right")
     return figure
 
 
 def layer_knobs(frame: pd.DataFrame) -> Figure:
-    """Bound, truth and accuracy when one layer's β or slope is changed, the rest as trained.
-    Columns: knob, layer, value, bound, local, truth, accuracy, trained (the knob's trained value). A row a layer, then
-    one for accuracy; a column a knob."""
+    """Bound, truth and accuracy when one layer's β or slope is changed, the rest as trained: a column a knob, a row a
+    layer, and one for accuracy. Columns: knob, layer, value, trained (the knob's trained value), accuracy (share),
+    bound, local, truth (1/unit of x²)."""
     layers, knobs = list(frame.layer.unique()), list(frame.knob.unique())
-    rows, columns = len(layers) + 1, len(knobs)
-    size = (4.6 * columns, 2.4 * rows)
-    figure, axes = plt.subplots(rows, columns, figsize=size, sharex="col", sharey="row", squeeze=False)
-    lines = {"bound": ("(B), at every x", CYCLE[1], "^--"), "local": ("(A), its largest", CYCLE[0], "s-."),
-             "truth": ("largest ‖∇²m‖ of the points", "k", "o-")}  # fmt: skip
-    for number, (row, layer) in enumerate(zip(axes, layers, strict=False), 1):
-        for axis, last, knob in zip(row, axes[-1], knobs, strict=True):
-            part = frame[(frame.layer == layer) & (frame.knob == knob)]
-            for column, (label, colour, style) in lines.items():
-                axis.loglog(part.value, part[column], style, color=colour, label=label, ms=4)
+    size = (4.6 * len(knobs), 2.4 * (len(layers) + 1))
+    figure, axes = plt.subplots(len(layers) + 1, len(knobs), figsize=size, sharex="col", sharey="row", squeeze=False)
+    lines = (("bound", "(B), at every x", "^--", CYCLE[1]), ("local", "(A), its largest", "s-.", CYCLE[0]),
+             ("truth", "largest ‖∇²m‖ of the points", "o-", "k"))  # fmt: skip
+    for column, knob in zip(axes.T, knobs, strict=True):
+        of_knob = frame[frame.knob == knob]
+        for number, (axis, layer) in enumerate(zip(column, layers, strict=False), 1):
+            part = of_knob[of_knob.layer == layer]
+            for name, label, style, colour in lines:
+                axis.loglog(part.value, part[name], style, color=colour, label=label)
             axis.axvline(part.trained.iloc[0], color="0.4", linewidth=1, linestyle=":", label="as trained")
-            axis.set_title(f"activation {number}", fontsize=9)
-            colour, style = (CYCLE[3], CYCLE[4], CYCLE[2])[number % 3], ("o-", "s--", "^-.")[number % 3]
-            last.semilogx(part.value, 100 * part.accuracy, style, color=colour, ms=4, label=f"activation {number}")
-        row[0].set_ylabel("(1/unit of x²)")
-    for axis, knob in zip(axes[-1], knobs, strict=True):
-        axis.set(xlabel=knob, ylim=(40, 102))
-    axes[-1, 0].set_ylabel("accuracy (%)")
-    axes[0, 0].legend(fontsize=7)
-    axes[-1, 0].legend(fontsize=8, loc="lower center")
+            axis.set_title(f"activation {number}")
+        numbered = of_knob.assign(number=of_knob.layer.map(layers.index) + 1)
+        known = looks(range(1, len(layers) + 1), "activation {}")
+        series(column[-1], numbered, "value", "accuracy", "number", known)
+        column[-1].set(xlabel=knob, ylim=(0.4, 1.02))
+    for axis in axes[:-1, 0]:
+        axis.set_ylabel("(1/unit of x²)")
+    axes[-1, 0].set_ylabel("accuracy")
+    percent(axes[-1, 0])
+    axes[0, 0].legend()
+    axes[-1, 0].legend(loc="lower center")
     return figure

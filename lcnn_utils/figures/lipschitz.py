@@ -1,13 +1,15 @@
-"""The figures of notebook 04: each takes what ``measurements.lipschitz`` measured and returns a Figure."""
+"""The figures of notebook 04: each takes what ``measurements.lipschitz`` measured and returns a Figure.
+Norms, singular values and slopes are output per input of a layer, without a unit."""
 
 from __future__ import annotations
 
 import matplotlib.pyplot as plt
 import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from .style import BESIDE, CYCLE, METHOD, label_ticks
+from .style import CYCLE, error_bars, legend_below, legend_beside, log_axis, look, medians, percent
 
 ESTIMATE = {  # of a norm: (label, line style and marker, colour)
     "scaled": ("reshaped kernel × √windows", "^:", CYCLE[4]),
@@ -16,7 +18,7 @@ ESTIMATE = {  # of a norm: (label, line style and marker, colour)
     "reshaped": ("reshaped kernel (torch's spectral_norm)", "X-.", CYCLE[3]),
 }
 RULE = {"BatchNorm": ("o", "0.35"), "published": ("v", CYCLE[4]), "per channel (ours)": ("s", CYCLE[2])}
-BLOCK = {"sum": ("o-", CYCLE[0]), "average": ("s--", CYCLE[3]), "average + γ-BatchNorm": ("^-.", CYCLE[2])}
+BLOCK = ("sum", "average", "average + γ-BatchNorm")
 
 
 def matrices(kernel: Tensor, of_stride: dict[int, Tensor]) -> Figure:
@@ -28,53 +30,55 @@ def matrices(kernel: Tensor, of_stride: dict[int, Tensor]) -> Figure:
         image = axis.imshow(values.numpy(), "RdBu_r", vmin=-top, vmax=top, interpolation="nearest")
         axis.set(title=title, xlabel="input pixel", ylabel="output pixel")
         axis.grid(False)
-    for (row, column), value in [((r, c), float(kernel[r, c])) for r in range(len(kernel)) for c in range(len(kernel))]:
-        axes[0].text(column, row, f"{value:.2f}", ha="center", va="center", fontsize=8,
-                     color="white" if abs(value) > 0.6 * top else "black")  # fmt: skip
+    for row, values in enumerate(kernel.tolist()):
+        for column, value in enumerate(values):
+            colour = "white" if abs(value) > 0.6 * top else "black"
+            axes[0].text(column, row, f"{value:.2f}", ha="center", va="center", fontsize=8, color=colour)
     axes[0].set(xlabel="", ylabel="", xticks=[], yticks=[])
     figure.colorbar(image, ax=axes, label="weight", shrink=0.8, pad=0.01)
     return figure
 
 
 def norms(frame: pd.DataFrame) -> Figure:
-    """The norm against the image size, and estimates relative to it.
-    ``frame``: columns stride, size, kernel, estimate (of ESTIMATE), true, ratio."""
+    """The norm against the image size, and estimates relative to it, over kernels: means and ranges.
+    ``frame``: columns stride, size (pixels), kernel, estimate (of ESTIMATE), true, ratio."""
     strides, sizes = sorted(frame.stride.unique()), sorted(frame["size"].unique())
     figure, axes = plt.subplots(1, 1 + len(strides), figsize=(3.9 * (1 + len(strides)), 3.9))
+    bounds = frame[frame.estimate == "bound"]  # the true norm stands beside each estimate
     for stride, style, colour, shift in zip(strides, ("o-", "s--"), CYCLE, (0.96, 1.04), strict=False):
-        part = frame[(frame.stride == stride) & (frame.estimate == "bound")].groupby("size").true
-        spread = [part.mean() - part.min(), part.max() - part.mean()]
-        places = [size * shift for size in sizes]
-        axes[0].errorbar(places, part.mean(), spread, fmt=style, color=colour, capsize=3, label=f"stride {stride}")
+        part = bounds[bounds.stride == stride].assign(size=bounds["size"] * shift)
+        _mean_and_range(axes[0], part, "true", fmt=style, color=colour, label=f"stride {stride}")
     axes[0].set(title="true norm ‖A‖₂", ylabel="largest ‖Ax‖₂ / ‖x‖₂", ylim=(0, None))
     for axis, stride in zip(axes[1:], strides, strict=True):
         for name, (label, style, colour) in ESTIMATE.items():
-            ratio = frame[(frame.stride == stride) & (frame.estimate == name)].groupby("size").ratio
-            spread = [ratio.mean() - ratio.min(), ratio.max() - ratio.mean()]
-            axis.errorbar(sizes, ratio.mean(), spread, fmt=style, color=colour, ms=8, elinewidth=1, label=label)
+            part = frame[(frame.stride == stride) & (frame.estimate == name)]
+            _mean_and_range(axis, part, "ratio", fmt=style, color=colour, markersize=8, elinewidth=1, label=label)
         axis.axhline(1, color="black", linewidth=1)
-        axis.set(title=f"stride {stride}", ylim=(0.4, 2.5))
-    axes[1].set_ylabel("estimate / true norm")
+        axis.set(title=f"stride {stride}", ylabel="estimate / true norm", ylim=(0.4, 2.5))
     for axis in axes:
         axis.set(xscale="log", xlabel="side of the image (pixels)")
-        label_ticks(axis, sizes)
-    title = f"mean, and range of {frame.kernel.nunique()} kernels"
-    axes[0].legend(fontsize=8, loc="lower left", title=title, title_fontsize=8)
-    figure.legend(*axes[1].get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize=8)
+        axis.set_xticks(sizes, [str(size) for size in sizes])
+        axis.minorticks_off()
+    axes[0].legend(loc="lower left", title=f"mean, and range of {frame.kernel.nunique()} kernels")
+    figure.legend(*axes[1].get_legend_handles_labels(), loc="outside lower center", ncols=4)
     return figure
+
+
+def _mean_and_range(axis: Axes, frame: pd.DataFrame, column: str, **style) -> None:
+    values = frame.groupby("size")[column]
+    mean = values.mean()
+    axis.errorbar(mean.index, mean, error_bars(mean, values.min(), values.max()), **style)
 
 
 def power(frame: pd.DataFrame) -> Figure:
     """How far power iteration is below the norm. Columns: kernel, iterations, ratio."""
     figure, axis = plt.subplots(figsize=(6.2, 3.6))
     error = (1 - frame.pivot(index="iterations", columns="kernel", values="ratio")).clip(lower=1e-6)
-    axis.plot(error, color="0.8", linewidth=0.5)
-    axis.plot(error.median(axis=1), "o-", color=CYCLE[0], label=f"median of {error.shape[1]} random kernels")
-    axis.plot(error.max(axis=1), "X--", color=CYCLE[3], label="worst of them")
+    _median_and_worst(axis, error, "random kernels")
     axis.axhline(0.01, color="black", linewidth=1, linestyle=":", label="1 %")
-    axis.set(xscale="log", yscale="log", ylim=(1e-5, 1), xlabel="power iterations", ylabel="1 − estimate / true norm")
-    axis.set_xticks([1, 3, 10, 30, 100], ["1", "3", "10", "30", "100"])
-    axis.legend(fontsize=8, loc="lower left")
+    axis.set(yscale="log", ylim=(1e-5, 1), xlabel="power iterations", ylabel="1 − estimate / true norm")
+    log_axis(axis)
+    axis.legend(loc="lower left")
     return figure
 
 
@@ -82,38 +86,47 @@ def training_norms(frame: pd.DataFrame, fresh: float) -> Figure:
     """Error of the running σ while training.
     ``frame``: columns step, layer, error. ``fresh``: the classifier's error after one step from a random start."""
     figure, axis = plt.subplots(figsize=(6.6, 3.6))
-    error = frame.pivot(index="step", columns="layer", values="error")
-    axis.plot(error, color="0.8", linewidth=0.5)
-    axis.plot(error.median(axis=1), "o-", ms=4, color=CYCLE[0], label=f"median of {error.shape[1]} layers")
-    axis.plot(error.max(axis=1), "X--", ms=5, color=CYCLE[3], label="worst layer")
+    _median_and_worst(axis, frame.pivot(index="step", columns="layer", values="error"), "layers")
     axis.axhline(fresh, color="black", linewidth=1, linestyle=":", label="the classifier, from a random start")
     axis.set(yscale="log", ylim=(1e-5, 2), xlabel="training step", ylabel="1 − σ / true norm")
-    axis.legend(fontsize=8, loc="lower left")
+    axis.legend(loc="lower left")
     return figure
+
+
+def _median_and_worst(axis: Axes, error: pd.DataFrame, what: str) -> None:
+    """Every column of ``error`` in grey, and their median and largest value."""
+    axis.plot(error, color="0.8", linewidth=0.5)
+    axis.plot(error.median(axis=1), "o-", color=CYCLE[0], label=f"median of {error.shape[1]} {what}")
+    axis.plot(error.max(axis=1), "X--", color=CYCLE[3], label="worst of them")
 
 
 def spectra(frame: pd.DataFrame) -> Figure:
     """Singular values of every layer, a row an operator, a column a method, a colour a block.
     ``frame``: columns method, layer, operator, share, value."""
-    methods, operators, layers = (list(frame[column].unique()) for column in ("method", "operator", "layer"))
-    block = lambda layer: " ".join(layer.split()[:2])
-    blocks, shades = list(dict.fromkeys(map(block, layers))), (*CYCLE[:4], *CYCLE[5:])  # the fifth is near the fourth
-    rows, columns = len(operators), len(methods)
-    figure, axes = plt.subplots(rows, columns, figsize=(8.8, 4.8), sharex=True, sharey=True, squeeze=False)
+    methods, operators = frame.method.unique(), frame.operator.unique()
+    colours = (*CYCLE[:4], *CYCLE[5:])  # the fifth is near the fourth
+    blocks = list(dict.fromkeys(_block(layer) for layer in frame.layer))
+    size = (8.8, 4.8)
+    figure, axes = plt.subplots(len(operators), len(methods), figsize=size, sharex=True, sharey=True, squeeze=False)
     for row, operator in zip(axes, operators, strict=True):
         for axis, method in zip(row, methods, strict=True):
-            for layer in layers:
-                part = frame[(frame.method == method) & (frame.operator == operator) & (frame.layer == layer)]
-                style = ":" if "shortcut" in layer else "--" if layer.endswith("2") else "-"
-                colour = shades[blocks.index(block(layer)) % len(shades)]
+            panel = frame[(frame.method == method) & (frame.operator == operator)]
+            for layer, part in panel.groupby("layer", sort=False):
+                style = ":" if "shortcut" in str(layer) else "--" if str(layer).endswith("2") else "-"
+                colour = colours[blocks.index(_block(str(layer))) % len(colours)]
                 axis.plot(part.share, part.value, style, color=colour, label=layer)
             axis.axhline(1, color="black", linewidth=0.8)
-            axis.set(yscale="log", ylim=(0.02, 25), title=f"{METHOD[method][0]}: {operator}")
+            axis.set(yscale="log", ylim=(0.02, 25), title=f"{look(str(method))['label']}: {operator}")
         row[0].set_ylabel("singular value")
     for axis in axes[-1]:
         axis.set_xlabel("share of the singular values at least as large")
-    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside right center", fontsize=8)
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside right center")
     return figure
+
+
+def _block(layer: str) -> str:
+    """``block 1 conv 2`` → ``block 1``."""
+    return " ".join(layer.split()[:2])
 
 
 def clips(frame: pd.DataFrame, gamma: float) -> Figure:
@@ -121,11 +134,10 @@ def clips(frame: pd.DataFrame, gamma: float) -> Figure:
     figure, axis = plt.subplots(figsize=(6.2, 3.4))
     for shift, (rule, (marker, colour)) in zip((-0.15, 0, 0.15), RULE.items(), strict=True):
         part = frame[frame.rule == rule]
-        axis.plot(part.channel + shift, part.slope, marker, color=colour, label=rule, ms=7)
+        axis.plot(part.channel + shift, part.slope, marker, color=colour, label=rule, markersize=7)
     axis.axhline(gamma, color="black", linewidth=1, linestyle="--", label=f"γ = {gamma:g}")
-    axis.set(yscale="log", xlabel="channel c", ylabel="slope (output / input)")
-    axis.set_xticks(sorted(frame.channel.unique()))
-    axis.legend(**BESIDE)
+    axis.set(yscale="log", xlabel="channel c", ylabel="slope (output / input)", xticks=sorted(frame.channel.unique()))
+    legend_beside(axis)
     return figure
 
 
@@ -133,60 +145,55 @@ def slopes(frame: pd.DataFrame) -> Figure:
     """1/σ of every channel of every BatchNorm. Columns: method, layer, slope, gamma (nan where there is none)."""
     layers = list(frame.layer.unique())
     figure, axis = plt.subplots(figsize=(9, 3.6))
-    for shift, method in zip((-0.18, 0.18), frame.method.unique(), strict=False):
-        label, colour, marker = METHOD[str(method)]
-        part = frame[frame.method == method]
+    for shift, (method, part) in zip((-0.18, 0.18), frame.groupby("method", sort=False), strict=False):
+        style = look(str(method))
         place = part.layer.map(layers.index) + shift
-        axis.plot(place, part.slope, marker, color=colour, ms=4, alpha=0.6, markeredgewidth=0, label=label)
-        limit = part.gamma.groupby(place).first().dropna()
-        axis.plot(limit, "_", color="black", ms=16, mew=2, label=f"γ of the {label}" if len(limit) else "_")
-    axis.set(yscale="log", ylabel="1/σ of a channel")
-    axis.set_yticks([1, 2, 5, 10, 20], ["1", "2", "5", "10", "20"])
+        axis.plot(place, part.slope, linestyle="none", alpha=0.6, markeredgewidth=0, markersize=4, **style)
+        limits = part.gamma.groupby(place).first().dropna()
+        if len(limits):
+            label = f"γ of the {style['label']}"
+            axis.plot(limits, "_", color="black", markersize=16, markeredgewidth=2, label=label)
+    axis.set_ylabel("1/σ of a channel")
+    log_axis(axis, "y")
     axis.set_xticks(range(len(layers)), layers, rotation=35, ha="right", fontsize=8)
-    axis.legend(**BESIDE)
+    legend_beside(axis)
     return figure
 
 
 def gamma(frame: pd.DataFrame) -> Figure:
     """Accuracy, curvature and slope of nets against γ, the first kind of statistics in full lines.
-    ``frame``: columns method, statistics, gamma, accuracy, curvature, grad_norm; of a task with ten classes."""
+    ``frame``: columns method, statistics, gamma, accuracy (share, of a task with ten classes), curvature, grad_norm."""
     figure, axes = plt.subplots(1, 3, figsize=(10, 3.5))
-    panels = {"accuracy": "test accuracy (%)", "curvature": "median C of the margin\n(1/pixel unit)"}
+    panels = {"accuracy": "test accuracy", "curvature": "median C of the margin\n(1/pixel unit)"}
     panels |= {"grad_norm": "median ‖∇f‖ of the margin\n(1/pixel unit)"}
-    for (method, statistics), part in frame.groupby(["method", "statistics"], sort=False):
-        label, colour, marker = METHOD[str(method)]
-        points = part.groupby("gamma").first()
-        solid = statistics == frame.statistics.iloc[0]
-        style = dict(color=colour, ms=5, mfc=colour if solid else "white", label=f"{label}, statistics {statistics}")
-        for axis, column in zip(axes, panels, strict=True):
-            values = points[column] * (100 if column == "accuracy" else 1)
-            axis.plot(points.index, values, marker + ("-" if solid else "--"), **style)
-    for axis, title in zip(axes, panels.values(), strict=True):
-        axis.set(xscale="log", xlabel="γ: largest slope of each BatchNorm", ylabel=title)
-        label_ticks(axis, [1, 2, 5, 10, 20])
-        axis.set_xlim(points.index.min() / 1.15, points.index.max() * 1.15)
-    axes[0].axhline(10, color="black", linewidth=1, linestyle=":")
-    axes[0].annotate("chance: 10 %", (points.index.max(), 11), ha="right", va="bottom", fontsize=8)
-    for axis in axes[1:]:
-        axis.set_yscale("log")
-    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize=8)
+    for axis, (column, title) in zip(axes, panels.items(), strict=True):
+        for (method, statistics), part in frame.groupby(["method", "statistics"], sort=False):
+            points = part.groupby("gamma")[column].first()
+            style = look(str(method))
+            style["label"] += f", statistics {statistics}"
+            if statistics != frame.statistics.iloc[0]:
+                style |= dict(linestyle="--", markerfacecolor="white")
+            axis.plot(points, **style)
+        axis.set(xlabel="γ: largest slope of each BatchNorm", ylabel=title)
+        log_axis(axis)
+    axes[0].axhline(0.1, color="black", linewidth=1, linestyle=":")
+    axes[0].annotate("chance: 10 %", (frame.gamma.max(), 0.11), ha="right", va="bottom", fontsize=8)
+    percent(axes[0])
+    axes[1].set_yscale("log")
+    axes[2].set_yscale("log")
+    legend_below(figure)
     return figure
 
 
 def residual(frame: pd.DataFrame) -> Figure:
     """Slope and signal of stacks of residual blocks. Columns: block (of BLOCK), seed, blocks, slope, signal, bound."""
-    figure, axes = plt.subplots(1, 2, figsize=(10, 4))
-    for block, (style, colour) in BLOCK.items():
-        part = frame[frame.block == block].groupby("blocks")
-        for axis, column in zip(axes, ("slope", "signal"), strict=True):
-            low, middle, high = (getattr(part[column], how)() for how in ("min", "median", "max"))
-            axis.fill_between(low.index, low, high, color=colour, alpha=0.2, linewidth=0)
-            axis.plot(middle, style, color=colour, ms=5, label=block)
-        axes[0].plot(part.bound.first(), color=colour, linewidth=1, linestyle=":")
-    axes[0].plot([], [], color="0.4", linewidth=1, linestyle=":", label="bound 2ⁿ (sum), 2^(−n/2) (average)")
-    axes[0].set(ylabel="local slope ‖∂zₙ/∂x‖₂")
-    axes[1].set(ylabel="signal ‖zₙ‖ / ‖x‖")
-    for axis in axes:
-        axis.set(yscale="log", xlabel="residual blocks n")
-    axes[0].legend(fontsize=8, title=f"median and range of {frame.seed.nunique()} stacks", title_fontsize=8)
+    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4))
+    for axis, column, name in ((left, "slope", "local slope ‖∂zₙ/∂x‖₂"), (right, "signal", "signal ‖zₙ‖ / ‖x‖")):
+        medians(axis, frame, "blocks", column, "block", middle=100)
+        axis.set(yscale="log", xlabel="residual blocks n", ylabel=name)
+    for (_, part), colour in zip(frame.groupby("block", sort=False), CYCLE, strict=False):
+        left.plot(part.groupby("blocks").bound.first(), color=colour, linewidth=1, linestyle=":")
+    left.plot([], [], color="0.4", linewidth=1, linestyle=":", label="bound 2ⁿ (sum), 2^(−n/2) (average)")
+    left.legend(title=f"median and range of {frame.seed.nunique()} stacks")
+    right.get_legend().remove()
     return figure

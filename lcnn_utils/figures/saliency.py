@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -11,10 +12,10 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from .attacks import picture
-from .style import CYCLE, MARKERS, METHOD, PALETTE, label_ticks
+from .style import CYCLE, error_bars, legend_below, log_axis, look, looks, series
 
 KIND = {"random": "random η", "worst": "worst η found"}
-TITLE = {
+TITLE = {  # of a measure
     "relative_change": "relative change",
     "cosine": "cosine, signed",
     "spearman": "rank correlation",
@@ -30,13 +31,13 @@ def maps(images: Sequence[np.ndarray], columns: Mapping[str, Sequence[np.ndarray
     Each map has its own scale, ± its largest size, so that only its pattern is compared.
     ``images``: (H, W) or (H, W, 3) in [0, 1], a row each, called ``titles``. ``columns``: title → a map for each image,
     (H, W) or (H, W, 3), whose channels are summed."""
-    figure, axes = plt.subplots(len(images), 1 + len(columns), figsize=(1.75 * (1 + len(columns)), 1.9 * len(images)))
-    axes = np.asarray(axes).reshape(len(images), -1)
-    for number, (line, image, title) in enumerate(zip(axes, images, titles, strict=True)):
-        picture(line[0], image, title)
-        for axis, (name, column) in zip(line[1:], columns.items(), strict=True):
-            values = column[number] if column[number].ndim == 2 else column[number].sum(-1)
-            picture(axis, values, name if number == 0 else "", signed=max(float(np.abs(values).max()), 1e-12))
+    size = (1.75 * (1 + len(columns)), 1.9 * len(images))
+    figure, axes = plt.subplots(len(images), 1 + len(columns), figsize=size, squeeze=False)
+    for row, (image, title) in enumerate(zip(images, titles, strict=True)):
+        picture(axes[row, 0], image, title)
+        for axis, (name, column) in zip(axes[row, 1:], columns.items(), strict=True):
+            values = column[row] if column[row].ndim == 2 else column[row].sum(-1)
+            picture(axis, values, name if row == 0 else "", signed=max(float(np.abs(values).max()), 1e-12))
     return figure
 
 
@@ -44,98 +45,79 @@ def gradient_robustness(panels: Mapping[str, pd.DataFrame], paper: Mapping[str, 
     """The paper's figure: relative change of the gradient against ‖η‖, with the dashed lines ‖η‖·E[C].
     ``panels``: title → points of one kind of noise, of ``measurements.lines``. ``paper``: title → columns label,
     eps, value: the published curves, digitised."""
-    paper = paper or {}
-    count = len(panels) + len(paper)
-    rows = 1 if count < 5 else 2
-    columns = math.ceil(count / rows)
+    frames = dict(panels) | dict(paper or {})
+    rows = 1 if len(frames) < 5 else 2
+    columns = math.ceil(len(frames) / rows)
     size = (1 + 3.4 * columns, 0.9 + 3.3 * rows)
     figure, axes = plt.subplots(rows, columns, figsize=size, squeeze=False, sharey=True, sharex=True)
-    places = axes.flatten()
-    for axis in places[count:]:
+    for axis, (title, frame) in zip(axes.flat, frames.items(), strict=False):
+        series(axis, frame, "eps", "value", "label")
+        if "theory" in frame:
+            theory = frame[["label", "eps", "theory"]]
+            series(axis, theory, "eps", "theory", "label", linestyle="--", linewidth=1, marker="", label="_")
+        axis.set(title=title, xscale="log", yscale="log")
+    for axis in axes.flat[len(frames) :]:
         axis.remove()
-    for axis, (title, frame) in zip(places, panels.items(), strict=False):
-        for label, part in frame.groupby("label", sort=False):
-            errors = np.array([part.value - part.low, part.high - part.value]).clip(0)
-            colour = PALETTE[str(label)]
-            axis.errorbar(part.eps, part.value, errors, marker=MARKERS[str(label)], ms=5, color=colour, capsize=2,
-                          label=label)  # fmt: skip
-            axis.plot(part.eps, part.theory, "--", color=colour, lw=1)
-        axis.set_title(title, fontsize=9)
-    for axis, (title, frame) in zip(places[len(panels) :], paper.items(), strict=False):
-        for label, part in frame.groupby("label", sort=False):
-            axis.plot(part.eps, part.value, marker=MARKERS[str(label)], ms=5, color=PALETTE[str(label)])
-        axis.set_title(title, fontsize=9)
-    for axis in places[:count]:
-        axis.set(xscale="log", yscale="log")
     for axis in axes[-1]:
         axis.set_xlabel("length of the noise ‖η‖₂ (pixel units)")
     for axis in axes[:, 0]:
         axis.set_ylabel("‖∇f(x+η) − ∇f(x)‖ / ‖∇f(x)‖")
-    handles, labels = axes[0, 0].get_legend_handles_labels()
-    handles.append(plt.Line2D([], [], color="0.4", ls="--", lw=1))
-    labels.append("‖η‖ · mean C")
-    figure.legend(handles, labels, loc="outside lower center", ncols=5, fontsize=8)
+    axes[0, 0].plot([], [], "--", color="0.4", linewidth=1, label="‖η‖ · mean C")
+    legend_below(figure, columns=5)
     return figure
 
 
 def by_map(frame: pd.DataFrame, measures: Sequence[str], noise: Sequence[str] = ("random", "worst")) -> Figure:
     """Measures of several nets by method of explanation: medians over images with 95 % intervals.
     ``frame``: of ``measurements.by_map``, of trained weights."""
-    panels = [(m, k) for m in measures for k in noise if len(frame[(frame.measure == m) & (frame.noise == k)])]
+    measured = set(zip(frame.measure, frame.noise, strict=True))
+    panels = [(measure, kind) for measure in measures for kind in noise if (measure, kind) in measured]
     figure, axes = plt.subplots(1, len(panels), figsize=(2.2 + 2.6 * len(panels), 3.6), squeeze=False, sharey=True)
-    names = list(dict.fromkeys(frame["map"]))
-    nets = list(dict.fromkeys(frame.net))
+    names, nets = list(frame["map"].unique()), list(frame.net.unique())
     for axis, (measure, kind) in zip(axes[0], panels, strict=True):
-        for index, net in enumerate(nets):
-            part = frame[(frame.net == net) & (frame.measure == measure) & (frame.noise == kind)].set_index("map")
-            part = part.reindex(names)
-            label, colour, marker = METHOD[str(net)]
-            at = np.arange(len(names)) + 0.18 * (index - (len(nets) - 1) / 2)
-            errors = np.array([part.value - part.low, part.high - part.value]).clip(0)
-            axis.errorbar(part.value, at, xerr=errors, fmt=marker, color=colour, ms=6, capsize=2, label=label)
-        axis.set_title(f"{TITLE[measure]}, {KIND[kind]}", fontsize=9)
+        panel = frame[(frame.measure == measure) & (frame.noise == kind)]
+        for net, part in panel.groupby("net", sort=False):
+            place = part["map"].map(names.index) + 0.18 * (nets.index(net) - (len(nets) - 1) / 2)
+            errors = error_bars(part.value, part.low, part.high)
+            axis.errorbar(part.value, place, xerr=errors, linestyle="none", **look(str(net)))
+        axis.set(title=KIND[kind], xlabel=TITLE[measure])
         if measure in ("relative_change", "infidelity", "sensitivity_max"):
             axis.set_xlim(left=0)
     axes[0, 0].set_yticks(range(len(names)), names)
     axes[0, 0].invert_yaxis()
-    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize=8)
+    legend_below(figure)
     return figure
 
 
 def stable_or_right(frame: pd.DataFrame) -> Figure:
-    """Steadiness against faithfulness: a point a map and net; hollow: the same net with shuffled weights.
+    """Stability against faithfulness: a point a map and net; hollow: the same net with shuffled weights.
     ``frame``: of ``measurements.by_map`` with relative_change and infidelity under random noise."""
-    wide = frame[frame.noise == "random"].pivot(
-        index=["net", "map", "weights"], columns="measure", values="value"
-    ).reset_index()  # fmt: skip
+    random = frame[frame.noise == "random"]
+    wide = random.pivot(index=["net", "map", "weights"], columns="measure", values="value").reset_index()
     figure, axes = plt.subplots(1, wide.net.nunique(), figsize=(9.4, 4.0), squeeze=False, sharex=True, sharey=True)
-    names = list(dict.fromkeys(frame["map"]))
-    for axis, net in zip(axes[0], dict.fromkeys(frame.net), strict=True):
-        part = wide[wide.net == net]
-        for name, colour, marker in zip(names, (*CYCLE, "0.3", "k"), "osDvXP^*", strict=False):
-            for weights, face in (("trained", colour), ("random", "white")):
-                point = part[(part["map"] == name) & (part.weights == weights)]
-                axis.plot(point.relative_change, point.infidelity, marker, ms=9, mfc=face, mec=colour, mew=1.5,
-                          ls="none", label=name if weights == "trained" else None)  # fmt: skip
-        axis.set(xscale="log", ylim=(-0.05, 1.02), title=METHOD[str(net)][0], xlabel="relative change (left: steady)")
-    low, high = axes[0, 0].get_xlim()
-    ticks = [t for t in (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1, 3) if low < t < high]
-    for axis in axes[0]:
-        label_ticks(axis, ticks)
+    known = looks(frame["map"].unique())
+    for axis, net in zip(axes[0], frame.net.unique(), strict=True):
+        of_net = wide[wide.net == net]
+        trained, shuffled = of_net[of_net.weights == "trained"], of_net[of_net.weights == "random"]
+        points: dict[str, Any] = dict(linestyle="none", markersize=9, markeredgewidth=1.5)
+        hollow: dict[str, Any] = points | dict(markerfacecolor="white", label="_")
+        series(axis, trained, "relative_change", "infidelity", "map", known, **points)
+        series(axis, shuffled, "relative_change", "infidelity", "map", known, **hollow)
+        axis.set(title=look(net)["label"], xlabel="relative change (left: stable)", ylim=(-0.05, 1.02))
+        log_axis(axis)
     axes[0, 0].set_ylabel("infidelity (below: tells what\nthe network will do)")
-    handles, labels = axes[0, 0].get_legend_handles_labels()
-    handles.append(plt.Line2D([], [], marker="o", mfc="white", mec="0.4", mew=1.5, ls="none"))
-    figure.legend(handles, [*labels, "hollow: shuffled weights"], loc="outside lower center", ncols=4, fontsize=8)
+    axes[0, 0].plot([], [], "o", color="0.4", markerfacecolor="white", label="hollow: shuffled weights")
+    legend_below(figure)
     return figure
 
 
 def random_meets(frame: pd.DataFrame) -> Figure:
-    """What random directions meet of each Hessian. Columns: spectral, frobenius, measured."""
+    """What random directions meet of each Hessian. Columns: spectral, frobenius, measured (loss per pixel unit²)."""
     figure, axis = plt.subplots(figsize=(5, 3.8))
     ends = [frame[["frobenius", "measured"]].min().min(), frame.spectral.max()]
-    axis.loglog(ends, ends, ":", color="0.5", lw=1)
-    axis.loglog(frame.measured, frame.frobenius, "s", color=CYCLE[1], ms=5, label="‖H‖_F / √d: what theory says")
-    axis.loglog(frame.measured, frame.spectral, "o", color=CYCLE[3], ms=5, label="‖H‖₂: what C is made of")
-    axis.set(xlabel="‖Hu‖ of random unit u, measured (root mean square)", ylabel="prediction")
-    axis.legend(fontsize=8)
+    axis.loglog(ends, ends, ":", color="0.5", linewidth=1)
+    axis.loglog(frame.measured, frame.frobenius, "s", color=CYCLE[1], label="‖H‖_F / √d: what theory says")
+    axis.loglog(frame.measured, frame.spectral, "o", color=CYCLE[3], label="‖H‖₂: what C is made of")
+    axis.set(xlabel="‖Hu‖ of random unit u, measured (root mean square)", ylabel="prediction (loss per pixel unit²)")
+    axis.legend()
     return figure

@@ -3,32 +3,40 @@
 from __future__ import annotations
 
 import matplotlib.pyplot as plt
-import numpy as np
 import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from .style import CYCLE, LADDER, METHOD, label_ticks
+from .style import (
+    CYCLE,
+    MARKS,
+    accuracy_points,
+    error_bars,
+    legend_below,
+    log_axis,
+    look,
+    looks,
+    percent,
+    series,
+    shades,
+)
 
 KIND = {"beta": "β: sharpness of the activations", "gamma": "γ: slope limit of the BatchNorms"}
-ARM = tuple(zip(CYCLE, "o^vXsD", strict=True))
-LAYERS = "cividis"
+ARM = tuple(zip(CYCLE, MARKS, strict=True))
 
 
 def training_curves(histories: dict[str, pd.DataFrame]) -> Figure:
     """Loss, training accuracy and curvature, epoch by epoch. ``histories``: method → what ``training.fit`` returns."""
-    panels = {"loss": "cross-entropy", "accuracy": "training accuracy (%)", "curvature": "C of the loss, 16 images"}
+    columns = {"loss": "cross-entropy", "accuracy": "training accuracy", "curvature": "C of the loss (1/pixel unit)"}
     figure, axes = plt.subplots(1, 3, figsize=(10, 3.2))
-    for method, history in histories.items():
-        label, colour, marker = METHOD[method]
-        for axis, column in zip(axes, panels, strict=True):
-            values = history[column] * (100 if column == "accuracy" else 1)
-            axis.plot(history.epoch, values, color=colour, marker=marker, ms=5, label=label)
-    for axis, (column, title) in zip(axes, panels.items(), strict=True):
-        axis.set(title=title, xlabel="epoch")
-        if column != "accuracy":
-            axis.set_yscale("log")
-    axes[2].set_ylabel("C (1/pixel unit)")
-    axes[0].legend(fontsize=8)
+    for axis, (column, name) in zip(axes, columns.items(), strict=True):
+        for method, history in histories.items():
+            axis.plot(history.epoch, history[column], **look(method))
+        axis.set(xlabel="epoch", ylabel=name)
+    axes[0].set_yscale("log")
+    percent(axes[1])
+    axes[2].set(yscale="log", title="mean of 16 images")
+    axes[0].legend()
     return figure
 
 
@@ -37,67 +45,51 @@ def layers(frame: pd.DataFrame) -> Figure:
     figure, axes = plt.subplots(1, 2, figsize=(10, 3.6))
     for axis, (kind, title) in zip(axes, KIND.items(), strict=True):
         part = frame[frame.kind == kind]
-        last = part.layer.max()
-        for index, (layer, line) in enumerate(part.groupby("layer")):
-            colour = plt.get_cmap(LAYERS)(index / max(last - 1, 1))
-            axis.plot(line.epoch, line.value, color=colour, marker="o", ms=3)
-            axis.annotate(f"{layer}", (line.epoch.iloc[-1], line.value.iloc[-1]), (4, -3),
-                          textcoords="offset points", fontsize=7)  # fmt: skip
-        axis.set(title=title, xlabel="epoch", ylabel=f"{title[0]} of layer 1 (input) to {last} (output)", yscale="log")
-        label_ticks(axis, _ticks(part.value), "y")
+        series(axis, part, "epoch", "value", "layer", shades(part.layer), marker="o", markersize=3)
+        for layer, line in part.groupby("layer"):
+            end = (line.epoch.iloc[-1], line.value.iloc[-1])
+            axis.annotate(f"{layer}", end, (4, -3), textcoords="offset points", fontsize=8)
+        axis.set(title=title, xlabel="epoch", ylabel=f"{title[0]} of layer 1 (input) to {part.layer.max()} (output)")
+        log_axis(axis, "y")
     return figure
-
-
-def _ticks(values: pd.Series) -> list[float]:
-    inside = [tick for tick in LADDER if values.min() / 1.6 <= tick <= values.max() * 1.6]
-    return inside[:: max(1, len(inside) // 7)]
 
 
 def accuracy_against_curvature(frame: pd.DataFrame) -> Figure:
     """Test accuracy against C, of the loss and of the margin: a point a method, mean ± standard deviation over seeds.
     ``frame``: of ``measurements.runs_frame``."""
     figure, axes = plt.subplots(1, 2, figsize=(10, 4.3), sharey=True)
-    groups = [(METHOD[str(method)], part) for method, part in frame.groupby("method", sort=False)]
-    for axis, column in zip(axes, ("curvature", "margin_curvature"), strict=True):
-        for (label, colour, marker), part in groups:
-            mean, spread = part[["accuracy", column]].mean(), part[["accuracy", column]].std(ddof=1)
-            if mean[column] <= 0:
-                continue  # a ReLU net's margin is linear almost everywhere
-            axis.errorbar(
-                mean[column], 100 * mean.accuracy, 100 * spread.accuracy, spread[column], fmt=marker, color=colour,
-                ms=9, capsize=3, label=label,
-            )  # fmt: skip
-        axis.set(xscale="log", xlabel=f"C of the {'margin' if 'margin' in column else 'loss'} (1/pixel unit), mean")
-        low, high = axis.get_xlim()
-        label_ticks(axis, [tick for tick in LADDER if low < tick < high])
-    axes[0].set_ylabel("test accuracy (%)")
-    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize=8)
+    for axis, column, name in zip(axes, ("curvature", "margin_curvature"), ("loss", "margin"), strict=True):
+        curved = frame[frame[column] > 0]  # a ReLU net's margin is linear almost everywhere
+        accuracy_points(axis, curved, column, "method")
+        axis.set_xlabel(f"C of the {name} (1/pixel unit), mean")
+        log_axis(axis)
+    legend_below(figure)
     return figure
 
 
 def lambdas(frame: pd.DataFrame, layers: pd.DataFrame) -> Figure:
-    """What λ does: accuracy and C over seeds, and the trained β and γ of every layer.
+    """What λ does: accuracy and C over seeds (mean ± standard deviation), and the trained β and γ of every layer.
     ``frame``: of ``measurements.runs_frame``, runs that differ in λ. ``layers``: of ``measurements.lambda_layers``."""
     figure, axes = plt.subplots(1, 4, figsize=(12, 3.4))
     lams = sorted(frame.lambda_beta.unique())
-    at = dict(zip(lams, range(len(lams)), strict=True))
-    for axis, column, scale in ((axes[0], "accuracy", 100), (axes[1], "curvature", 1)):
-        values = frame.groupby("lambda_beta")[column]
-        axis.errorbar(range(len(lams)), scale * values.mean(), scale * values.std(), fmt="s-", color=METHOD["lcnn"][1],
-                      capsize=3)  # fmt: skip
-    axes[0].set(title="test accuracy (%)", ylim=(0, 105))
-    axes[1].set(title="C of the loss (1/pixel unit)", yscale="log")
-    for axis, kind in zip(axes[2:], KIND, strict=True):
+    place = {lam: index for index, lam in enumerate(lams)}
+    runs = frame.groupby("lambda_beta")
+    for axis, column in zip(axes, ("accuracy", "curvature"), strict=False):
+        mean, deviation = runs[column].mean(), runs[column].std()
+        axis.errorbar(mean.index.map(place), mean, deviation, **look("lcnn"))
+    axes[0].set(title="(a)", ylabel="test accuracy", ylim=(0, 1.05))
+    percent(axes[0])
+    axes[1].set(title="(b)", ylabel="C of the loss (1/pixel unit)")
+    layers = layers.assign(place=layers.lambda_.map(place))
+    for axis, kind, letter in zip(axes[2:], KIND, "cd", strict=True):
         part = layers[layers.kind == kind]
-        for index, (_, line) in enumerate(part.groupby("layer")):
-            colour = plt.get_cmap(LAYERS)(index / max(part.layer.max() - 1, 1))
-            axis.plot(line.lambda_.map(at), line.value, color=colour, marker="o", ms=3)
-        axis.set(title=f"{KIND[kind][0]}, dark: first layer, bright: last", yscale="log")
+        series(axis, part, "place", "value", "layer", shades(part.layer), marker="o", markersize=3)
+        axis.set(title=f"({letter}) dark: first layer, bright: last", ylabel=f"{KIND[kind][0]} of each layer")
+    for axis in axes[1:]:
+        log_axis(axis, "y")
     for axis in axes:
         axis.set_xticks(range(len(lams)), [f"{lam:g}" for lam in lams], rotation=45)
         axis.set_xlabel("λ_β = λ_γ")
-    for axis, title in zip(axes, "abcd", strict=True):
-        axis.set_title(f"({title}) {axis.get_title()}", fontsize=9)
     return figure
 
 
@@ -105,56 +97,62 @@ def lambda_search(frame: pd.DataFrame, chosen: float) -> Figure:
     """Accuracy on the held-out part, once more near its best, and C, against λ: means ± their standard errors.
     ``frame``: of ``measurements.search_frame``. ``chosen``: the λ to mark, of ``measurements.chosen``."""
     figure, axes = plt.subplots(1, 3, figsize=(12, 3.9))
-    lams, seeds = sorted(frame.lambda_.unique()), frame.seed.nunique()
-    means, errors = (100 * getattr(frame.groupby("lambda_").accuracy, name)() for name in ("mean", "sem"))
-    panels = {"a": "accuracy", "b": "accuracy", "c": "curvature"}
-    for axis, (letter, column) in zip(axes, panels.items(), strict=True):
-        groups, scale = frame.groupby("lambda_")[column], 100 if column == "accuracy" else 1
-        middle = scale * groups.mean()
-        axis.errorbar(lams, middle, scale * groups.sem(), fmt="s-", color=METHOD["lcnn"][1], ms=6, capsize=3)
-        axis.plot(chosen, middle[chosen], "o", ms=15, mfc="none", mec="black", mew=1.5, ls="", label=f"λ = {chosen:g}")
-        first = min([lam for lam in lams if lam > 0], default=1.0)
-        axis.set_xscale("symlog", linthresh=first, linscale=0.4)  # linear from 0 to the first λ above it
-        axis.set_xticks(lams, [f"{lam:g}" for lam in lams], rotation=90, fontsize=8)
-        axis.set(xlabel="λ_β = λ_γ", xlim=(lams[0] - 0.4 * first if lams[0] == 0 else lams[0] / 1.3, 1.3 * lams[-1]))
-        axis.set_title(f"({letter}) " + ("C of the loss" if letter == "c" else "on held-out images"), fontsize=10)
-    images, over = f"{frame.images.max():.0f} images", f"± s.e. over {seeds} seeds" if seeds > 1 else "one seed"
-    axes[0].set(ylabel=f"accuracy (%), {images}, {over}", ylim=(0, 105))
-    axes[0].legend(fontsize=8, loc="lower left", title="chosen", title_fontsize=8)
-    best = means[means == means.max()].index[-1]
-    axes[1].set(ylabel="accuracy (%), near its best", ylim=(means[best] - 4, means[best] + 1))
+    for axis, column in zip(axes, ("accuracy", "accuracy", "curvature"), strict=True):
+        _against_lambda(axis, frame, column, chosen)
+    accuracy = frame.groupby("lambda_").accuracy.agg(["mean", "sem"])
+    images, seeds = frame.images.max(), frame.seed.nunique()
+    axes[0].set(title="(a) on held-out images", ylim=(0, 1.05))
+    axes[0].set_ylabel(f"accuracy, {images:.0f} images, ± s.e. over {seeds} seeds")
+    axes[0].legend(loc="lower left", title="chosen")
+    mean, error = accuracy[accuracy["mean"] == accuracy["mean"].max()].iloc[-1]  # of those, the largest λ
+    axes[1].set(title="(b) near its best", ylabel="accuracy", ylim=(mean - 0.04, mean + 0.01))
     if seeds > 1:
-        axes[1].axhspan(means[best] - errors[best], means[best] + errors[best], color="black", alpha=0.12, lw=0,
-                        label="the best ± its standard error")  # fmt: skip
-        axes[1].legend(fontsize=8, loc="lower left")
-    axes[2].set(ylabel=f"C (1/pixel unit), {over}", yscale="log")
-    label_ticks(axes[2], _ticks(frame.curvature), "y")
-    for axis in axes:
-        axis.minorticks_off()
+        label = "the best ± its standard error"
+        axes[1].axhspan(mean - error, mean + error, color="black", alpha=0.12, linewidth=0, label=label)
+        axes[1].legend(loc="lower left")
+    for axis in axes[:2]:
+        percent(axis)
+    axes[2].set(title="(c) C of the loss", ylabel=f"C (1/pixel unit), ± s.e. over {seeds} seeds")
+    log_axis(axes[2], "y")
     return figure
 
 
+def _against_lambda(axis: Axes, frame: pd.DataFrame, column: str, chosen: float) -> None:
+    """Mean ± standard error of a column at each λ, on an axis that is linear from 0 to the first λ above it."""
+    groups = frame.groupby("lambda_")[column]
+    lams, mean = sorted(frame.lambda_.unique()), groups.mean()
+    axis.errorbar(mean.index, mean, groups.sem(), color=look("lcnn")["color"], marker="s", markersize=6)
+    label = f"λ = {chosen:g}"
+    axis.scatter(chosen, mean[chosen], s=200, facecolors="none", edgecolors="black", linewidths=1.5, label=label)
+    first = min([lam for lam in lams if lam > 0], default=1.0)
+    axis.set_xscale("symlog", linthresh=first, linscale=0.4)
+    axis.set_xticks(lams, [f"{lam:g}" for lam in lams], rotation=90, fontsize=8)
+    axis.set(xlabel="λ_β = λ_γ", xlim=(lams[0] - 0.4 * first if lams[0] == 0 else lams[0] / 1.3, 1.3 * lams[-1]))
+    axis.minorticks_off()
+
+
 def signal(frame: pd.DataFrame) -> Figure:
-    """The spread of the signal through the net. Columns: net, layer, spread (``measurements.signal_frame``)."""
+    """The signal through the net: its standard deviation over images.
+    Columns: net, layer, spread (``measurements.signal_frame``)."""
     figure, axis = plt.subplots(figsize=(6.6, 3.6))
-    for (name, part), (colour, marker) in zip(frame.groupby("net", sort=False), ARM, strict=False):
-        axis.plot(part.layer, part.spread, color=colour, marker=marker, label=name)
-    axis.set(yscale="log", xlabel="activation, from input (0) to output", ylabel="spread of the signal over images")
-    axis.legend(fontsize=8)
+    series(axis, frame, "layer", "spread", "net", looks(frame.net.unique()), linestyle="-")
+    axis.set(yscale="log", xlabel="activation, from input (0) to output", ylabel="standard deviation over images")
+    axis.legend()
     return figure
 
 
 def cost(frame: pd.DataFrame) -> Figure:
     """Time of a step relative to Standard: median and quartiles over rounds. Columns: method, label, ratio."""
-    ratios = frame.groupby("method", sort=False).ratio
-    parts = [(str(method), ratio.quantile([0.25, 0.5, 0.75]).tolist()) for method, ratio in ratios]
-    parts.sort(key=lambda item: -item[1][1])
+    ratios = frame.groupby("method").ratio
+    middle = ratios.median().sort_values(ascending=False)
+    low, high = ratios.quantile(0.25)[middle.index], ratios.quantile(0.75)[middle.index]
+    known = [look(str(method)) for method in middle.index]
     figure, axis = plt.subplots(figsize=(7, 3.6))
-    for place, (method, (low, middle, high)) in enumerate(parts):
-        axis.barh(place, middle, color=METHOD[method][1], edgecolor="black", linewidth=0.5)
-        axis.errorbar(middle, place, xerr=np.array([[middle - low], [high - middle]]), color="black", capsize=3)
-        axis.text(high + 0.05, place, f"{middle:.2g}×", va="center", fontsize=9)
-    axis.set_yticks(range(len(parts)), [METHOD[method][0] for method, _ in parts])
+    places, colours = range(len(known)), [style["color"] for style in known]
+    axis.barh(places, middle, color=colours, edgecolor="black", linewidth=0.5, xerr=error_bars(middle, low, high))
+    for place, end, ratio in zip(places, high, middle, strict=True):
+        axis.text(end + 0.05, place, f"{ratio:.2g}×", va="center", fontsize=9)
+    axis.set_yticks(places, [style["label"] for style in known])
     axis.axvline(1, color="black", linewidth=1, linestyle=":")
     axis.grid(axis="y", visible=False)
     axis.set(xlabel="time of a training step / Standard's (median, quartiles)", xlim=(0, None))
