@@ -24,16 +24,13 @@ def gamma_explorer(frame: pd.DataFrame) -> widgets.VBox:
     (accuracies,) = right.plot([], [], "o-", color=CYCLE[2])
     (curvatures,) = twin.plot([], [], "D--", color=CYCLE[4])
     chosen_gamma = right.axvline(1, color="black", ls="--", lw=1.5)
-    ring = dict(marker="o", ms=13, mfc="none", mec="black", mew=2)
-    (accuracy_ring,) = right.plot([], [], **ring)
-    (curvature_ring,) = twin.plot([], [], **ring)
     right.set(title="the whole net", xlabel="γ", ylabel="test accuracy (%), circles")
     right.set(xscale="log", xlim=(gammas[0] / 1.2, gammas[-1] * 1.2), ylim=(-5, 105))
     right.set_xticks([1, 2, 5, 10, 20], ["1", "2", "5", "10", "20"])
     twin.set(yscale="log", ylim=(frame.curvature.min() / 2, frame.curvature.max() * 2))
     twin.set_ylabel("C (1/pixel unit), diamonds")
     twin.grid(False)
-    picture = Picture([*bars, limit, accuracies, curvatures, chosen_gamma, accuracy_ring, curvature_ring])
+    picture = Picture([*bars, limit, accuracies, curvatures, chosen_gamma])
 
     def update(method: str, statistics: str, gamma: float) -> str:
         part = frame[(frame.method == method) & (frame.statistics == statistics)]
@@ -46,8 +43,6 @@ def gamma_explorer(frame: pd.DataFrame) -> widgets.VBox:
         accuracies.set_data(curve.index, 100 * curve.accuracy)
         curvatures.set_data(curve.index, curve.curvature)
         net = curve.loc[gamma]
-        accuracy_ring.set_data([gamma], [100 * net.accuracy])
-        curvature_ring.set_data([gamma], [net.curvature])
         cut = (slopes >= gamma * (1 - 1e-4)).sum()
         return (
             f"{METHOD[method][0]}, every γ = {gamma:.3g}, which cuts off slopes in <b>{cut}</b> of {len(layers)} "
