@@ -30,7 +30,7 @@ test: $(READY) ## lint, types, unit tests, every notebook, the browser test
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy
-	$(PY) -m pytest tests/notebooks tests/browser tests/unit -n logical --dist loadfile --no-loadscope-reorder $(TEST_ARGS)
+	$(PY) -m pytest tests/notebooks tests/browser tests/unit -n logical --dist worksteal $(TEST_ARGS)
 
 figures: $(READY) ## make all figures and tables in figures/ (about three minutes)
 	@$(PY) -m lcnn_utils figures $(FIGURES_ARGS)

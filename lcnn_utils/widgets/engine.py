@@ -1,17 +1,13 @@
-"""Interactive figures: plain computations drawn into one reused figure, behind keyboard-usable sliders.
-
-Every control is made by ``explore``, which keeps it in ``CONTROLS`` with the picture it redraws, so that a test can
-move each one to its ends: Jupyter swallows what a widget callback raises.
-"""
-
-from __future__ import annotations
+"""Interactive figures: plain computations drawn into one reused figure, behind keyboard-usable sliders."""
 
 import io
 import threading
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import ipywidgets as widgets
 import numpy as np
+from IPython import get_ipython
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
@@ -19,24 +15,31 @@ from PIL import Image
 from torch import Tensor
 
 DRAWING = threading.RLock()  # JupyterLab runs callbacks in threads: one at a time, and again from within itself
-CONTROLS: list[tuple[widgets.ValueWidget, widgets.Image]] = []
+SHOWN: dict[str, tuple[str, list[widgets.VBox]]] = {}  # by cell: its last run, and the explorers that run showed
+
+
+def panels(size: tuple[float, float], *shape: int, **options: Any) -> Any:
+    """The axes of a new figure of ``size`` inches: one, or an array of them. Takes what ``Figure.subplots`` takes."""
+    return Figure(figsize=size, dpi=90, layout="constrained").subplots(*shape, **options)
 
 
 class Picture:
-    """A figure shown as a PNG widget. Only ``moving`` artists are drawn anew, over a stored background."""
+    """A figure shown as a PNG widget. Only its ``moving`` artists are drawn again, over a stored background."""
 
-    def __init__(self, figure: Figure, moving: Sequence) -> None:
-        self.canvas, self.moving = FigureCanvasAgg(figure), moving
+    def __init__(self, moving: Sequence[Any]) -> None:
+        self.moving = moving
         for artist in moving:
             artist.set_animated(True)
+        figure = moving[0].figure
+        self.canvas = FigureCanvasAgg(figure)
         self.canvas.draw()  # lays the figure out, once
         figure.set_layout_engine("none")
         width = int(figure.get_figwidth() * figure.dpi)
         self.image = widgets.Image(format="png", layout={"width": f"{width}px", "max_width": "100%"})
-        self.frame()
+        self.draw_background()
 
-    def frame(self) -> None:
-        """Draw what stands still: needed when axis limits or titles changed."""
+    def draw_background(self) -> None:
+        """Draw what stands still: needed again when axis limits or titles changed."""
         self.canvas.draw()
         self.background = self.canvas.copy_from_bbox(self.canvas.figure.bbox)
 
@@ -62,42 +65,53 @@ def explore(picture: Picture, update: Callable[..., str], **controls: widgets.Va
         control.style.description_width = "11em"
         control.layout.width = "34em"
         control.observe(changed, "value")
-        CONTROLS.append((control, picture.image))
     changed()
-    return widgets.VBox([*controls.values(), picture.image, text])
+    box = widgets.VBox([*controls.values(), picture.image, text])
+    close_predecessors(box)
+    return box
 
 
-def log_slider(
-    value: float, ends: tuple[float, float], description: str, *, step: float = 0.1, digits: int = 3
-) -> widgets.FloatLogSlider:
-    """A slider of the numbers between ``ends`` on a logarithmic scale; ``step`` is in powers of ten."""
-    low, high = np.log10(ends)
-    look = dict(description=description, readout_format=f".{digits}g")
-    return widgets.FloatLogSlider(value, base=10, min=low, max=high, step=step, **look)
+def close_predecessors(box: widgets.VBox) -> None:
+    """Close what an earlier run of the same cell showed before ``box``.
+
+    ipywidgets keeps every widget that was not closed, and a control keeps its explorer's models. Front ends that don't
+    say which cell they run (they send no ``cellId``) keep them all.
+    """
+    shell = get_ipython()
+    request = shell.get_parent() if hasattr(shell, "get_parent") else {}
+    cell = request.get("metadata", {}).get("cellId")
+    if cell is None:
+        return
+    run = request["header"]["msg_id"]
+    last_run, boxes = SHOWN.get(cell, (run, []))
+    if last_run != run:
+        for old in boxes:
+            for child in old.children:
+                child.close()
+            old.children = ()  # IPython's Out may still hold the box
+            old.close()
+        boxes = []
+    SHOWN[cell] = (run, [*boxes, box])
 
 
-def measured_slider(values: np.ndarray, value: float, description: str) -> widgets.FloatLogSlider:
-    """A slider over sorted ``values`` > 0, evenly spaced on a logarithmic axis; see :func:`nearest`."""
-    step = np.log10(values[-1] / values[0]) / max(len(values) - 1, 1)
-    return log_slider(value, (values[0], values[-1]), description, step=step)
+def log_slider(value: float, powers: tuple[float, float], description: str) -> widgets.FloatLogSlider:
+    """A slider from one power of ten to another, on a logarithmic scale, 20 steps to a factor of ten."""
+    slider = widgets.FloatLogSlider(value, base=10, min=powers[0], max=powers[1], step=0.05, description=description)
+    slider.readout_format = ".4g"
+    return slider
 
 
-def nearest(values: np.ndarray, value: float) -> float:
-    """Of ``values`` > 0 the one whose logarithm is nearest."""
-    return values[np.abs(np.log(values / value)).argmin()]
+def beta_slider(value: float) -> widgets.FloatLogSlider:
+    """The one β slider: 0.01 to 1000."""
+    return log_slider(value, (-2, 3), "β: sharpness")
 
 
-def blank(shape: Sequence[int]) -> np.ndarray:
-    """A black image for images (C, H, W), as :func:`show` fills it: (H, W) or (H, W, 3)."""
-    return np.zeros(shape[1:] if shape[0] == 1 else (*shape[1:], 3))
+def measured_slider(values: Sequence[float], value: float, description: str) -> widgets.SelectionSlider:
+    """A slider over the ``values`` that were measured, and nothing between them."""
+    options = [(f"{measured:.3g}", measured) for measured in values]
+    return widgets.SelectionSlider(options=options, value=value, description=description)
 
 
 def show(artist: AxesImage, image: Tensor) -> None:
     """Draw an image (C, H, W) with one channel or three."""
-    values = image.detach().cpu()
-    artist.set_data(values[0].numpy() if len(values) == 1 else values.permute(1, 2, 0).numpy())
-
-
-def beta_slider(value: float = 5.0) -> widgets.FloatLogSlider:
-    """The one β slider: logarithmic, 0.01 to 1000."""
-    return log_slider(value, (0.01, 1000), "β: sharpness", step=0.05, digits=4)
+    artist.set_data(image.detach().cpu().permute(1, 2, 0).numpy())
