@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 from lcnn_utils.curvature import bounds, geometry
-from lcnn_utils.nn import CenteredSoftplus, LipschitzBatchNorm2d, mlp, resnet
 from lcnn_utils.measurements.bound import scramble
+from lcnn_utils.nn import CenteredSoftplus, LipschitzBatchNorm2d, mlp, resnet
 
 SLACK = 1 + 1e-9
 
