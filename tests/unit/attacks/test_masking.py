@@ -92,7 +92,7 @@ def test_last_layers_that_mask_are_named_and_others_are_not(name, plain):
     head, caught = HEADS[name]
     if caught == ODDS:
         model = run(recipe("digits", "standard"), device="cpu", progress=False).model
-        frame = checked(Headed(model, head), load("digits", "test", subset=40), 0.6, steps=8, restarts=1)
+        frame = checked(Headed(model, head), load("digits", "test", subset=20), 0.6, steps=8, restarts=1)
     else:
         frame = checked(Headed(nn.Sequential(plain[0], Scale(0.25)), head), plain[1], 0.5, restarts=1, steps=10)
     assert not failed(frame) if caught is None else row(frame, caught).passed is False
