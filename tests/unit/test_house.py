@@ -63,6 +63,7 @@ def test_make_explains_a_python_that_is_too_old(tmp_path):
     assert not (tmp_path / "venv" / ".installed").exists()
 
 
+@pytest.mark.slow
 def test_a_machine_that_only_trains_and_measures_needs_no_package_of_the_lab():
     """A GPU server, say, with torch, torchvision and the scientific packages."""
     absent = ("tyro", "distributed", "dask", "bokeh", "captum", "ipywidgets", "IPython", "jupyterlab", "skimage")

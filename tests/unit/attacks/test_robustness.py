@@ -21,7 +21,7 @@ GRIDS = {"l2": (0.05, 0.1, 0.2, 0.3), "linf": (0.02, 0.05, 0.08, 0.12)}
 @pytest.mark.parametrize("norm", NORMS)
 def test_a_linear_network_falls_at_its_margin_over_the_dual_norm(norm):
     model, x, y, radius = linear((1, 5, 5), torch.float32, norm)
-    found, point = minimal_radius(model, x, y, norm=norm, box=None)
+    found, point = minimal_radius(model, x, y, norm=norm, steps=20, box=None)
     torch.testing.assert_close(found, radius, rtol=2e-3, atol=0)
     assert (found >= radius * (1 - 1e-5)).all()
     assert (margin_loss(model, point, y) > 0).all()
@@ -142,6 +142,7 @@ def judged(tmp_path_factory) -> tuple[nn.Module, torch.Tensor, torch.Tensor]:
     return model, images.float(), images.y
 
 
+@pytest.mark.slow
 def test_foolbox_finds_no_more(judged):
     """foolbox's PGD with its own step size and ours; the median of DDN's steps. One image may be luck."""
     foolbox = pytest.importorskip("foolbox")

@@ -108,6 +108,28 @@ def test_any_spectrum_even_plus_minus_ties_and_zero(spectrum, seed, tie):
         assert ((got - want).abs() <= 1e-2 * want + 1e-9).all(), (method, got, want)
 
 
+class Diagonal(nn.Module):
+    """The Hessian of logit 0 is 3 I, or ± 3 on the diagonal, where x₀ > 0, and has d eigenvalues up to 2 elsewhere."""
+
+    def __init__(self, d: int, sign: int, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.few, self.many = torch.full((d,), 3.0, dtype=dtype), torch.linspace(0.1, 2.0, d, dtype=dtype)
+        self.few[::2] *= sign
+
+    def forward(self, x):
+        value = (torch.where(x[:, :1] > 0, self.few, self.many) * x.square()).sum(1) / 2
+        return torch.stack([value, torch.zeros_like(value)], 1)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("sign", [1, -1])
+@pytest.mark.parametrize("d", [8, 300])
+def test_samples_whose_krylov_space_ends_at_once_beside_others(d, sign, dtype):
+    x = torch.randn(6, d, generator=torch.Generator().manual_seed(0), dtype=dtype)
+    found = geometry(Diagonal(d, sign, dtype), x, torch.zeros(6).long(), scalar="logit")
+    torch.testing.assert_close(found.hessian_norm, torch.where(x[:, 0] > 0, 3, 2).to(dtype), rtol=3e-2, atol=0)
+
+
 def test_power_iteration_at_a_tie_and_where_its_start_hides_the_top_eigenvector():
     tie = Quadratic(torch.tensor([3.0, -3.0, 1.0])).measured(8, method="power", tol=1e-4).hessian_norm
     torch.testing.assert_close(tie, torch.full((8,), 3.0).double(), rtol=1e-3, atol=0)

@@ -83,6 +83,7 @@ def forbid_training(monkeypatch, *methods):
 
 
 # ------------------------------------------------------------------------------------------------------- promises
+@pytest.mark.slow
 def test_a_sweep_is_its_runs_and_one_that_fails_ends_no_other(client, monkeypatch, tmp_path):
     """Outcomes in the order of the recipes, the numbers of one process bit for bit; called again, it reads."""
     recipes = moons("relu", "lcnn")
@@ -117,6 +118,7 @@ def test_a_killed_worker(client, monkeypatch, tmp_path):
     assert [numbers(one) for one in recipes] == calm(recipes, monkeypatch, tmp_path / "calm")
 
 
+@pytest.mark.slow
 def test_no_other_machine_can_connect(client):
     """Whoever could, could run programs as us."""
     mine = psutil.Process()
@@ -188,6 +190,7 @@ def test_a_plan(monkeypatch, tmp_path):
 SMALL = ("sweep", "--datasets", "moons", "--methods", "lcnn", "relu", "--seeds", "5", "--set", "epochs=2", "width=4")
 
 
+@pytest.mark.slow
 def test_the_command(client, capsys):
     lambdas = ("--grid", "lambda_beta=0.01,0.02")
     assert cli.main([*SMALL, *lambdas, "--plan"]) == 0

@@ -120,6 +120,18 @@ def test_fast_training_is_the_written_out_one(log10_gamma, affine, shape, scale,
         torch.testing.assert_close(fast.to(exact), exact, rtol=rtol, atol=rtol * parts)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_rounds_only_the_output(dtype):
+    """Statistics of 2,000 values of mean 100 would overflow float16 and stick in bfloat16, were they added in these."""
+    torch.manual_seed(0)
+    layer, x = LipschitzBatchNorm2d(3, 0.5), (100 + torch.randn(20, 3, 10, 10)).to(dtype)
+    other, mixed = copy.deepcopy(layer), layer(x)
+    assert mixed.dtype == dtype
+    torch.testing.assert_close(mixed, other(x.float()).to(dtype))
+    torch.testing.assert_close(layer.running_mean, other.running_mean)
+    torch.testing.assert_close(layer.running_var, other.running_var)
+
+
 def test_bad_input_is_named():
     layer = LipschitzBatchNorm2d(3)
     for shape, message in [((2, 4, 3, 3), "C = 3"), ((3,), "C = 3"), ((1, 3, 1, 1), "more than 1 value per channel")]:

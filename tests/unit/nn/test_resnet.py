@@ -40,13 +40,13 @@ def test_networks_give_finite_logits_and_gradients_to_every_parameter(name, lcnn
 
 def test_lcnn_layers_are_what_they_are_called():
     torch.manual_seed(0)
-    net = resnet(18, num_classes=10, width=4, image_size=16, lcnn=True)
+    net = resnet(18, num_classes=10, width=4, image_size=8, lcnn=True)
     refresh_norms(net, 200)
     shapes = {}
     for m in net.modules():
         if isinstance(m, nn.Conv2d):
             m.register_forward_pre_hook(lambda m, inputs: shapes.update({m: tuple(inputs[0].shape[1:])}))
-    net.eval()(torch.rand(1, 3, 16, 16))
+    net.eval()(torch.rand(1, 3, 8, 8))
     assert len(shapes) == 20
     for conv, shape in shapes.items():  # normalised at the size that really arrives
         assert conv_norm(conv, shape, "exact").item() == pytest.approx(1, abs=0.02)
