@@ -19,7 +19,8 @@ from pathlib import Path
 
 import torch
 
-PROJECT = Path(__file__).resolve().parent.parent
+CLONE = Path(__file__).resolve().parent.parent
+PROJECT = CLONE if (CLONE / "notebooks").is_dir() else Path.cwd()  # where a wheel is at work
 
 
 def data_root(root: str | Path | None = None) -> Path:
@@ -100,7 +101,7 @@ def use_style() -> None:
     import matplotlib.pyplot as plt
 
     matplotlib.rcdefaults()
-    plt.style.use(PROJECT / "lcnn_utils" / "figures" / "lcnn.mplstyle")
+    plt.style.use(CLONE / "lcnn_utils" / "figures" / "lcnn.mplstyle")
 
 
 @dataclass(frozen=True)

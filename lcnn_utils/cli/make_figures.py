@@ -18,6 +18,7 @@ import matplotlib
 from matplotlib.figure import Figure
 from tqdm import tqdm
 
+from ..experiments.results import RESULTS
 from ..figures.style import save, save_table
 from ..lab import PROJECT, check_choice, one_thread, use_style, write_text
 from ..measurements.paper import NAME, datasets
@@ -61,6 +62,8 @@ def make(only: Sequence[str] = (), folder: Path | None = None) -> list[str]:
     """Run the steps (those that make ``only``; ValueError: an unknown name), write what they make, and the page, into
     ``folder`` (default ``figures/``; OSError: it can't be written). Where a step fails, its old files stay, and the
     other steps are run; returns the names of those that failed."""
+    if not RESULTS.is_dir():
+        raise FileNotFoundError(f"{RESULTS} is missing: figures are drawn from results that come with a clone")
     folder, known = folder or PROJECT / "figures", entries()
     names = [entry.name for entry in known]
     wanted = [check_choice(name, names, "figure or table") for name in only] or names

@@ -21,6 +21,8 @@ def published(source: str = "") -> pd.DataFrame:
     """Columns source, dataset, architecture, method (its label), quantity, epsilon, mean, spread, of rows whose source
     begins with ``source`` (ValueError: none does): ``paper table 1`` (CIFAR-100, ResNet-18: geometry, accuracy in %,
     ± over two runs), ``paper table 2`` (PGD), ``paper gradient-robustness figure``, ``course project``."""
+    if not TABLES.is_file():
+        raise FileNotFoundError(f"{TABLES} is missing: what is published and shipped comes with a clone of the project")
     frame = pd.read_csv(TABLES)
     chosen = frame[frame.source.str.startswith(source)]
     if not len(chosen):

@@ -123,6 +123,25 @@ def test_links_of_the_pages_resolve():
             assert (page.parent / link).exists(), f"{page.name}: {link}"
 
 
+@pytest.mark.parametrize(
+    ("code", "said"),
+    [
+        ("from lcnn_utils.experiments import published; published()", "comes with a clone"),
+        ("from lcnn_utils.experiments import measured; measured('digits_runs')", "no results called 'digits_runs'"),
+        ("from lcnn_utils.cli.make_figures import make; make()", "come with a clone"),
+        ("from lcnn_utils.cli.commands import Lab; Lab().run()", "clone the project"),
+    ],
+)
+def test_without_a_clone_what_is_missing_is_said(code, said, tmp_path):
+    """A package that was installed from a wheel: no notebooks and no data beside it."""
+    shutil.copytree(PROJECT / "lcnn_utils", tmp_path / "site" / "lcnn_utils")
+    environment = os.environ | {"PYTHONPATH": str(tmp_path / "site"), "LCNN_STORE": ""}
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert "FileNotFoundError" in done.stderr
+    assert said in done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["site"], "nothing is written"
+
+
 def test_the_layers_hold(monkeypatch):
     """An arrow between rooms only ever points down: the contracts stand in pyproject.toml."""
     monkeypatch.chdir(PROJECT)
