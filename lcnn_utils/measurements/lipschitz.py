@@ -82,5 +82,3 @@ def gamma_frame(
         frame = pd.DataFrame({"layer": list(slopes), "slope": list(slopes.values())} | values)
         parts.append(frame.assign(method=method, statistics=statistics))
     return pd.concat(parts, ignore_index=True)
-
-
