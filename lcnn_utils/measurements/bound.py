@@ -87,10 +87,8 @@ def audit_frame(nets: Iterable[int], points: int) -> pd.DataFrame:
 
 def certificate_recipe(method: str, seed: int = 0, *, penalty_weight: float = 1e-2, epochs: int = 20) -> Recipe:
     """Digits with an MLP 64–64–64–10, shallow enough for certificates; ``penalty_weight`` is λ_β = λ_γ (LCNN)."""
-    return Recipe(
-        "digits", method, "mlp", width=64, seed=seed, epochs=epochs,
-        lambda_beta=penalty_weight, lambda_gamma=penalty_weight,
-    )  # fmt: skip
+    penalty: dict[str, Any] = dict(lambda_beta=penalty_weight, lambda_gamma=penalty_weight)
+    return Recipe("digits", method, "mlp", width=64, seed=seed, epochs=epochs, **penalty)
 
 
 def certificates(nets: dict[str, nn.Module], x: Tensor, y: Tensor, **attack: Any) -> pd.DataFrame:

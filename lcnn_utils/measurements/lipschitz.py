@@ -13,7 +13,6 @@ from torch import Tensor, nn
 
 from ..curvature import geometry
 from ..nn import LipschitzBatchNorm2d
-from ..nn.spectral_norm import Shape
 from ..training import accuracy
 from .curvature import layer_calls
 
@@ -30,14 +29,13 @@ def layer_name(name: str) -> str:
     return f"block {int(block) - 2} {part}"
 
 
-def conv_layers(model: nn.Module, x: Tensor) -> dict[str, tuple[nn.Conv2d, Any, Shape]]:
+def conv_layers(model: nn.Module, x: Tensor) -> dict[str, tuple[nn.Conv2d, Any, tuple[int, ...]]]:
     """By name, each convolution of a ``nn.resnet``, the BatchNorm after it, and its input's shape for images x."""
     names = {module: name for name, module in model.named_modules()}
     calls = layer_calls(model, x[:1], (nn.Conv2d, nn.BatchNorm2d, LipschitzBatchNorm2d))
     layers = {}
     for (conv, images, _), (norm, _, _) in zip(calls[::2], calls[1::2], strict=True):
-        _, channels, height, width = images.shape
-        layers[layer_name(names[conv])] = (conv, norm, (channels, height, width))
+        layers[layer_name(names[conv])] = (conv, norm, tuple(images.shape[1:]))
     return layers
 
 
