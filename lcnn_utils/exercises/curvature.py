@@ -100,5 +100,5 @@ def why_curved(grad_norm: Tensor, hessian_norm: Tensor) -> Tensor:
     """f(grad_norm, hessian_norm) → bool (N,): which samples owe a large curvature to a vanishing gradient; both (N,).
     A sample does if its C = H/(g + 1e-6) is in the top tenth (at least the 0.9 quantile of C) and log g lies further
     below its median than log H lies above its own: median(log g) − log g > log H − median(log H).
-    Solution: ``lcnn_utils.measurements.curvature.vanishing_gradient``."""
+    Solution: take the logarithms first, then their medians; ``torch.quantile(c, 0.9)``."""
     return top_tenth(hessian_norm / (grad_norm + 1e-6)) & low(grad_norm.log(), hessian_norm.log())

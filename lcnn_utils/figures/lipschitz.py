@@ -84,11 +84,11 @@ def power(frame: pd.DataFrame) -> Figure:
 
 def training_norms(frame: pd.DataFrame, fresh: float) -> Figure:
     """Error of the running σ while training.
-    ``frame``: columns step, layer, error. ``fresh``: the classifier's error after one step from a random start."""
+    ``frame``: columns epoch, layer, error. ``fresh``: the classifier's error after one step from a random start."""
     figure, axis = plt.subplots(figsize=(6.6, 3.6))
-    _median_and_worst(axis, frame.pivot(index="step", columns="layer", values="error"), "layers")
+    _median_and_worst(axis, frame.pivot(index="epoch", columns="layer", values="error"), "layers")
     axis.axhline(fresh, color="black", linewidth=1, linestyle=":", label="the classifier, from a random start")
-    axis.set(yscale="log", ylim=(1e-5, 2), xlabel="training step", ylabel="1 − σ / true norm")
+    axis.set(yscale="log", ylim=(1e-5, 2), xlabel="training epoch", ylabel="1 − σ / true norm")
     axis.legend(loc="lower left")
     return figure
 

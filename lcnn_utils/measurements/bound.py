@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any
 
 import pandas as pd
@@ -17,7 +17,6 @@ from ..curvature import (
     curvature_bound,
     evaluating,
     geometry,
-    gradient_and_hvp,
     local_bound,
     normalised_bound,
     published_bound,
@@ -57,26 +56,6 @@ def random_mlp(seed: int) -> nn.Sequential:
     return model
 
 
-def deep_mlp(depth: int, seed: int, width: int = 16) -> nn.Sequential:
-    """A float64 MLP from 2 inputs to 2 logits with ``depth`` hidden layers, β = 5 and random weights, scaled so that
-    the signal neither grows nor dies: variance 4/inputs, as the slope at 0 is ½."""
-    generator = torch.Generator().manual_seed(seed)
-    model = mlp([2, *[width] * depth, 2], beta=5.0).double().eval()
-    for p in model.parameters():
-        scale = 2 / p.shape[1] ** 0.5 if p.dim() > 1 else 0  # biases are 0
-        p.data = scale * torch.randn(p.shape, generator=generator, dtype=p.dtype)
-    return model
-
-
-def sum_of_units(beta: float, weights: Sequence[float], bias: float = 0.0) -> nn.Sequential:
-    """x ↦ (Σₖ s₀(weightsₖ·x + bias; β), 0) for a single number x, in float64."""
-    inner, outer = nn.Linear(1, len(weights)), nn.Linear(len(weights), 2, bias=False)
-    inner.weight.data = torch.tensor(weights)[:, None]
-    inner.bias.data.fill_(bias)
-    outer.weight.data = torch.tensor([[1.0], [0.0]]).expand(2, len(weights)).contiguous()
-    return nn.Sequential(inner, CenteredSoftplus(beta, trainable=False), outer).double()
-
-
 def audit(model: nn.Module, x: Tensor, y: Tensor, scalar: str = "margin") -> pd.DataFrame:
     """Every bound beside the exact value, a row a sample of x (N, …) with label y (N,).
     Columns: gradient, hessian and curvature (exact); local (A), data_free (B), normalised (C); kappa (the largest over
@@ -106,38 +85,10 @@ def audit_frame(nets: Iterable[int], points: int) -> pd.DataFrame:
     return frame[frame.gradient > 1e-100].reset_index(drop=True)
 
 
-def cancellation_frame(beta: float, x: Sequence[float]) -> pd.DataFrame:
-    """:func:`audit` of s₀(x) + s₀(−x) along x > 0, column x added: at 0 the slopes cancel and the curvatures add up."""
-    points = torch.tensor(x, dtype=torch.float64)[:, None]
-    zeros = torch.zeros(len(points), dtype=torch.long)
-    return audit(sum_of_units(beta, (1.0, -1.0)), points, zeros, "logit").assign(x=x)
-
-
-def loss_parts(model: nn.Module, x: Tensor, y: Tensor) -> pd.DataFrame:
-    """The two sources of the cross-entropy's Hessian, ∇²ℓ = Jᵀ(diag p − ppᵀ)J + Σ_k (p − e_y)_k ∇²z_k.
-    Columns, a row a sample: total ‖∇²ℓ‖, softmax (norm of the first part, the softmax's own curvature), activations
-    (norm of the second, which β can remove). J = ∂logits/∂x; x (N, …) with few inputs, labels y (N,)."""
-    d = x[0].numel()
-    with evaluating(model):
-        _, hvp = gradient_and_hvp(model, x, y, "loss")
-        basis = torch.eye(d, dtype=x.dtype, device=x.device).view(d, 1, *x.shape[1:])
-        hessian = torch.stack([hvp(e.expand_as(x)).flatten(1) for e in basis], 2)
-        point = x.detach().requires_grad_()
-        logits = model(point)
-        rows = [torch.autograd.grad(z.sum(), point, retain_graph=True)[0].flatten(1) for z in logits.unbind(1)]
-    jacobian, p = torch.stack(rows, 1), logits.detach().softmax(1)
-    softmax = jacobian.mT @ (torch.diag_embed(p) - p[:, :, None] * p[:, None]) @ jacobian
-    parts = dict(total=hessian, softmax=softmax, activations=hessian - softmax)
-    norm = lambda matrices: torch.linalg.eigvalsh((matrices + matrices.mT) / 2).abs().amax(1)
-    return pd.DataFrame({name: norm(matrices).cpu() for name, matrices in parts.items()})
-
-
 def certificate_recipe(method: str, seed: int = 0, *, penalty_weight: float = 1e-2, epochs: int = 20) -> Recipe:
     """Digits with an MLP 64–64–64–10, shallow enough for certificates; ``penalty_weight`` is λ_β = λ_γ (LCNN)."""
-    return Recipe(
-        "digits", method, "mlp", width=64, seed=seed, epochs=epochs,
-        lambda_beta=penalty_weight, lambda_gamma=penalty_weight,
-    )  # fmt: skip
+    penalty: dict[str, Any] = dict(lambda_beta=penalty_weight, lambda_gamma=penalty_weight)
+    return Recipe("digits", method, "mlp", width=64, seed=seed, epochs=epochs, **penalty)
 
 
 def certificates(nets: dict[str, nn.Module], x: Tensor, y: Tensor, **attack: Any) -> pd.DataFrame:

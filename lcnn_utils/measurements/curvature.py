@@ -132,14 +132,6 @@ def geometry_table(frame: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(table)
 
 
-def vanishing_gradient(grad_norm: Tensor, hessian_norm: Tensor) -> Tensor:
-    """Which samples owe a top-tenth C = H/(g + 1e-6) to a small gradient, bool (N,); both norms are (N,).
-    C is at least its 0.9 quantile, and log g lies further below its median than log H lies above its own."""
-    c = hessian_norm / (grad_norm + 1e-6)
-    g, h = grad_norm.log(), hessian_norm.log()
-    return (c >= c.quantile(0.9)) & (g.quantile(0.5) - g > h - h.quantile(0.5))
-
-
 def convergence_frame(model: nn.Module, x: Tensor, y: Tensor, products: int) -> pd.DataFrame:
     """Error of three estimators of the loss's ‖∇²f‖ after 1, 2, … products, for each sample against the exact Hessian.
     Columns: estimator, products, sample, estimate, exact, error. Two read the same power iteration: ‖Hu‖, and the

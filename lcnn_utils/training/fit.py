@@ -41,7 +41,7 @@ SPLIT_SEED = 20_221_128  # of the one permutation that says what is held out
 PROBES, PRODUCTS = 16, 4  # training images of the history's curvature, and its Hessian-vector products
 Batch = tuple[Tensor, Tensor]
 Device = str | torch.device | None
-Watch = Callable[[pd.DataFrame], None] | None
+Watch = Callable[[pd.DataFrame, nn.Module], None] | None  # history, model
 
 
 def held_out(n: int, share: float) -> tuple[Tensor, Tensor]:
@@ -253,7 +253,7 @@ def _train(
             state.about["seconds"] = round(time.perf_counter() - begun, 3)
             state.save(path)
             if watch is not None:
-                watch(pd.DataFrame(state.history))
+                watch(pd.DataFrame(state.history), model)
             bar.set_postfix({name: f"{state.history[-1][name]:.3g}" for name in (*means, "curvature")})
 
 
@@ -264,7 +264,7 @@ def fit(
 
     After each epoch the whole state is written, so a run that was stopped goes on from there, on the CPU bit for bit,
     and one that is finished is read back; processes that want the same run take turns.
-    ``resume=False`` trains again over an older state; ``watch`` is called with the history after each epoch.
+    ``resume=False`` trains again over an older state; ``watch`` is called with history and model after each epoch.
 
     The history's columns: epoch; the objective's terms, means over the epoch's steps; ``curvature``, mean C_f of 16
     training images after 4 Hessian-vector products; ``sigma_error``; β and γ of each layer. ``history.attrs``: the

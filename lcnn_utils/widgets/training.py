@@ -5,13 +5,14 @@ from collections.abc import Callable
 import ipywidgets as widgets
 import pandas as pd
 from IPython.display import display
+from torch import nn
 
 from ..figures.style import METHOD
 from ..figures.training import ARM, KIND
 from .engine import Picture, explore, measured_slider, panels
 
 
-def live_curves(method: str, epochs: int) -> Callable[[pd.DataFrame], None]:
+def live_curves(method: str, epochs: int) -> Callable[[pd.DataFrame, nn.Module], None]:
     """Show a picture that follows a training: pass what this returns to ``fit`` as ``watch``."""
     left, right = panels((7.5, 2.3), 1, 2)
     label, colour, marker = METHOD[method]
@@ -23,7 +24,7 @@ def live_curves(method: str, epochs: int) -> Callable[[pd.DataFrame], None]:
     picture.draw()
     display(picture.image)
 
-    def watch(history: pd.DataFrame) -> None:
+    def watch(history: pd.DataFrame, model: nn.Module) -> None:
         loss.set_data(history.epoch, history.loss)
         curvature.set_data(history.epoch, history.curvature)
         picture.draw()

@@ -173,7 +173,7 @@ def test_a_plan(monkeypatch, tmp_path):
         pretend(replace(one, seed=seed), seconds, device)
     pretend(replace(other, seed=1, epochs=1), 7.0, "another")
     with pytest.raises(KeyboardInterrupt):
-        fit(other, progress=False, watch=lambda _: (_ for _ in ()).throw(KeyboardInterrupt))
+        fit(other, progress=False, watch=lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
     state_path(third).write_bytes(b"damaged")
     forbid_training(monkeypatch, "lcnn", "relu", "standard")
     wider = replace(one, width=5, seed=1, epochs=7)

@@ -189,7 +189,7 @@ FIGURES = {
     lipschitz.matrices: lambda: [torch.randn(3, 3), {1: torch.randn(16, 16), 2: torch.randn(4, 16)}],
     lipschitz.norms: lambda: [positive(NORMS, true=1.0, ratio=1.0)],
     lipschitz.power: lambda: [every(kernel=(0, 1, 2), iterations=(1, 10, 1000)).assign(ratio=0.99)],
-    lipschitz.training_norms: lambda: [positive(every(step=(0, 4), layer=("a", "b")), error=1e-3), 0.3],
+    lipschitz.training_norms: lambda: [positive(every(epoch=(1, 4), layer=("a", "b")), error=1e-3), 0.3],
     lipschitz.spectra: lambda: [SPECTRA.assign(value=2 - SPECTRA.share)],
     lipschitz.clips: lambda: [positive(every(rule=tuple(lipschitz.RULE), channel=(0, 1)), slope=1.0), 3.0],
     lipschitz.slopes: lambda: [positive(SLOPES, slope=3.0).assign(gamma=[np.nan] * 8 + [5.0] * 8)],

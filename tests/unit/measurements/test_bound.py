@@ -48,14 +48,11 @@ def true_norms(model: nn.Sequential, x: torch.Tensor, y: torch.Tensor, scalar: s
     def f(point, label):
         z = logits(model, point, **changes)
         rest = torch.cat([z[:label], z[label + 1 :]])
-        return {"logit": z[label], "margin": z[label] - rest.max(), "loss": z.logsumexp(0) - z[label]}[scalar]
+        return z[label] if scalar == "logit" else z[label] - rest.max()
 
     gradients = [torch.func.grad(f)(point.flatten(), label) for point, label in zip(x, y.tolist(), strict=True)]
     hessians = [torch.func.hessian(f)(point.flatten(), label) for point, label in zip(x, y.tolist(), strict=True)]
     return np.array([g.norm().item() for g in gradients]), np.array([norm(h) for h in hessians])
-
-
-# ---- random nets, and the bounds on them -------------------------------------------------------------------------
 
 
 def test_scramble_leaves_nothing_at_its_default_and_depends_on_the_seed_alone():
@@ -101,59 +98,6 @@ def test_audit_against_torch_func(seed, scalar):
     np.testing.assert_allclose(frame[["published", "published_widths"]], [[published, times_units]] * 3)
 
 
-def test_margins_and_logits_are_audited_in_turn():
-    frame = measurements.audit_frame([2, 5], points=3)
-    for seed, scalar in ((2, "margin"), (5, "logit")):
-        model, part = measurements.random_mlp(seed), frame[frame.net == seed]
-        assert (part.data_free == curvature_bound(model, (model[1].in_features,), scalar=scalar)).all()
-        assert part.gradient.nunique() == 3, "different points"
-
-
-def test_cancelling_slopes_in_closed_form():
-    """f′ = tanh(βx/2), f″ = (β/2)/cosh²(βx/2), so C = β/sinh(βx); d = (σ(βx), −σ(−βx)), ‖A‖² = 2."""
-    beta, x = 5.0, [1e-3, 0.1, 0.5, 2.0]
-    t = beta * np.array(x)
-    sigma, slope = 1 / (1 + np.exp(-t)), np.tanh(t / 2)
-    expected = dict(gradient=slope, hessian=beta / 2 / np.cosh(t / 2) ** 2, curvature=beta / np.sinh(t))
-    expected |= dict(local=2 * beta * sigma, kappa=sigma * math.sqrt(2) / slope, normalised=2 * beta * sigma / slope)
-    expected |= dict(data_free=beta / 2, published=beta * math.sqrt(2), published_widths=2 * beta * math.sqrt(2), x=x)
-    frame = measurements.cancellation_frame(beta, x)
-    for name, values in expected.items():
-        np.testing.assert_allclose(frame[name], values, rtol=1e-6, err_msg=name)
-
-
-def test_a_deep_mlp_of_one_layer_in_closed_form():
-    """f = w·s₀(Wx): ∇²f = Wᵀ diag(w φ″) W, and (B) = β/4 ‖W‖² max_k |w_k|; biases are 0."""
-    generator = torch.Generator().manual_seed(4)
-    draw = lambda *shape: torch.randn(shape, generator=generator, dtype=torch.float64)
-    weight, _, outputs = draw(6, 2) * 2 / 2**0.5, draw(6), draw(2, 6) * 2 / 6**0.5
-    w, x = outputs[0] - outputs[1], normal(7, 2)
-    p = torch.sigmoid(5.0 * x @ weight.T)
-    hessians = weight.T @ torch.diag_embed(w * 5.0 * p * (1 - p)) @ weight
-    frame = measurements.audit(measurements.deep_mlp(1, 4, width=6), x, torch.zeros(7).long())
-    np.testing.assert_allclose(frame.hessian, [norm(hessian) for hessian in hessians], rtol=1e-6)
-    np.testing.assert_allclose(frame.data_free, 5.0 / 4 * norm(weight) ** 2 * w.abs().max().item(), rtol=1e-6)
-
-
-@pytest.mark.parametrize("shape", [(4,), (1, 2, 2)])
-def test_parts_of_the_loss_by_another_route(shape):
-    model, y = lcnn((4, 6, 5, 3), 5), torch.arange(5) % 3
-    x = normal(5, *shape)
-    frame = measurements.loss_parts(model, x, y)
-    np.testing.assert_allclose(frame.total, true_norms(model, x, y, "loss")[1], rtol=1e-8)
-    of_x = lambda v: logits(model, v)
-    for point, label, row in zip(x, y, frame.itertuples(), strict=True):
-        jacobian, p = torch.func.jacrev(of_x)(point.flatten()), of_x(point).softmax(0)
-        bends = torch.func.hessian(of_x)(point.flatten())  # (classes, d, d)
-        softmax = jacobian.T @ (torch.diag(p) - torch.outer(p, p)) @ jacobian
-        activations = torch.einsum("k,kij->ij", p - F.one_hot(label, 3), bends)
-        assert (row.softmax, row.activations) == pytest.approx((norm(softmax), norm(activations)), rel=1e-8)
-        assert row.activations > 1e-3 * row.total, "both parts count here"
-
-
-# ---- certificates ------------------------------------------------------------------------------------------------
-
-
 def test_certificates_of_a_line():
     line = nn.Sequential(nn.Linear(2, 2)).double()  # logits (0, 3x₁ + 4x₂ − 2.5)
     line[0].weight.data = torch.tensor([[0.0, 0.0], [3.0, 4.0]]).double()
@@ -189,9 +133,6 @@ def test_robust_accuracy_and_its_table_by_hand():
     assert means.loc["a"].tolist() == [[100.0], [0.0, 50.0]]
 
 
-# ---- one layer's β and slope -------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("layer", ["3", "6"])
 @pytest.mark.parametrize(("beta", "factor"), [(0.37, 0.1), (30.0, 7.0)])
 def test_a_changed_layer_against_torch_func(layer, beta, factor):
@@ -211,9 +152,7 @@ def test_a_changed_layer_against_torch_func(layer, beta, factor):
     assert numbers["local"] == local_bound(changed.eval(), x, y).max().item()
     terms = layer_terms(model, input_shape=(2,)).set_index("layer").contribution
     scale = beta / model.get_submodule(layer).beta.item()
-    if (
-        layer == "3"
-    ):  # both terms have the first slope in them: t₁s + t₂s², of the second's slope; s² in both, of the first's
+    if layer == "3":  # its slope is squared in both terms; that of "6" enters the first term once
         expected = terms["3"] * scale * factor**2 + terms["6"] * factor**2
     else:
         expected = terms["3"] * factor + terms["6"] * scale * factor**2

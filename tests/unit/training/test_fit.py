@@ -283,7 +283,7 @@ def test_interrupted_twice_then_resumed_is_the_undisturbed_run(recipe, monkeypat
 
 def test_a_finished_run_is_read_back_and_resume_false_trains_again(monkeypatch):
     seen = []
-    whole = train(MOONS, watch=seen.append)
+    whole = train(MOONS, watch=lambda history, model: seen.append(history))
     assert [frame.epoch.tolist() for frame in seen] == [[1], [1, 2], [1, 2, 3]]
     with monkeypatch.context() as patch:
         patch.setitem(OBJECTIVES, "lcnn", forbidden)

@@ -293,7 +293,7 @@ def test_live_curves_follow_a_training(monkeypatch):
     pictures = {displayed[0].value}
     history = pd.DataFrame({"epoch": [1, 2, 3], "loss": [2.0, 1.0, 0.5], "curvature": [1.0, 20.0, 30.0]})
     for epoch in range(1, 4):
-        watch(history[:epoch])
+        watch(history[:epoch], None)
         pictures.add(displayed[0].value)
     assert len(displayed) == 1
     assert len(pictures) == 4
