@@ -181,8 +181,9 @@ class Evaluate:
     """Measure trained networks, into the tables from which the figures are drawn (data/README.md).
 
     What a table has already, of the weights of now, is not measured again: stop and go on as you like. digits takes
-    half an hour on one core (and ten minutes for the checks of masked gradients), CIFAR's small networks about ten
-    minutes each.
+    half an hour on one core, CIFAR's small networks about ten minutes each.
+
+    lcnn evaluate digits --only masking    (checks for masked gradients: ten minutes)
 
     lcnn evaluate digits --only lambda_search    (trains 30 networks and chooses λ by held-out images)
 
