@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import datetime
 import hashlib
-import math
 import os
 import platform
 import time
@@ -43,15 +42,9 @@ SEARCHED = (0.0, 1e-3, 3e-3, 1e-2, 2e-2, 3e-2, 5e-2, 1e-1, 2e-1, 3e-1)  # values
 PAPER = ("standard", "lcnn", "lcnn_gradreg", "gradreg", "softplus_wd", "adversarial", "cure")  # what to train first
 
 
-def evaluate(
-    dataset: str = "digits",
-    scale: str | None = None,
-    only: str | None = None,
-    minutes: float = math.inf,
-    train: bool = False,
-) -> None:
+def evaluate(dataset: str = "digits", scale: str | None = None, only: str | None = None, train: bool = False) -> None:
     """Measure the networks that are here, but not those of which a table has rows with the weights of now. Rows are
-    written network by network: stop and go on as you like, in pieces of ``minutes``.
+    written network by network: stop and go on as you like.
 
     Args:
         dataset: ``digits``, ``cifar10`` or ``cifar100``.
@@ -75,12 +68,8 @@ def evaluate(
     recipes = [recipe for recipe in recipes if recorded(recipe) and weights_file(recipe).exists()]
     if not recipes:
         raise FileNotFoundError(f"no network of {dataset} at the scale {scale} is here: lcnn sweep, or --train")
-    end = time.monotonic() + 60 * minutes
     for recipe in recipes:
         for kind in [only] if only else KINDS:
-            if time.monotonic() > end:
-                print("the time is over: the same command goes on")
-                return
             name = f"digits_{kind}" if digits else f"{dataset}_{scale}_{kind}"
             measure(name, kind, recipe, PLANS[scale], provenance(command) | {"scale": scale})
 

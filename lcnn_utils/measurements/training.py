@@ -65,13 +65,13 @@ def geometry_table(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def layer_frame(history: pd.DataFrame) -> pd.DataFrame:
-    """β and γ over training: columns epoch, kind ("beta", "gamma"), layer (from input to output), name, value."""
+    """β and γ over training: columns epoch, kind ("beta", "gamma"), layer (from input to output), value."""
     parts = []
     for kind in ("beta", "gamma"):
         columns = [column for column in history.columns if str(column).startswith(f"{kind} ")]
         for number, column in enumerate(columns, 1):
-            about = {"epoch": history.epoch, "kind": kind, "layer": number, "name": column.split()[1]}
-            parts.append(pd.DataFrame(about | {"value": history[column]}))
+            values = {"epoch": history.epoch, "kind": kind, "layer": number, "value": history[column]}
+            parts.append(pd.DataFrame(values))
     return pd.concat(parts, ignore_index=True)
 
 
