@@ -67,8 +67,7 @@ def test_every_printed_cell_is_judged(results, dataset):
         "not measured": len(cells) - 8, "outside": 4, "one run": 4
     }  # fmt: skip
     assert not table.isna().any(axis=None)
-    of_table_1 = table[table.table == "Table 1"].set_index(["net", ""])
-    printed = of_table_1[["ours", "published", "difference"]]
+    printed = table[table.table == "Table 1"].set_index(["net", ""])[["ours", "published", "difference"]]
     assert printed.loc["LCNN", "accuracy %"].tolist() == ["70.0 ± 0.0", "77.30 ± 0.11", "-7.3"]
     assert printed.loc["CURE", "C"].tolist() == ["–", "116.31 ± 4.58", "–"]
 

@@ -1,6 +1,5 @@
 """What notebook 05 measures: small nets by hand, what is shipped, and the rule that chooses λ."""
 
-import importlib
 import math
 
 import numpy as np
@@ -18,7 +17,6 @@ from lcnn_utils.measurements.evaluate import SEARCHED
 from lcnn_utils.nn import CenteredSoftplus, LipschitzBatchNorm2d
 from lcnn_utils.training import METHODS, build, recipe, run_name, samples
 
-fit_module = importlib.import_module("lcnn_utils.training.fit")
 SEEDS = (0, 1, 2)
 
 
