@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -102,11 +101,11 @@ def chosen(frame: pd.DataFrame) -> float:
     its seeds, 0 with one seed; it does not hold the chance of the held-out part, which the seeds share.
     ``frame``: columns lambda_, accuracy; a row a run.
     """
-    accuracy = frame.groupby("lambda_").accuracy.agg(["mean", "sem"]).sort_index(ascending=False)  # largest λ first
+    accuracy = frame.groupby("lambda_").accuracy.agg(["mean", "sem"]).fillna(0)
+    accuracy = accuracy.sort_index(ascending=False)  # largest λ first
     rounding = 2e-5  # of a file with five digits; far below the share of one image
     best = accuracy[accuracy["mean"] >= accuracy["mean"].max() - rounding].iloc[0]
-    error = 0.0 if math.isnan(best["sem"]) else best["sem"]
-    return float(accuracy.index[accuracy["mean"] >= best["mean"] - error - rounding][0])
+    return float(accuracy.index[accuracy["mean"] >= best["mean"] - best["sem"] - rounding][0])
 
 
 def ablation(arms: dict[str, dict[str, Any]], seeds: Sequence[int]) -> dict[str, list[Recipe]]:
@@ -130,15 +129,15 @@ def ingredient_recipes(seeds: Sequence[int]) -> dict[str, list[Recipe]]:
     return ablation(arms, seeds)
 
 
-def failure_recipes(seeds: Sequence[int], lam: float = 0.3) -> dict[str, list[Recipe]]:
+def failure_recipes(seeds: Sequence[int]) -> dict[str, list[Recipe]]:
     """Too large a λ for the schedule, and what repairs it: name → a recipe a seed."""
     arms: dict[str, dict[str, Any]] = {
         "healthy": {},
-        "only λ_β too large": dict(lambda_beta=lam),
-        "only λ_γ too large": dict(lambda_gamma=lam),
-        "both too large": dict(lambda_beta=lam, lambda_gamma=lam),
-        "both too large, 4 × the epochs": dict(lambda_beta=lam, lambda_gamma=lam, epochs=32),
-        "a quarter of that, 4 × the epochs": dict(lambda_beta=lam / 4, lambda_gamma=lam / 4, epochs=32),
+        "only λ_β too large": dict(lambda_beta=0.3),
+        "only λ_γ too large": dict(lambda_gamma=0.3),
+        "both too large": dict(lambda_beta=0.3, lambda_gamma=0.3),
+        "both too large, 4 × the epochs": dict(lambda_beta=0.3, lambda_gamma=0.3, epochs=32),
+        "a quarter of that, 4 × the epochs": dict(lambda_beta=0.075, lambda_gamma=0.075, epochs=32),
     }
     return ablation(arms, seeds)
 
