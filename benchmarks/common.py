@@ -60,7 +60,7 @@ def write(name: str, rows: list[dict], n: int, notes: list[str]) -> None:
         n: what the numbers are over (samples, elements); the notes say which.
         notes: what a reader must know, a sentence or two each.
     """
-    made = provenance(" ".join([f"python benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]]), n)
+    made = provenance(" ".join([f"python benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]])) | {"n": n}
     document = json.dumps({"provenance": made, "notes": notes, "rows": rows}, indent=1, ensure_ascii=False)
     facts = " · ".join(f"{key} {value}" for key, value in made.items() if key != "command")
     lines = [list(rows[0]), ["---"] * len(rows[0]), *(row.values() for row in rows)]

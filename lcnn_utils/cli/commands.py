@@ -4,7 +4,6 @@ starts at once."""
 from __future__ import annotations
 
 import io
-import math
 import os
 import subprocess
 import sys
@@ -181,8 +180,9 @@ class Evaluate:
     """Measure trained networks, into the tables from which the figures are drawn (data/README.md).
 
     What a table has already, of the weights of now, is not measured again: stop and go on as you like. digits takes
-    half an hour on one core (and ten minutes for the checks of masked gradients), CIFAR's small networks about ten
-    minutes each.
+    half an hour on one core, CIFAR's small networks about ten minutes each.
+
+    lcnn evaluate digits --only masking    (checks for masked gradients: ten minutes)
 
     lcnn evaluate digits --only lambda_search    (trains 30 networks and chooses λ by held-out images)
 
@@ -192,13 +192,12 @@ class Evaluate:
     dataset: Positional[str] = "digits"  # digits, cifar10 or cifar100
     scale: str | None = None  # of CIFAR's networks: tiny (the default), small, wide or paper
     only: str | None = None  # one kind of table: runs, geometry, stability, curves, masking or lambda_search
-    minutes: float = math.inf  # stop after so long; call again to go on
     train: bool = False  # train the missing networks of the paper's tables first
 
     def run(self) -> int:
         from ..measurements.evaluate import evaluate
 
-        evaluate(self.dataset, self.scale, self.only, self.minutes, self.train)
+        evaluate(self.dataset, self.scale, self.only, self.train)
         return 0
 
 

@@ -22,6 +22,7 @@ from ..measurements import saliency as saliency_measurements
 from ..measurements import training as training_measurements
 from ..measurements.paper import NAME, datasets, title
 from ..measurements.softplus import activation_frame, composition_frame, normalised_curvature_frame
+from ..saliency import MAPS, explain
 from ..training import METHODS, fit, recipe, samples
 
 Made = Iterator[tuple[str, Figure | pd.DataFrame, dict[str, Any]]]
@@ -109,7 +110,8 @@ def methods() -> Made:
     by_lambda = training_measurements.runs_frame(training_measurements.lambda_recipes(SEEDS))
     by_layer = training_measurements.trained_layers(training_measurements.lambda_recipes([0]))
     yield "digits_lambda", training.lambdas(by_lambda, by_layer), about
-    nets = training_measurements.arm_nets(training_measurements.failure_recipes(SEEDS))
+    failures = training_measurements.failure_recipes(SEEDS[:1])
+    nets = {arm: training_measurements.trained_net(first) for arm, (first,) in failures.items()}
     frame = training_measurements.signal_frame(nets, samples(recipe("digits", "lcnn"), "test")[0])
     yield "signal", training.signal(frame), about_digits(SHIPPED, [0])
 
@@ -139,10 +141,8 @@ def promises() -> Made:
 
 def paper_tables() -> Made:
     for d in datasets():
-        cells, about = paper_measurements.cells(d), about_results(f"{d}_runs")
-        yield f"{d}_table_1", paper_measurements.side_by_side(cells, "Table 1"), about
-        yield f"{d}_table_2", paper_measurements.side_by_side(cells, "Table 2"), about
-        yield f"{d}_cells", paper_measurements.cells_table(cells), about
+        about = about_results(f"{d}_runs")
+        yield f"{d}_cells", paper_measurements.cells_table(paper_measurements.cells(d)), about
         yield f"{d}_claims", paper_measurements.readable_claims(claims(d, (*CLAIMS, *BEYOND))), about
         yield f"{d}_readings", paper_measurements.readings(measured(f"{d}_geometry")), about
     about = about_results(*(f"{d}_runs" for d in datasets()))
@@ -171,11 +171,13 @@ def layers() -> Made:
 
 
 def saliency_gallery() -> Made:
-    scene = saliency_measurements.scene(torch.device("cpu"), dataset="digits")
-    methods = {"gradient": "gradient", "smoothgrad": "SmoothGrad"}
-    images, columns, titles = paper_measurements.saliency_gallery(scene, methods)
-    figure = saliency.maps(images, columns, titles)
-    yield "saliency_gallery", figure, about_digits(SHIPPED, [0]) | {"n": len(images)}
+    scene = saliency_measurements.scene(torch.device("cpu"), dataset="digits").correct().first(4)
+    pictures, columns = paper_measurements.pictures, {}
+    for method in ("gradient", "smoothgrad"):
+        for name, net in scene.nets.items():
+            columns[f"{METHOD[name][0]},\n{MAPS[method]}"] = pictures(explain(net, scene.x, scene.y, method))
+    figure = saliency.maps(pictures(scene.x), columns, [scene.classes[label] for label in scene.y])
+    yield "saliency_gallery", figure, about_digits(SHIPPED, [0]) | {"n": len(scene.x)}
 
 
 def lambda_search() -> Made:

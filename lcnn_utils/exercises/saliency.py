@@ -82,5 +82,5 @@ symmetric = lambda matrix: matrix + matrix.T
 )
 def random_meets(hessian: Tensor) -> Tensor:
     """f(hessian) → the root mean square of ‖Hu‖ over random directions u of length 1, ‖H‖_F/√d, a number: hessian is
-    symmetric, (d, d). Solution: ``lcnn_utils.measurements.saliency.random_meets``."""
+    symmetric, (d, d). Solution: ``hessian.norm() / len(hessian) ** 0.5``."""
     return hessian.norm() / len(hessian) ** 0.5

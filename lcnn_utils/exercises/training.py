@@ -97,7 +97,7 @@ lower = lambda gamma, fall: max(1.0, gamma * math.exp(-fall))
 def lowest_gamma(gamma: float, rates: Tensor, lam: float, momentum: float) -> float:
     """f(gamma, rates, lam, momentum) → the lowest γ that the penalty λ|log γ| alone can pull ``gamma`` down to, 1 at
     the lowest, by gradient descent on log γ with the rates (T,), long enough for momentum to count in full.
-    Solution: ``lcnn_utils.measurements.training.lowest_gamma``."""
+    Solution: ``lowest_gamma`` in notebook 05."""
     return lower(gamma, fall(rates, lam, momentum))
 
 

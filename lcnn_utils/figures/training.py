@@ -95,7 +95,7 @@ def lambdas(frame: pd.DataFrame, layers: pd.DataFrame) -> Figure:
 
 def lambda_search(frame: pd.DataFrame, chosen: float) -> Figure:
     """Accuracy on the held-out part, once more near its best, and C, against λ: means ± their standard errors.
-    ``frame``: of ``measurements.search_frame``. ``chosen``: the λ to mark, of ``measurements.chosen``."""
+    ``frame``: columns lambda_, seed, accuracy, curvature. ``chosen``: the λ to mark, of ``measurements.chosen``."""
     figure, axes = plt.subplots(1, 3, figsize=(12, 3.9))
     for axis, column in zip(axes, ("accuracy", "accuracy", "curvature"), strict=True):
         _against_lambda(axis, frame, column, chosen)

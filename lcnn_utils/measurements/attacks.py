@@ -2,35 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 
 import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from ..attacks import PAPER_EPS, masking_checks, robustness_curve, wilson
+from ..attacks import PAPER_EPS, masking_checks, wilson
 from ..attacks.pgd import ascend, check, fooling, random_steps
 from ..curvature import measuring, prepare
 from ..experiments import plus_minus, published
 from ..figures.style import METHOD
-from ..training import Recipe, samples
-from .training import trained_net
-
-DIGITS_EPS = (0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.7, 1.0)
-LINF_EPS = (1 / 255, 2 / 255, 4 / 255, 8 / 255, 16 / 255)
-DIGITS_LINF = (4 / 255, 8 / 255, 16 / 255, 24 / 255, 32 / 255, 48 / 255)
 
 
 def path(
-    model: nn.Module,
-    x: Tensor,
-    y: Tensor,
-    eps: float,
-    *,
-    norm: str = "l2",
-    steps: int = 20,
-    step_size: float | None = None,
-    generator: torch.Generator | None = None,
+    model: nn.Module, x: Tensor, y: Tensor, eps: float, *, norm: str = "l2", steps: int, step_size: float | None = None
 ) -> Tensor:
     """The points that :func:`attacks.pgd` visits on its way from one sample, x first: (steps taken + 2, …). It ends
     where the network is wrong, at x itself if it is wrong there. x is (1, …), y (1,); points may lie anywhere."""
@@ -43,29 +29,9 @@ def path(
             visited.append(x_adv.detach().clone())
             return margin(x_adv, index)
 
-        starts = random_steps(x, radius, norm, 1, generator)
+        starts = random_steps(x, radius, norm, 1, None)
         ascend(objective, x, radius, starts, norm, steps, None, step_size)
     return torch.cat(visited)
-
-
-def curves_frame(
-    recipes: Iterable[Recipe],
-    eps_grid: Sequence[float],
-    *,
-    images: int = 1000,
-    device: torch.device | None = None,
-    **attack,
-) -> pd.DataFrame:
-    """:func:`attacks.robustness_curve` of stored runs on their first test images: columns dataset, method, label, seed
-    added."""
-    parts = []
-    for recipe in recipes:
-        model = trained_net(recipe, device)
-        x, y = samples(recipe, "test", next(model.parameters()).device)
-        curve = robustness_curve(model, (x[:images], y[:images]), eps_grid, **attack)
-        label = METHOD[recipe.method][0]
-        parts.append(curve.assign(dataset=recipe.dataset, method=recipe.method, label=label, seed=recipe.seed))
-    return pd.concat(parts, ignore_index=True)
 
 
 def over_seeds(frame: pd.DataFrame) -> pd.DataFrame:
@@ -86,7 +52,7 @@ def over_seeds(frame: pd.DataFrame) -> pd.DataFrame:
 
 def table(frame: pd.DataFrame) -> pd.DataFrame:
     """Accuracies in % at the ε (L2) of the paper's Table 2, mean ± standard deviation over seeds; in brackets its own.
-    ``frame``: of :func:`curves_frame`."""
+    ``frame``: a table of curves."""
     paper = paper_table().set_index(["label", "eps"]).accuracy
     rows = []
     for label, part in frame[frame.norm == "l2"].groupby("label", sort=False):

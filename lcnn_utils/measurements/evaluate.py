@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import datetime
 import hashlib
-import math
 import os
 import platform
 import time
@@ -17,74 +16,65 @@ from typing import Any
 
 import pandas as pd
 import torch
+from torch import Tensor
 
-from ..experiments import SHIPPED, append, has, how_measured, measured, ordered, sweep
+from ..attacks import PAPER_EPS, robustness_curve
+from ..experiments import SHIPPED, append, has, measured, ordered, sweep
 from ..experiments.sweep import recorded
-from ..lab import check_choice, one_thread
-from ..training import METHODS, Recipe, run_name, state_path
-from . import attacks, paper, saliency
-from .training import HELD_OUT, chosen, runs_frame, search_frame, search_recipes
+from ..figures.style import METHOD
+from ..lab import check_choice, one_thread, pick_device
+from ..nn import relu_reading
+from ..training import METHODS, Recipe, run_name, samples, state_path
+from ..training.fit import made_on
+from . import attacks, saliency
+from .curvature import net_frame
+from .training import chosen, lambda_recipes, runs_frame, trained_net
 
-__all__ = ["evaluate"]
-
-DIGITS = dict(seeds=(0, 1, 2), images=360, maps=100, restarts=5, l2=attacks.DIGITS_EPS, linf=attacks.DIGITS_LINF)
-TINY = dict(seeds=(0, 1), images=500, maps=100, restarts=1, l2=attacks.PAPER_EPS, linf=attacks.LINF_EPS)
-LARGE = dict(seeds=(0, 1), images=1000, maps=500, restarts=5, l2=attacks.PAPER_EPS, geometry=dict(train=250, chunk=500))
-PLANS: dict[str, dict[str, Any]] = {"lab": DIGITS, "tiny": TINY, "small": LARGE, "wide": LARGE, "paper": LARGE}
+DIGITS_EPS = {"l2": (0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.7, 1.0), "linf": [n / 255 for n in (4, 8, 16, 24, 32, 48)]}
+TINY_EPS = {"l2": PAPER_EPS, "linf": [n / 255 for n in (1, 2, 4, 8, 16)]}
+LARGE = dict(seeds=(0, 1), test=1000, train=250, maps=500, restarts=5, eps={"l2": PAPER_EPS})
+PLANS: dict[str, dict[str, Any]] = {  # scale: seeds, images of each kind of measurement, the attack
+    "lab": dict(seeds=(0, 1, 2), test=360, train=360, maps=100, restarts=5, eps=DIGITS_EPS),
+    "tiny": dict(seeds=(0, 1), test=500, train=500, maps=100, restarts=1, eps=TINY_EPS),
+    **dict.fromkeys(("small", "wide", "paper"), LARGE),
+}
+SEARCHED = (0.0, 1e-3, 3e-3, 1e-2, 2e-2, 3e-2, 5e-2, 1e-1, 2e-1, 3e-1)  # values of λ_β = λ_γ
 PAPER = ("standard", "lcnn", "lcnn_gradreg", "gradreg", "softplus_wd", "adversarial", "cure")  # what to train first
-KINDS = ("runs", "geometry", "stability", "curves")  # of tables, with rows for each network
-MASKING = dict(eps=0.5, n=200)
 
 
-def evaluate(
-    dataset: str = "digits",
-    scale: str | None = None,
-    only: str | None = None,
-    minutes: float = math.inf,
-    train: bool = False,
-) -> None:
-    """Measure the networks that are here, but not those of which a table has rows with the weights of now.
-
-    A network's rows are written once they are measured: stop and go on as you like, in pieces of ``minutes``.
+def evaluate(dataset: str = "digits", scale: str | None = None, only: str | None = None, train: bool = False) -> None:
+    """Measure the networks that are here, but not those of which a table has rows with the weights of now. Rows are
+    written network by network: stop and go on as you like.
 
     Args:
         dataset: ``digits``, ``cifar10`` or ``cifar100``.
         scale: of CIFAR's networks (default: tiny); their tables' names have it in them (cifar10_tiny_curves).
-        only: one kind of table: runs, geometry, stability, curves; of digits also masking, and lambda_search, which
-            trains 30 networks.
+        only: one of KINDS, or, of digits, of ON_DEMAND: masking (ten minutes), lambda_search (trains 30 networks).
         train: train the missing networks of the paper's tables first.
 
     ValueError: an unknown name. FileNotFoundError: no network is here.
     """
-    check_choice(dataset, ("digits", "cifar10", "cifar100"), "dataset")
     digits = dataset == "digits"
-    scale = check_choice(scale or ("lab" if digits else "tiny"), ("lab",) if digits else tuple(PLANS)[1:], "scale")
-    check_choice(only or "runs", (*KINDS, "masking", "lambda_search") if digits else KINDS, "kind of table")
-    one_thread()
-    command = f"lcnn evaluate {dataset}" + f" --scale {scale}" * (not digits) + " --train" * train
-    about = provenance(command) | {"scale": scale}
-    if only == "lambda_search":
-        search(about | {"command": f"{command} --only lambda_search"})
-        return
+    scale = check_choice(scale or ("lab" if digits else "tiny"), tuple(PLANS), "scale")
+    check_choice(only or "runs", (*KINDS, *ON_DEMAND) if digits else tuple(KINDS), "kind of table")
     recipes = ordered([dataset], PAPER if train else tuple(METHODS), PLANS[scale]["seeds"], scale)
+    one_thread()
+    command = f"lcnn evaluate {dataset} --scale {scale}" + " --train" * train
+    if only in ON_DEMAND:
+        ON_DEMAND[only](provenance(f"{command} --only {only}"))
+        return
     for outcome in sweep(recipes, workers=1) if train else ():
         print(outcome.traceback, end="")
     recipes = [recipe for recipe in recipes if recorded(recipe) and weights_file(recipe).exists()]
     if not recipes:
         raise FileNotFoundError(f"no network of {dataset} at the scale {scale} is here: lcnn sweep, or --train")
-    end = time.monotonic() + 60 * minutes
     for recipe in recipes:
-        for kind in KINDS:
-            if time.monotonic() > end:
-                print("the time is over: the same command goes on")
-                return
-            if only in (None, kind):
-                measure(f"{dataset}_{kind}" if digits else f"{dataset}_{scale}_{kind}", kind, recipe, about)
-    if only == "masking" or (digits and only is None):
-        masking(about)
+        for kind in [only] if only else KINDS:
+            name = f"digits_{kind}" if digits else f"{dataset}_{scale}_{kind}"
+            measure(name, kind, recipe, PLANS[scale], provenance(command) | {"scale": scale})
 
 
-def measure(name: str, kind: str, recipe: Recipe, about: dict[str, Any]) -> None:
+def measure(name: str, kind: str, recipe: Recipe, plan: dict[str, Any], about: dict[str, Any]) -> None:
     """Append a network's rows to a table, if the table lacks them or has those of other weights."""
     run, weights = run_name(recipe), weights_sha256(recipe)
     if has(name):
@@ -92,49 +82,72 @@ def measure(name: str, kind: str, recipe: Recipe, about: dict[str, Any]) -> None
         if ((table.run == run) & (table.sha256 == weights)).any():
             return
     begun = time.perf_counter()
-    frame, facts = measurement(kind, PLANS[about["scale"]], recipe)
+    frame = KINDS[kind](recipe, plan).assign(run=run, sha256=weights)
     seconds = round(time.perf_counter() - begun, 1)
-    append(frame.assign(run=run, sha256=weights), name, about | facts | {"weights": weights, "seconds": seconds})
+    append(frame, name, about | {"plan": plan, "weights": weights, "seconds": seconds})
     print(f"{name}: {run} in {seconds} s", flush=True)
 
 
-def measurement(kind: str, plan: dict[str, Any], recipe: Recipe) -> tuple[pd.DataFrame, dict[str, Any]]:
-    """One kind of measurement of one network, and how it was made."""
-    images, maps = {"n": plan["images"]}, {"n": plan["maps"]}
-    if kind == "runs":
-        return runs_frame([recipe]).assign(model=recipe.model, width=recipe.width, epochs=recipe.epochs), images
-    if kind == "geometry":
-        return paper.geometry_frame([recipe], images=plan["images"], **plan.get("geometry", {})), images
-    if kind == "stability":
-        keep = ["net", "label", "seed", "image", "method", "weights", "noise", "eps", "relative_change", "cosine"]
-        return saliency.stability_frame([recipe], images=plan["maps"])[[*keep, "curvature"]], maps
-    attack, parts = {"steps": 20, "restarts": plan["restarts"]}, []
-    for norm in ("l2", "linf"):
-        if norm in plan:
-            parts.append(attacks.curves_frame([recipe], plan[norm], images=plan["images"], norm=norm, **attack))
-    return pd.concat(parts, ignore_index=True), images | {"attack": attack}
+def runs(recipe: Recipe, plan: dict[str, Any]) -> pd.DataFrame:
+    """The metrics of a training."""
+    return runs_frame([recipe]).assign(model=recipe.model, width=recipe.width, epochs=recipe.epochs)
+
+
+def first_images(recipe: Recipe, split: str, n: int) -> tuple[Tensor, Tensor]:
+    """The first n images of a split, and their labels."""
+    x, y = samples(recipe, split, pick_device())
+    return x[:n], y[:n]
+
+
+def geometry(recipe: Recipe, plan: dict[str, Any]) -> pd.DataFrame:
+    """:func:`net_frame` on test and on training images; Standard's weights read as ReLU, too."""
+    model = trained_net(recipe)
+    nets = [("test", recipe.method, model), ("train", recipe.method, model)]
+    if recipe.method == "standard":
+        nets.append(("test", "relu_reading", relu_reading(model)))
+    parts = []
+    for split, method, net in nets:
+        frame = net_frame(net, *first_images(recipe, split, plan[split]))
+        parts.append(frame.assign(method=method, label=METHOD[method][0], seed=recipe.seed, split=split))
+    return pd.concat(parts, ignore_index=True)
+
+
+def stability(recipe: Recipe, plan: dict[str, Any]) -> pd.DataFrame:
+    """:func:`saliency.nets_frame`, without the measures that no figure shows."""
+    images = first_images(recipe, "test", plan["maps"])
+    frame = saliency.nets_frame({recipe.method: trained_net(recipe)}, *images).assign(seed=recipe.seed)
+    columns = ["net", "label", "seed", "image", "method", "weights", "noise", "eps", "relative_change", "cosine"]
+    return frame[[*columns, "curvature"]]
+
+
+def curves(recipe: Recipe, plan: dict[str, Any]) -> pd.DataFrame:
+    """What PGD of 20 steps leaves, in L2 and, where planned, in L∞."""
+    model, images = trained_net(recipe), first_images(recipe, "test", plan["test"])
+    parts = []
+    for norm, eps in plan["eps"].items():
+        parts.append(robustness_curve(model, images, eps, norm=norm, steps=20, restarts=plan["restarts"]))
+    frame = pd.concat(parts, ignore_index=True)
+    return frame.assign(method=recipe.method, label=METHOD[recipe.method][0], seed=recipe.seed)
 
 
 def masking(about: dict[str, Any]) -> None:
-    """The checks for masked gradients of four networks on digits, with AutoAttack as a referee: ten minutes."""
-    weights = [weights_sha256(recipe) for recipe in ordered(["digits"], saliency.PAPER_NETS, [0])]
-    if has("digits_masking") and how_measured("digits_masking").get("weights") == weights:
-        return
-    begun, scene = time.perf_counter(), saliency.scene(torch.device("cpu"), dataset="digits").first(int(MASKING["n"]))
-    frame = attacks.masking_frame(scene.nets, scene.x, scene.y, MASKING["eps"], referee=True)
-    facts = MASKING | {"runs": list(scene.nets), "weights": weights, "seconds": round(time.perf_counter() - begun)}
-    append(frame, "digits_masking", about | facts)
+    """The checks for masked gradients of four networks on digits, with AutoAttack as a referee."""
+    scene = saliency.scene(torch.device("cpu"), dataset="digits").first(200)
+    frame = attacks.masking_frame(scene.nets, scene.x, scene.y, 0.5, referee=True)
+    append(frame, "digits_masking", about | {"runs": list(scene.nets), "n": 200, "eps": 0.5})
 
 
-def search(about: dict[str, Any]) -> None:
-    """Choose λ on digits by a held-out fifth of the training set: 30 trainings."""
-    begun, seeds = time.perf_counter(), (0, 1, 2)
-    frame = search_frame(search_recipes(seeds))
-    facts = {"n": int(frame.images.iloc[0]), "seeds": seeds, "held_out": HELD_OUT, "chosen": chosen(frame)}
-    facts |= {"training_seconds": round(frame.seconds.sum()), "seconds": round(time.perf_counter() - begun)}
-    append(frame, "digits_lambda_search", about | facts)
-    means = frame.groupby("lambda_")[["accuracy", "curvature", "margin_curvature"]].agg(["mean", "std"])
-    print(f"{means.to_string(float_format='%.4g')}\nchosen: λ = {facts['chosen']:g}")
+def lambda_search(about: dict[str, Any]) -> None:
+    """Choose λ = λ_β = λ_γ on digits by a held-out fifth of the training set."""
+    search: dict[str, Any] = {"seeds": (0, 1, 2), "lambdas": SEARCHED, "held_out": 0.2}
+    frame = runs_frame(lambda_recipes(**search)).rename(columns={"lambda_beta": "lambda_"})
+    columns = ["lambda_", "seed", "accuracy", "curvature", "margin_curvature", "images", "seconds"]
+    append(frame[columns], "digits_lambda_search", about | search | {"chosen": chosen(frame)})
+    print(f"chosen: λ = {chosen(frame):g}")
+
+
+KINDS = {"runs": runs, "geometry": geometry, "stability": stability, "curves": curves}  # with rows for each network
+ON_DEMAND = {"masking": masking, "lambda_search": lambda_search}
 
 
 def weights_file(recipe: Recipe) -> Path:
@@ -148,20 +161,10 @@ def weights_sha256(recipe: Recipe) -> str:
     return hashlib.sha256(weights_file(recipe).read_bytes()).hexdigest()[:16]
 
 
-def provenance(command: str, n: int = 0, seed: int = 0) -> dict[str, Any]:
+def provenance(command: str) -> dict[str, Any]:
     """What a number must carry to be repeated; neither host names nor paths."""
-    return {
-        "command": command,
-        "date": datetime.date.today().isoformat(),
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-        "cpu": cpu_name(),
-        "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
-        "n": n,
-        "seed": seed,
-    }
+    about = {"command": command, "date": datetime.date.today().isoformat()}
+    return about | made_on(pick_device()) | {"cpu": cpu_name(), "cores": os.cpu_count()}
 
 
 def cpu_name() -> str:

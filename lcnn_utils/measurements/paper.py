@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -11,13 +10,7 @@ import torch
 
 from .. import training
 from ..experiments import comparison, has, how_measured, measured, plus_minus, with_interval
-from ..figures.style import METHOD
-from ..nn import relu_reading
-from ..saliency import explain
-from ..training import Recipe, samples
-from .curvature import net_frame
-from .saliency import Scene
-from .training import means_table, trained_net
+from .training import means_table
 
 TABLES = {"paper table 1": "Table 1", "paper table 2": "Table 2", "paper gradient-robustness": "gradient robustness"}
 SYMBOL = {"grad_norm": "‖∇f‖", "hessian_norm": "‖∇²f‖", "curvature": "C", "accuracy": "accuracy %"}
@@ -36,31 +29,6 @@ def title(dataset: str) -> str:
     return f"{NAME[dataset]}, {net.model.replace('resnet', 'ResNet-')} of width {net.width}"
 
 
-def geometry_frame(
-    recipes: Iterable[Recipe],
-    *,
-    images: int = 1000,
-    train: int | None = None,
-    chunk: int = 100,
-    device: torch.device | None = None,
-) -> pd.DataFrame:
-    """:func:`net_frame` of stored runs on their first test and first training images; Standard as ReLU too (test).
-    ``images``: of the test split; ``train``: of the training split, default as many. Columns added: dataset, method
-    (``relu_reading`` for the same weights read as ReLU), label, seed, split."""
-    parts = []
-    for recipe in recipes:
-        model = trained_net(recipe, device)
-        nets = {"test": {recipe.method: model}, "train": {recipe.method: model}}
-        if recipe.method == "standard":
-            nets["test"]["relu_reading"] = relu_reading(model)
-        for split, count in {"test": images, "train": train or images}.items():
-            x, y = (part[:count] for part in samples(recipe, split, next(model.parameters()).device))
-            for method, net in nets[split].items():
-                frame = net_frame(net, x, y, chunk).assign(dataset=recipe.dataset, seed=recipe.seed, split=split)
-                parts.append(frame.assign(method=method, label=METHOD[method][0]))
-    return pd.concat(parts, ignore_index=True)
-
-
 def printed(cell: Any) -> str:
     """Theirs, as it is printed; ± 5 % for what was read off the figure."""
     read_off = cell.quantity == "relative_gradient_change"
@@ -76,34 +44,15 @@ def cells(dataset: str) -> pd.DataFrame:
 def cells_table(frame: pd.DataFrame) -> pd.DataFrame:
     """:func:`cells` for reading: a row a cell, with the difference and whether it is at most the joint standard
     deviation."""
-    rows = []
-    for _, cell in frame.iterrows():
-        if np.isnan(cell.ours):
-            verdict = "not measured"
-        elif pd.isna(cell.within):
-            verdict = "one run"
-        else:
-            verdict = "inside" if cell.within else "outside"
-        row = {"table": cell.table, "net": cell.method, "": SYMBOL[cell.quantity]}
-        row["ε"] = "" if np.isnan(cell.epsilon) else f"{cell.epsilon:g}"
-        row |= {"ours": plus_minus(cell.ours, cell.ours_spread), "published": printed(cell)}
-        row["published on"] = NAME[cell.their_dataset]
-        row["difference"] = "–" if np.isnan(cell.difference) else f"{cell.difference:+.3g}"
-        rows.append(row | {"joint standard deviation": verdict})
-    return pd.DataFrame(rows)
-
-
-def side_by_side(frame: pd.DataFrame, table: str) -> pd.DataFrame:
-    """One of the paper's tables as it is printed, each cell ``ours [theirs]``: a row a net.
-    ``frame``: of :func:`cells`. ``table``: one of :data:`TABLES`' values."""
-    rows: dict[str, dict[str, str]] = {}
-    for _, cell in frame[frame.table == table].iterrows():
-        column = SYMBOL[cell.quantity]
-        if not np.isnan(cell.epsilon):
-            column = f"ε = {cell.epsilon:g}" if cell.epsilon else "clean"
-        row = rows.setdefault(cell.method, {"net": cell.method})
-        row[column] = f"{plus_minus(cell.ours, cell.ours_spread)} [{printed(cell)}]"
-    return pd.DataFrame(rows.values())
+    verdict = frame.within.map({True: "inside", False: "outside"}).fillna("one run")
+    columns = {"table": frame.table, "net": frame.method, "": frame.quantity.map(SYMBOL)}
+    columns["ε"] = frame.epsilon.map("{:g}".format).replace("nan", "")
+    columns["ours"] = frame.apply(lambda cell: plus_minus(cell.ours, cell.ours_spread), axis=1)
+    columns["published"] = frame.apply(printed, axis=1)
+    columns["published on"] = frame.their_dataset.map(NAME)
+    columns["difference"] = frame.difference.map("{:+.3g}".format).replace("+nan", "–")
+    columns["joint standard deviation"] = verdict.where(frame.ours.notna(), "not measured")
+    return pd.DataFrame(columns)
 
 
 def cost_frame(dataset: str) -> pd.DataFrame:
@@ -116,34 +65,21 @@ def cost_frame(dataset: str) -> pd.DataFrame:
 
 def train_test(frame: pd.DataFrame) -> pd.DataFrame:
     """Mean C over images of each run, training images beside test images: columns label, method, seed, train, test.
-    ``frame``: of :func:`geometry_frame`."""
+    ``frame``: a table of geometry."""
     means = frame.pivot_table(index=["label", "method", "seed"], columns="split", values="curvature", sort=False)
     return means.dropna().reset_index().rename_axis(columns=None)
 
 
 def readings(frame: pd.DataFrame) -> pd.DataFrame:
     """Standard's curvature under both readings, as softplus 1000 and as ReLU: mean and median over images, each with
-    its standard deviation over seeds. ``frame``: of :func:`geometry_frame`."""
+    its standard deviation over seeds. ``frame``: a table of geometry."""
     frame = frame[(frame.split == "test") & frame.method.isin(["standard", "relu_reading"])]
-    columns = {"C of the loss": "curvature", "C of the margin": "margin_curvature", "‖∇²f‖": "hessian_norm"}
-    groups = frame.groupby(["label", "seed"], sort=False)
-    runs = {}
-    for name, column in columns.items():
-        runs[f"{name}, mean"] = groups[column].mean()
-        runs[f"{name}, median"] = groups[column].median()
-    table = means_table(pd.DataFrame(runs).reset_index(), "label", {name: name for name in runs})
+    titles = {"curvature": "C of the loss", "margin_curvature": "C of the margin", "hessian_norm": "‖∇²f‖"}
+    groups = frame.rename(columns=titles).groupby(["label", "seed"], sort=False)
+    runs = groups[list(titles.values())].agg(["mean", "median"])
+    runs.columns = runs.columns.map(", ".join)
+    table = means_table(runs.reset_index(), "label", {str(name): str(name) for name in runs})
     return table.rename(columns={"label": "net"})
-
-
-def saliency_gallery(scene: Scene, methods: dict[str, str], images: int = 4) -> tuple[list, dict[str, list], list[str]]:
-    """Images all nets get right, and their maps, as ``figures.saliency.maps`` takes them.
-    ``methods``: of :func:`saliency.explain` → what the column's title calls it."""
-    known = scene.correct().first(images)
-    columns = {}
-    for method, name in methods.items():
-        for net_name, net in known.nets.items():
-            columns[f"{METHOD[net_name][0]},\n{name}"] = pictures(explain(net, known.x, known.y, method))
-    return pictures(known.x), columns, [known.classes[label] for label in known.y.tolist()]
 
 
 def pictures(images: torch.Tensor) -> list[np.ndarray]:

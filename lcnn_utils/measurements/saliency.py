@@ -1,4 +1,4 @@
-"""What notebook 06 measures: how much maps change, by network and by method, and what noise meets of a Hessian."""
+"""What notebook 06 measures: how much maps change, by network and by method."""
 
 from __future__ import annotations
 
@@ -12,10 +12,9 @@ from scipy.stats import bootstrap
 from torch import Tensor, nn
 
 from .. import data, training
-from ..curvature import evaluating, geometry, gradient_and_hvp
+from ..curvature import geometry
 from ..experiments import SHIPPED, published, with_interval
 from ..figures.style import METHOD
-from ..lab import check_choice
 from ..saliency import stability, summary
 from ..training import Recipe, run_name, samples
 from .training import trained_net
@@ -29,7 +28,6 @@ class Scene:
     """Networks by method, and test images (N, C, H, W) in [0, 1] with labels (N,) and names of the classes."""
 
     dataset: str
-    scale: str
     nets: dict[str, nn.Module]
     x: Tensor
     y: Tensor
@@ -45,30 +43,23 @@ class Scene:
             right = torch.stack([net(self.x).argmax(1) == self.y for net in self.nets.values()]).all(0)
         return replace(self, x=self.x[right], y=self.y[right])
 
-    def __str__(self) -> str:
-        names = ", ".join(METHOD[method][0] for method in self.nets)
-        return f"{len(self.x)} test images of {self.dataset}; networks of scale {self.scale!r}: {names}"
-
 
 def shipped(recipes: Iterable[Recipe]) -> bool:
     """Whether the weights of all these runs are shipped."""
     return all((SHIPPED / f"{run_name(recipe)}.safetensors").exists() for recipe in recipes)
 
 
-def scene(
-    device: torch.device, methods: Sequence[str] = PAPER_NETS, seed: int = 0, dataset: str | None = None
-) -> Scene:
+def scene(device: torch.device, methods: Sequence[str] = PAPER_NETS, dataset: str | None = None) -> Scene:
     """CIFAR-10 where it is on the disk and its networks are shipped, else digits: nothing is trained or downloaded.
-    ``dataset``: ``digits`` or ``cifar10`` asks for just that (another: ValueError)."""
+    ``dataset``: ``digits`` or ``cifar10`` asks for just that."""
     if dataset is None:
         on_disk = data.available()["cifar10"] != "missing"
-        ready = on_disk and shipped(training.recipe("cifar10", method, seed, "tiny") for method in methods)
+        ready = on_disk and shipped(training.recipe("cifar10", method, scale="tiny") for method in methods)
         dataset = "cifar10" if ready else "digits"
-    scale = SCALES[check_choice(dataset, tuple(SCALES), "dataset with networks to look at")]
-    recipes = [training.recipe(dataset, method, seed, scale) for method in methods]
+    recipes = [training.recipe(dataset, method, scale=SCALES[dataset]) for method in methods]
     nets = {recipe.method: trained_net(recipe, device) for recipe in recipes}
     x, y = samples(recipes[0], "test", device)
-    return Scene(dataset, scale, nets, x, y, data.load(dataset, "test").classes)
+    return Scene(dataset, nets, x, y, data.load(dataset, "test").classes)
 
 
 def nets_frame(nets: Mapping[str, nn.Module], x: Tensor, y: Tensor, **options) -> pd.DataFrame:
@@ -79,17 +70,6 @@ def nets_frame(nets: Mapping[str, nn.Module], x: Tensor, y: Tensor, **options) -
         frame = stability(net, (x, y), **options)
         curvature = geometry(net, x, y, scalar=options.get("scalar", "loss")).curvature.cpu().numpy()
         parts.append(frame.assign(curvature=curvature[frame.image], net=method, label=METHOD[method][0]))
-    return pd.concat(parts, ignore_index=True)
-
-
-def stability_frame(recipes: Iterable[Recipe], *, images: int = 100, device: torch.device | None = None, **options):
-    """:func:`nets_frame` of stored runs on their first test images: columns dataset, seed added."""
-    parts = []
-    for recipe in recipes:
-        model = trained_net(recipe, device)
-        x, y = samples(recipe, "test", next(model.parameters()).device)
-        frame = nets_frame({recipe.method: model}, x[:images], y[:images], **options)
-        parts.append(frame.assign(dataset=recipe.dataset, seed=recipe.seed))
     return pd.concat(parts, ignore_index=True)
 
 
@@ -117,13 +97,10 @@ def paper_lines(dataset: str) -> pd.DataFrame:
 def stability_ratio(frame: pd.DataFrame, eps: float) -> pd.DataFrame:
     """How much more stable each net's gradient is than Standard's: the ratio of mean relative changes at ε, random η.
     Means over seeds, then over the images that all nets got right at least once. Columns net, label, change, ratio,
-    low, high; intervals of 95 % by resampling images, the same ones for all nets. ValueError: there is no Standard net,
-    or nothing was measured at ε."""
+    low, high; intervals of 95 % by resampling images, the same ones for all nets."""
     frame = gradients(frame)
     frame = frame[(frame.noise == "random") & np.isclose(frame.eps, eps)]
     by_image = frame.pivot_table(index="image", columns="net", values="relative_change", sort=False).dropna()
-    if "standard" not in by_image or not len(by_image):
-        raise ValueError(f"no gradients of a Standard net were measured under random noise of length {eps:g}")
     ratio_of_means = lambda standard, net, axis: standard.mean(axis) / net.mean(axis)
     standard = by_image["standard"].to_numpy()
     rows = []
@@ -137,7 +114,7 @@ def stability_ratio(frame: pd.DataFrame, eps: float) -> pd.DataFrame:
 
 def promises_table(stable: pd.DataFrame, curves: pd.DataFrame, eps: float = 0.1) -> pd.DataFrame:
     """For each method what survives PGD at ε (L2), and how much more stable its gradients are than Standard's.
-    ``stable``: of :func:`stability_frame`. ``curves``: of ``measurements.attacks.over_seeds``."""
+    ``stable``: a table of stability. ``curves``: of ``measurements.attacks.over_seeds``."""
     left = curves[curves.norm == "l2"].set_index(["method", "eps"])
     points = lines(stable)
     worst = points[(points.noise == "worst") & np.isclose(points.eps, eps)].set_index("net")
@@ -152,21 +129,3 @@ def promises_table(stable: pd.DataFrame, curves: pd.DataFrame, eps: float = 0.1)
         table_row["change, worst η"] = with_interval(change.value, change.low, change.high)
         rows.append(table_row)
     return pd.DataFrame(rows)
-
-
-def random_meets(model: nn.Module, x: Tensor, y: Tensor, directions: int = 64, scalar: str = "loss") -> pd.DataFrame:
-    """What a random direction meets of the Hessian H of each image: columns sample, spectral ‖H‖₂, frobenius ‖H‖_F/√d,
-    measured (root mean square of ‖Hu‖ over random unit u)."""
-    d, generator = x[0].numel(), torch.Generator().manual_seed(0)
-    with evaluating(model):
-        hvp = gradient_and_hvp(model, x, y, scalar)[1]
-        basis = torch.eye(d, dtype=x.dtype, device=x.device).view(d, 1, *x.shape[1:])
-        hessian = torch.stack([hvp(e.expand_as(x)).flatten(1) for e in basis], 2)
-    u = torch.randn(len(x), d, directions, generator=generator, dtype=x.dtype).to(x.device)
-    u = u / u.norm(dim=1, keepdim=True)
-    columns = {
-        "spectral": torch.linalg.matrix_norm(hessian, 2),
-        "frobenius": hessian.flatten(1).norm(dim=1) / d**0.5,
-        "measured": (hessian @ u).square().sum(1).mean(1).sqrt(),
-    }
-    return pd.DataFrame({"sample": range(len(x))} | {name: value.cpu().numpy() for name, value in columns.items()})

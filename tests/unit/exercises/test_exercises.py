@@ -19,7 +19,6 @@ from torch.nn import Identity
 from lcnn_utils import attacks, curvature, nn, saliency
 from lcnn_utils.exercises.engine import Exercise, exercise
 from lcnn_utils.exercises.training import BASE, OTHER
-from lcnn_utils.measurements.training import lowest_gamma
 from lcnn_utils.nn.spectral_norm import _power
 from lcnn_utils.training import Recipe, run_name
 from lcnn_utils.training.objectives import layer_penalty, squared_gradient
@@ -198,7 +197,6 @@ RIGHT = [
     ("lipschitz.block_bound", lambda b, s, averaged: (math.prod(b) + math.prod(s)) / (8**0.5 if averaged else 1)),
     ("training.layer_penalty", package_penalty),
     ("training.gradient_penalty", lambda losses, x: squared_gradient(Identity(), x, x, losses.mean(), Recipe())[1]),
-    ("training.lowest_gamma", lowest_gamma),
     ("training.lowest_gamma", descended_gamma),
     ("training.run_key", run_name),
     ("training.run_key", lambda recipe: hashlib.sha256(repr(recipe).encode()).hexdigest()[:16]),

@@ -1,7 +1,6 @@
 """`lcnn evaluate` and `lcnn ship`: what is there is not made again."""
 
 import importlib
-from dataclasses import replace
 
 import pytest
 
@@ -10,19 +9,19 @@ from lcnn_utils.experiments import how_measured, measured, runs
 from lcnn_utils.measurements import evaluate as module
 from lcnn_utils.measurements import ship
 from lcnn_utils.measurements.evaluate import evaluate
-from lcnn_utils.measurements.training import search_recipes
-from lcnn_utils.training import recipe, run_name, state_path
+from lcnn_utils.measurements.training import lambda_recipes
+from lcnn_utils.training import recipe, run_name, samples, state_path
 
 tables = importlib.import_module("lcnn_utils.experiments.results")  # whose name in the package is a function
+EPS = {"l2": (0.1,), "linf": (0.1,)}
 SMALL = recipe("digits", "lcnn", model="mlp", width=4, epochs=1)
 
 
 @pytest.fixture
 def plan(store, monkeypatch, tmp_path):
-    """No tables, small measurements, and no checks for masked gradients."""
+    """No tables, and small measurements."""
     monkeypatch.setattr(tables, "RESULTS", tmp_path / "results")
-    monkeypatch.setitem(module.PLANS, "lab", module.DIGITS | dict(images=6, maps=6, restarts=1, l2=(0.1,), linf=(0.1,)))
-    monkeypatch.setattr(module, "masking", lambda about: None)
+    monkeypatch.setitem(module.PLANS, "lab", dict(seeds=(0,), test=6, train=6, maps=6, restarts=1, eps=EPS))
 
 
 @pytest.fixture
@@ -45,16 +44,13 @@ def test_every_kind_of_table_of_a_shipped_network(plan, monkeypatch):
         assert list(how_measured(f"digits_{kind}")["runs"]) == [run_name(lcnn)]
 
 
-def test_a_network_is_measured_once_and_again_with_other_weights(small, monkeypatch, capsys):
+def test_a_network_is_measured_once_and_again_with_other_weights(small, monkeypatch):
     with pytest.raises(FileNotFoundError, match="--train"):
         evaluate("digits")
-    evaluate("digits", minutes=0, train=True)
-    assert "the same command goes on" in capsys.readouterr().out
-    assert not tables.has("digits_runs")
-    assert cli.main(["evaluate", "digits", "--only", "runs"]) == 0
+    assert cli.main(["evaluate", "digits", "--only", "runs", "--train"]) == 0
     first = measured("digits_runs")
     with monkeypatch.context() as patch:
-        patch.setattr(module, "measurement", lambda *_: pytest.fail("it was measured again"))
+        patch.setitem(module.KINDS, "runs", lambda *_: pytest.fail("it was measured again"))
         evaluate("digits", only="runs")
     state_path(SMALL).write_bytes(b"other weights")
     evaluate("digits", only="runs")
@@ -63,15 +59,21 @@ def test_a_network_is_measured_once_and_again_with_other_weights(small, monkeypa
     assert second.sha256.item() != first.sha256.item()
 
 
-def test_the_search_for_lambda(small, monkeypatch):
-    recipes = [replace(one, model="mlp", width=4, epochs=1) for one in search_recipes((0, 1), (0.0, 0.1))]
-    monkeypatch.setattr(module, "search_recipes", lambda seeds: recipes)
+def test_the_search_for_lambda_measures_the_held_out_part(small, monkeypatch):
+    splits = []
+    monkeypatch.setattr(runs, "samples", lambda r, split, d: splits.append(split) or samples(r, split))
+    monkeypatch.setattr(module, "SEARCHED", (0.0, 0.1))
+    tiny = lambda *args, **changes: lambda_recipes(*args, **changes, model="mlp", width=4, epochs=1)
+    monkeypatch.setattr(module, "lambda_recipes", tiny)
     evaluate("digits", only="lambda_search")
-    assert len(measured("digits_lambda_search")) == 4
+    assert set(splits) == {"held_out"}
+    frame = measured("digits_lambda_search")
+    assert frame[["lambda_", "seed"]].to_numpy().tolist() == [[lam, seed] for lam in (0.0, 0.1) for seed in range(3)]
+    assert set(frame.images) == {287}
     assert how_measured("digits_lambda_search")["chosen"] in (0.0, 0.1)
 
 
-@pytest.mark.parametrize("args", [["svhn"], ["digits", "--scale", "wide"], ["cifar10", "--only", "masking"]])
+@pytest.mark.parametrize("args", [["mnist"], ["digits", "--scale", "wide"], ["cifar10", "--only", "masking"]])
 def test_what_evaluate_refuses(args, store, capsys):
     assert cli.main(["evaluate", *args]) == 1
     assert "unknown" in capsys.readouterr().err

@@ -51,7 +51,7 @@ def images() -> Scene:
             nets[method].eval()
             nets[method][-1].bias -= nets[method](x).mean(0)  # all classes occur
     y, other = (net(x).argmax(1) for net in nets.values())
-    return Scene("digits", "lab", nets, x[y == other][:3], y[y == other][:3], tuple("abcdefghij"))
+    return Scene("digits", nets, x[y == other][:3], y[y == other][:3], tuple("abcdefghij"))
 
 
 X, Y = data.two_moons(60, noise=0.15, seed=3)
