@@ -46,7 +46,7 @@ class Run:
 
 def measure(model: nn.Module, recipe: Recipe) -> dict[str, float]:
     """The metrics of a run (see :class:`Run`), on the model's device."""
-    x, y = samples(recipe, "held_out" if recipe.held_out else "test", next(model.parameters()).device)
+    x, y = samples(recipe, "validation" if recipe.validation_fraction else "test", next(model.parameters()).device)
     near, labels = x[:GEOMETRY], y[:GEOMETRY]
     g, margin = (geometry(model, near, labels, scalar=scalar) for scalar in ("loss", "margin"))
     values = {name: getattr(g, name).mean() for name in ("grad_norm", "hessian_norm", "curvature")}

@@ -18,8 +18,9 @@ import pandas as pd
 import torch
 from tqdm import tqdm
 
+from .. import training
 from ..lab import one_thread, pick_device
-from ..training import ONLY, Recipe, recipe, run_name, state_path
+from ..training import ONLY, Recipe, run_name, state_path
 from ..training.checkpoint import epochs_done
 from ..training.fit import made_on
 from . import runs
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
     from distributed import Client, LocalCluster
 
 # the fields that the time of an epoch depends on
-COSTLY = ["dataset", "method", "model", "width", "batch_size", "augment", "held_out"]
+COSTLY = ["dataset", "method", "model", "width", "batch_size", "augment", "validation_fraction"]
 COSTLY += ["derivative", "attack_steps", "compile", "bfloat16"]
 
 
@@ -59,7 +60,7 @@ def ordered(
     for seed, dataset, method, values in product(seeds, datasets, methods, product(*grid.values())):
         point = dict(zip(grid, values, strict=True))
         matters = {name: value for name, value in point.items() if method in ONLY.get(name, (method,))}
-        recipes.append(recipe(dataset, method, seed, scale, **changes | matters))
+        recipes.append(training.recipe(dataset, method, seed, scale, **changes | matters))
     return list(dict.fromkeys(recipes))
 
 
@@ -73,22 +74,22 @@ def plan(recipes: Iterable[Recipe], device: str | None = None) -> pd.DataFrame:
     done, how many of them are trained; seconds that one process should take for the others, by the median epoch of
     stored runs of the same kind, on this ``device`` if there are any; device, of those runs. Else NaN and "unknown"."""
     recipes = list(dict.fromkeys(recipes))
-    fields = pd.DataFrame([dataclasses.asdict(one) for one in recipes])
+    fields = pd.DataFrame([dataclasses.asdict(recipe) for recipe in recipes])
     differing = [str(name) for name in fields if name != "epochs" and fields[name].nunique(dropna=False) > 1]
     stored, here = runs.results(), made_on(pick_device(device))["device"]
     kinds = {} if stored.empty else dict(list(stored.groupby(stored[COSTLY].map(str).agg(" ".join, axis=1))))
     rows = []
-    for one in recipes:
-        if recorded(one):
+    for recipe in recipes:
+        if recorded(recipe):
             continue
-        done, seconds, devices = epochs_done(state_path(one)), float("nan"), "unknown"
-        same = kinds.get(" ".join(str(getattr(one, name)) for name in COSTLY))
+        done, seconds, devices = epochs_done(state_path(recipe)), float("nan"), "unknown"
+        same = kinds.get(" ".join(str(getattr(recipe, name)) for name in COSTLY))
         if same is not None:
             timed = same[same.device == here] if (same.device == here).any() else same
-            seconds = (one.epochs - done) * (timed.seconds / timed.epochs).median()
+            seconds = (recipe.epochs - done) * (timed.seconds / timed.epochs).median()
             devices = ", ".join(timed.device.unique())
-        differences = [getattr(one, name) for name in differing]
-        rows.append([run_name(one), *differences, one.epochs, done, seconds, devices])
+        differences = [getattr(recipe, name) for name in differing]
+        rows.append([run_name(recipe), *differences, recipe.epochs, done, seconds, devices])
     return pd.DataFrame(rows, columns=["run", *differing, "epochs", "done", "seconds", "device"])
 
 
@@ -146,16 +147,16 @@ def sweep(
     if workers is not None and workers < 1:
         raise ValueError(f"give at least 1 worker: got {workers}")
     recipes = list(recipes)
-    outcomes = {one: Outcome(one, runs.run(one, weights=False)) for one in recipes if recorded(one)}
-    missing = [one for one in dict.fromkeys(recipes) if one not in outcomes]
+    outcomes = {recipe: Outcome(recipe, runs.run(recipe, weights=False)) for recipe in recipes if recorded(recipe)}
+    missing = [recipe for recipe in dict.fromkeys(recipes) if recipe not in outcomes]
     if missing and client is not None:
         outcomes |= _swept(missing, client, device)
     elif missing and workers == 1:
-        outcomes |= {one: _outcome(one, device) for one in tqdm(missing, desc="runs")}
+        outcomes |= {recipe: _outcome(recipe, device) for recipe in tqdm(missing, desc="runs")}
     elif missing:
         with local_cluster(workers, device) as cluster, dask_distributed().Client(cluster) as own:
             outcomes |= _swept(missing, own, device)
-    return [outcomes[one] for one in recipes]
+    return [outcomes[recipe] for recipe in recipes]
 
 
 def _outcome(recipe: Recipe, device: str | None) -> Outcome:
@@ -170,17 +171,20 @@ def _swept(missing: list[Recipe], client: Client, device: str | None) -> dict[Re
     """The outcomes of recipes that are sent to a cluster."""
     with contextlib.suppress(KeyError):  # a scheduler without one
         print(f"{len(missing)} runs, dashboard: {client.dashboard_link}")
-    futures = {client.submit(run_task, one, device, key=f"lcnn-{run_name(one)}", pure=False): one for one in missing}
+    futures = {}
+    for recipe in missing:
+        future = client.submit(run_task, recipe, device, key=f"lcnn-{run_name(recipe)}", pure=False)
+        futures[future] = recipe
     outcomes = dict[Recipe, Outcome]()
     try:
         bar = tqdm(dask_distributed().as_completed(futures), total=len(missing), desc="runs")
         for future in bar:
-            one = futures[future]
+            recipe = futures[future]
             if future.status == "finished":
-                outcomes[one] = Outcome(one, future.result())
+                outcomes[recipe] = Outcome(recipe, future.result())
             elif future.status == "error":
                 where = "".join(traceback.format_tb(future.traceback()))
-                outcomes[one] = Outcome(one, None, future.exception(), where)
+                outcomes[recipe] = Outcome(recipe, None, future.exception(), where)
                 bar.set_postfix(failed=sum(outcome.run is None for outcome in outcomes.values()))
             else:
                 raise RuntimeError("the scheduler was lost: what was finished is in the store, the same sweep goes on")

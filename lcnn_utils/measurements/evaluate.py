@@ -139,7 +139,7 @@ def masking(about: dict[str, Any]) -> None:
 
 def lambda_search(about: dict[str, Any]) -> None:
     """Choose λ = λ_β = λ_γ on digits by a held-out fifth of the training set."""
-    search: dict[str, Any] = {"seeds": (0, 1, 2), "lambdas": SEARCHED, "held_out": 0.2}
+    search: dict[str, Any] = {"seeds": (0, 1, 2), "lambdas": SEARCHED, "validation_fraction": 0.2}
     frame = runs_frame(lambda_recipes(**search)).rename(columns={"lambda_beta": "lambda_"})
     columns = ["lambda_", "seed", "accuracy", "curvature", "margin_curvature", "images", "seconds"]
     append(frame[columns], "digits_lambda_search", about | search | {"chosen": chosen(frame)})

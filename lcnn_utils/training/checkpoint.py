@@ -20,6 +20,7 @@ from ..lab import atomic_path, store_root
 from .recipe import Recipe
 
 GONE = {"penalty_eval": False, "published": False, "channels_last": None}  # older recipes' fields, as all had them
+RENAMED = {"held_out": "validation_fraction"}
 DAMAGE = (safetensors.SafetensorError, RuntimeError, LookupError, TypeError, ValueError, AttributeError)
 
 
@@ -42,8 +43,9 @@ def run_name(recipe: Recipe) -> str:
 
 
 def recipe_of(fields: dict[str, Any]) -> Recipe:
-    """The recipe of the fields in a file, of which older ones name some that are ``GONE``."""
-    return Recipe(**{name: value for name, value in fields.items() if (name, value) not in GONE.items()})
+    """The recipe of the fields in a file, of which older ones name some that are ``GONE`` or ``RENAMED``."""
+    kept = {name: value for name, value in fields.items() if (name, value) not in GONE.items()}
+    return Recipe(**{RENAMED.get(name, name): value for name, value in kept.items()})
 
 
 def state_path(recipe: Recipe) -> Path:

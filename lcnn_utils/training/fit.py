@@ -44,21 +44,22 @@ Device = str | torch.device | None
 Watch = Callable[[pd.DataFrame, nn.Module], None] | None  # history, model
 
 
-def held_out(n: int, share: float) -> tuple[Tensor, Tensor]:
+def validation_split(n: int, fraction: float) -> tuple[Tensor, Tensor]:
     """Ascending indices of those of n samples to train on, and of those held out: the same for all methods and seeds; a
-    larger share holds out the same and more. ValueError: one of the two parts would be empty."""
-    count = round(share * n)
-    if share and not 0 < count < n:
-        raise ValueError(f"held_out={share:g} holds out {count} of {n} samples: leave at least one on each side")
+    larger fraction holds out the same and more. ValueError: one of the two parts would be empty."""
+    count = round(fraction * n)
+    if fraction and not 0 < count < n:
+        what = f"validation_fraction={fraction:g} holds out {count} of {n} samples"
+        raise ValueError(f"{what}: leave at least one on each side")
     order = torch.randperm(n, generator=Generator().manual_seed(SPLIT_SEED))
     return order[count:].sort().values, order[:count].sort().values
 
 
 def _split(recipe: Recipe, split: str, device: Device) -> Batch:
     """:func:`samples`, but images as bytes: CIFAR's training set as float32 would be 600 MB."""
-    check_choice(split, ("train", "held_out", "test"), "split")
-    if split == "held_out" and not recipe.held_out:
-        raise ValueError("this recipe holds nothing out: give it held_out=0.2, say, or ask for 'test'")
+    check_choice(split, ("train", "validation", "test"), "split")
+    if split == "validation" and not recipe.validation_fraction:
+        raise ValueError("this recipe holds nothing out: give it validation_fraction=0.2, say, or ask for 'test'")
     source = "test" if split == "test" else "train"
     if recipe.dataset == "moons":
         points, offset = MOONS_TEST if source == "test" else (TRAINING["moons"], 0)
@@ -66,9 +67,9 @@ def _split(recipe: Recipe, split: str, device: Device) -> Batch:
     else:
         images = data.load(recipe.dataset, source)  # on the CPU, so that the device never holds what isn't chosen
         x, y = images.x, images.y
-    if source == "train" and recipe.held_out:
-        kept, out = held_out(len(y), recipe.held_out)
-        chosen = out if split == "held_out" else kept
+    if source == "train" and recipe.validation_fraction:
+        kept, out = validation_split(len(y), recipe.validation_fraction)
+        chosen = out if split == "validation" else kept
         x, y = x[chosen], y[chosen]
     device = pick_device(device)
     return x.to(device), y.to(device)
@@ -81,7 +82,7 @@ def _floats(x: Tensor) -> Tensor:
 
 def samples(recipe: Recipe, split: str, device: torch.device | str = "cpu") -> Batch:
     """A split as (x, y): images (N, C, H, W) in [0, 1] or points (N, 2), and labels (N,). ``split``: ``train`` without
-    what is held out, ``held_out`` or ``test``. ValueError: another split, or nothing is held out."""
+    what is held out, ``validation`` or ``test``. ValueError: another split, or nothing is held out."""
     x, y = _split(recipe, split, device)
     return _floats(x), y
 
@@ -91,7 +92,7 @@ def steps_an_epoch(recipe: Recipe) -> int:
     if recipe.dataset == "moons":
         return MOONS_STEPS
     n = TRAINING[recipe.dataset]
-    return max(1, (n - round(recipe.held_out * n)) // recipe.batch_size)
+    return max(1, (n - round(recipe.validation_fraction * n)) // recipe.batch_size)
 
 
 def build(recipe: Recipe) -> nn.Module:

@@ -52,7 +52,7 @@ CHOICES = {
 }
 AT_LEAST_ONE = ("width", "epochs", "batch_size", "attack_steps")
 POSITIVE = ("lr", "beta", "softplus", "gamma", "h", "eps")  # all other numbers may be 0
-BELOW_ONE = ("momentum", "held_out")
+BELOW_ONE = ("momentum", "validation_fraction")
 LIMITS = {int: 2**31, float: math.inf}  # numpy and scikit-learn take seeds below 2**32, and `samples` adds to them
 
 
@@ -98,7 +98,7 @@ class Recipe:
     derivative: str = "exact"  # of penalties on ∇ℓ: by double backward, or by "difference"
     eps: float = 0.1  # code-22: radius of the L2 attack in adversarial training, in pixel units
     attack_steps: int = 3  # code-22
-    held_out: float = 0.0  # share of the training set to choose λ by, instead of the test set
+    validation_fraction: float = 0.0  # of the training set, to choose λ by instead of the test set
     compile: bool | None = None  # by torch.compile; None: where it works on a GPU, CNNs without second derivatives
     bfloat16: bool | None = None  # mixed precision; None: on a GPU that computes in it
 

@@ -93,11 +93,11 @@ def test_a_run_is_trained_once_and_then_read(store, no_training, monkeypatch):
 @pytest.mark.parametrize("share", [0.0, 0.2])
 def test_the_metrics_are_what_they_say(share, store, monkeypatch):
     """Against torch's Hessians in float64; on the part that the recipe holds out, if it does."""
-    one, seen = replace(OTHER, held_out=share), []
+    one, seen = replace(OTHER, validation_fraction=share), []
     monkeypatch.setattr(experiments, "samples", lambda one, split, _: seen.append(split) or samples(one, split))
     made = run(one, progress=False)
     assert tuple(made.metrics) == METRICS
-    assert seen == ["held_out" if share else "test"]
+    assert seen == ["validation" if share else "test"]
     x, y = samples(one, seen[0])
     assert made.metrics["images"] == made.metrics["measured"] == len(y) == (80 if share else 1000)
     assert made.metrics["parameters"] == (2 * 4 + 4) + (4 * 4 + 4) + (4 * 2 + 2)

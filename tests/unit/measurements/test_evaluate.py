@@ -66,7 +66,7 @@ def test_the_search_for_lambda_measures_the_held_out_part(small, monkeypatch):
     tiny = lambda *args, **changes: lambda_recipes(*args, **changes, model="mlp", width=4, epochs=1)
     monkeypatch.setattr(module, "lambda_recipes", tiny)
     evaluate("digits", only="lambda_search")
-    assert set(splits) == {"held_out"}
+    assert set(splits) == {"validation"}
     frame = measured("digits_lambda_search")
     assert frame[["lambda_", "seed"]].to_numpy().tolist() == [[lam, seed] for lam in (0.0, 0.1) for seed in range(3)]
     assert set(frame.images) == {287}

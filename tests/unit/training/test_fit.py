@@ -88,7 +88,7 @@ def rows(x) -> list[bytes]:
 
 @pytest.mark.parametrize(("n", "share"), [(2, 0.5), (1437, 0.0), (1437, 0.2), (3000, 0.999)])
 def test_what_is_held_out_and_what_is_not_cover_all(n, share):
-    kept, out = module.held_out(n, share)
+    kept, out = module.validation_split(n, share)
     assert len(out) == round(share * n)
     assert torch.equal(torch.cat([kept, out]).sort().values, torch.arange(n))
     assert (kept.diff() > 0).all()
@@ -97,15 +97,15 @@ def test_what_is_held_out_and_what_is_not_cover_all(n, share):
 
 def test_the_choice_is_random_and_fixed():
     torch.manual_seed(7)
-    out = module.held_out(1437, 0.2)[1]
+    out = module.validation_split(1437, 0.2)[1]
     assert out[:6].tolist() == [2, 7, 14, 15, 24, 47], "another choice is another experiment"
     assert abs(out.double().mean() - 718) < 60, "from all over the training set: its standard error is 22"
-    assert set(out.tolist()) < set(module.held_out(1437, 0.3)[1].tolist()), "a larger share: the same and more"
+    assert set(out.tolist()) < set(module.validation_split(1437, 0.3)[1].tolist()), "a larger share: the same and more"
 
 
 @RECIPES
 def test_samples_are_those_of_scikit_learn_in_parts(recipe):
-    plain, one = replace(recipe, seed=3), replace(recipe, seed=3, held_out=0.2)
+    plain, one = replace(recipe, seed=3), replace(recipe, seed=3, validation_fraction=0.2)
     whole, test = samples(plain, "train"), samples(plain, "test")
     if recipe is MOONS:
         for (x, y), n, seed in ((whole, 400, 3), (test, 1000, 1_000_003)):
@@ -115,11 +115,11 @@ def test_samples_are_those_of_scikit_learn_in_parts(recipe):
     else:
         digits = np.round(load_digits().images * 255 / 16).astype(np.uint8)
         assert rows((torch.cat([whole[0], test[0]])[:, 0] * 255).round().byte()) == rows(torch.from_numpy(digits))
-    kept, out = module.held_out(TRAINING[recipe.dataset], 0.2)
-    for part, index in (("train", kept), ("held_out", out)):
+    kept, out = module.validation_split(TRAINING[recipe.dataset], 0.2)
+    for part, index in (("train", kept), ("validation", out)):
         assert all(torch.equal(a, b[index]) for a, b in zip(samples(one, part), whole, strict=True))
     assert all(torch.equal(a, b) for a, b in zip(samples(one, "test"), test, strict=True))
-    for wrong, split in ((plain, "held_out"), (one, "tset"), (replace(one, held_out=1e-4), "train")):
+    for wrong, split in ((plain, "validation"), (one, "tset"), (replace(one, validation_fraction=1e-4), "train")):
         with pytest.raises(ValueError, match=r"holds nothing out|did you mean 'test'|leave at least one"):
             samples(wrong, split)
 
@@ -247,6 +247,32 @@ def test_what_is_compiled(monkeypatch):
         assert module.compiles(replace(recipe, derivative="difference"), GPU)
         assert not module.compiles(replace(recipe, compile=False), GPU)
         assert not module.compiles(recipe, torch.device("cpu")), "the fused kernels are faster"
+
+
+def test_the_precision_of_a_step():
+    for wanted, dtype in ((None, torch.float32), (True, torch.bfloat16)):
+        net, computed = build(MOONS), []
+        net[-1].register_forward_hook(lambda _, __, logits, computed=computed: computed.append(logits.dtype))
+        optimizer, _ = module.make_optimizer(MOONS, net)
+        module.training_step(replace(MOONS, bfloat16=wanted), net, optimizer, *samples(MOONS, "train"))
+        assert computed == [dtype]
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU: there is none here")
+@pytest.mark.parametrize("method", METHODS)
+def test_a_gpu_learns_what_a_cpu_does_and_goes_on(method, monkeypatch, tmp_path):
+    recipe = Recipe("digits", method, "resnet10", width=4, epochs=4, batch_size=64, derivative="difference")
+    results = []
+    for device in ("cpu", "cuda"):
+        monkeypatch.setenv("LCNN_STORE", str(tmp_path / device))
+        if device == "cuda":
+            with pytest.raises(KeyboardInterrupt):
+                train(recipe, device=device, watch=lambda *_: exec("raise KeyboardInterrupt"))
+        model, history = train(recipe, device=device)
+        results.append((accuracy(model, *samples(recipe, "test", device)), history.loss.iloc[-1]))
+    (cpu, cpu_loss), (gpu, gpu_loss) = results
+    assert gpu == pytest.approx(cpu, abs=0.06)
+    assert gpu_loss == pytest.approx(cpu_loss, rel=0.2, abs=0.05)
 
 
 def test_a_lack_of_memory_is_named(monkeypatch):

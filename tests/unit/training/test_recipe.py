@@ -31,10 +31,18 @@ OTHER = dict(
     dataset="svhn", method="lcnn", model="vgg11", width=17, seed=1, epochs=31, batch_size=127, lr=0.2, momentum=0.8,
     weight_decay=1e-4, schedule="steps", augment=True, beta=4.0, softplus=9.0, gamma=9.0, lambda_beta=1e-2,
     lambda_gamma=1e-2, lambda_grad=1e-2, lambda_cure=1e-2, h=0.5, derivative="difference", eps=0.2, attack_steps=4,
-    held_out=0.2, compile=False, bfloat16=True,
+    validation_fraction=0.2, compile=False, bfloat16=True,
 )  # fmt: skip
 POSITIVE = ("lr", "beta", "softplus", "gamma", "h", "eps")
-AT_LEAST_ZERO = ("lambda_beta", "lambda_gamma", "lambda_grad", "lambda_cure", "weight_decay", "momentum", "held_out")
+AT_LEAST_ZERO = (
+    "lambda_beta",
+    "lambda_gamma",
+    "lambda_grad",
+    "lambda_cure",
+    "weight_decay",
+    "momentum",
+    "validation_fraction",
+)
 BAD = {
     **dict.fromkeys(("width", "epochs", "batch_size", "attack_steps"), (0, 2.0, math.nan, "8")),
     **dict.fromkeys(POSITIVE, (0, -1.0, math.nan, math.inf, "0.1")),
@@ -57,7 +65,7 @@ def test_every_field_is_checked_and_named():
         for value in values:
             with pytest.raises(ValueError, match=rf"{name} .*{value!s}"):
                 Recipe(**{name: value})
-    for name in ("momentum", "held_out"):
+    for name in ("momentum", "validation_fraction"):
         with pytest.raises(ValueError, match=name):
             Recipe(**{name: 1.0})
     assert all(getattr(Recipe(**{name: 0}), name) == 0.0 for name in AT_LEAST_ZERO), "0 switches a penalty off"
@@ -79,6 +87,12 @@ def test_the_name_holds_a_hash_of_what_is_not_at_its_default():
     assert len({run_name(Recipe(**{name: value})) for name, value in OTHER.items()}) == len(OTHER)
     for path in SHIPPED.glob("*.json"):
         assert run_name(recipe_of(json.loads(path.read_text())["recipe"])) == path.stem
+
+
+def test_older_names_of_fields_are_understood():
+    fields = dataclasses.asdict(Recipe(validation_fraction=0.2)) | {"held_out": 0.2, "channels_last": None}
+    del fields["validation_fraction"]
+    assert recipe_of(fields) == Recipe(validation_fraction=0.2)
     assert run_name(Recipe(lr=1)) == run_name(Recipe(lr=1.0)), "equal recipes have one name"
 
 
