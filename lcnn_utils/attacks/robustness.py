@@ -50,14 +50,14 @@ def minimal_radius(
         radius = torch.where(_is_wrong(model, x, y), 0.0, torch.inf).to(x.dtype)
         point, low, halved = x.clone(), torch.zeros_like(radius), torch.zeros_like(y)
         for _ in range(math.ceil(math.log2(largest / start)) + 1 + BISECTIONS):
-            found = radius.isfinite()
-            todo = torch.where(found, (halved < BISECTIONS) & (radius - low > 1e-3 * radius), low < largest)
-            eps = torch.where(found, (low + radius) / 2, (2 * low).clamp(min=start)).where(todo, 0)
+            fooled = radius.isfinite()
+            todo = torch.where(fooled, (halved < BISECTIONS) & (radius - low > 1e-3 * radius), low < largest)
+            eps = torch.where(fooled, (low + radius) / 2, (2 * low).clamp(min=start)).where(todo, 0)
             starts = [project(point - x, eps, norm), *random_steps(x, eps, norm, restarts - 1, generator)]
             tried, loss = ascend(fooling(model, y), x, eps, starts, norm, steps, box)
             won = todo & (loss >= 0)
             point[won] = _shortened(model, x[won], y[won], tried[won], box)
-            halved += todo & found
+            halved += todo & fooled
             radius[won] = length(point[won] - x[won], norm)
             low = torch.where(todo & ~won, eps, torch.where(low < radius, low, radius / 2))  # failing proves nothing
     return radius, point

@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from ..training import Recipe
 
 Names = tuple[str, ...]
-PROJECT = Path(__file__).resolve().parents[2]  # as in ``lab``, which imports torch
+CLONE = Path(__file__).resolve().parents[2]
+PROJECT = CLONE if (CLONE / "notebooks").is_dir() else Path.cwd()  # as in ``lab``, which imports torch
 FIRST_NOTEBOOK = "notebooks/01_softplus_and_beta.ipynb"
 METRICS = ["accuracy", "curvature", "margin_curvature", "seconds"]
 
@@ -180,7 +181,7 @@ class Evaluate:
     """Measure trained networks, into the tables from which the figures are drawn (data/README.md).
 
     What a table has already, of the weights of now, is not measured again: stop and go on as you like. digits takes
-    half an hour on one core, CIFAR's small networks about ten minutes each.
+    half an hour on one core, CIFAR's small networks about ten minutes each. The last two kinds begin from the start.
 
     lcnn evaluate digits --only masking    (checks for masked gradients: ten minutes)
 

@@ -24,9 +24,9 @@ def programs() -> Iterator[Check]:
     """What is installed, and whether it works together."""
     lacking = []  # missing, or older than pyproject.toml asks for
     for need in map(Requirement, metadata.requires("lcnn-utils") or []):
-        found = [found.version for found in metadata.distributions(name=need.name)] or ["0"]
-        if "extra" not in str(need.marker) and not need.specifier.contains(found[0], prereleases=True):
-            lacking.append(f"{need} (here: {found[0]})")
+        versions = [package.version for package in metadata.distributions(name=need.name)] or ["0"]
+        if "extra" not in str(need.marker) and not need.specifier.contains(versions[0], prereleases=True):
+            lacking.append(f"{need} (here: {versions[0]})")
     python = f"Python {sys.version.split()[0]} ({sys.executable})"
     yield "packages", not lacking, ", ".join(lacking) or f"all here, and new enough; {python}", REINSTALL
     try:
@@ -44,26 +44,26 @@ def programs() -> Iterator[Check]:
 def folders() -> Iterator[Check]:
     """What is on the disk, and whether more can be written."""
     store = store_root().absolute()
-    there = next(place for place in (store, *store.parents) if place.exists())
+    existing = next(folder for folder in (store, *store.parents) if folder.exists())
     try:
-        tempfile.TemporaryFile(dir=there).close()
-        free = shutil.disk_usage(there).free / 1e9
+        tempfile.TemporaryFile(dir=existing).close()
+        free = shutil.disk_usage(existing).free / 1e9
         yield "store", free >= 1, f"{store}, {free:.1f} GB free", "free some space, or set LCNN_STORE to a larger disk"
     except OSError as error:
         yield "store", False, f"{store} can't be written ({error.strerror})", "set LCNN_STORE to a folder of yours"
     missing = " ".join(name for name, place in data.available().items() if place == "missing")
-    found = f"{data_root()} lacks {missing}" if missing else f"all in {data_root()}"
-    yield "datasets", not missing or None, found, f"`lcnn data {missing}` fetches what is missing"
+    state = f"{data_root()} lacks {missing}" if missing else f"all in {data_root()}"
+    yield "datasets", not missing or None, state, f"`lcnn data {missing}` fetches what is missing"
     clone = (PROJECT / "notebooks").is_dir() or None
-    found = str(PROJECT) if clone else f"no notebooks in {PROJECT}"
-    yield "project", clone, found, "clone it, and there: pip install -e ."
+    state = str(PROJECT) if clone else f"no notebooks in {PROJECT}"
+    yield "project", clone, state, "clone it, and there: pip install -e ."
 
 
 def report() -> int:
     """Print every check and, below each that failed, what to do; the exit status is 1 if something is broken."""
     checks = [*programs(), *folders()]
-    for name, ok, found, advice in checks:
-        print(f"{'ok' if ok else 'note' if ok is None else 'MEND':<5} {name:<9} {' '.join(found.split())}")
+    for name, ok, state, advice in checks:
+        print(f"{'ok' if ok else 'note' if ok is None else 'MEND':<5} {name:<9} {' '.join(state.split())}")
         if not ok:
             print(f"{'':<15} -> {advice}")
     return 1 if any(ok is False for _, ok, _, _ in checks) else 0

@@ -73,14 +73,16 @@ def make(only: Sequence[str] = (), folder: Path | None = None) -> list[str]:
     use_style()
     one_thread()
     failed = []
-    with tempfile.TemporaryDirectory() as store, mock.patch.dict(os.environ, LCNN_STORE=store, LCNN_DEVICE="cpu"):
-        for step in tqdm(steps, desc="figures"):
-            try:
-                run(step, folder)
-            except Exception:  # whatever it is, the other steps are run
-                traceback.print_exc()
-                failed.append(step)
-    write_page(folder)
+    try:
+        with tempfile.TemporaryDirectory() as store, mock.patch.dict(os.environ, LCNN_STORE=store, LCNN_DEVICE="cpu"):
+            for step in tqdm(steps, desc="figures"):
+                try:
+                    run(step, folder)
+                except Exception:  # whatever it is, the other steps are run
+                    traceback.print_exc()
+                    failed.append(step)
+    finally:
+        write_page(folder)
     if failed:
         print(f"these steps failed, for the reasons above: {', '.join(failed)}", file=sys.stderr)
     return failed

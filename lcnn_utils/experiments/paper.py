@@ -18,12 +18,12 @@ READING = 0.05  # relative error of the values read off the printed figure
 
 
 def published(source: str = "") -> pd.DataFrame:
-    """Columns source, dataset, architecture, method (its label), quantity, epsilon, mean, spread, of rows whose source
+    """Columns source, dataset, architecture, method (its label), quantity, epsilon, mean, sd, of rows whose source
     begins with ``source`` (ValueError: none does): ``paper table 1`` (CIFAR-100, ResNet-18: geometry, accuracy in %,
     ± over two runs), ``paper table 2`` (PGD), ``paper gradient-robustness figure``, ``course project``."""
     if not TABLES.is_file():
         raise FileNotFoundError(f"{TABLES} is missing: what is published and shipped comes with a clone of the project")
-    frame = pd.read_csv(TABLES)
+    frame = pd.read_csv(TABLES).rename(columns={"spread": "sd"})
     chosen = frame[frame.source.str.startswith(source)]
     if not len(chosen):
         raise ValueError(f"nothing is published as {source!r}: known are {', '.join(frame.source.unique())}")
@@ -31,14 +31,14 @@ def published(source: str = "") -> pd.DataFrame:
 
 
 def ours(dataset: str) -> pd.DataFrame:
-    """What we measured on a dataset: columns method, quantity, epsilon, mean, spread (as in :func:`published`), seeds.
+    """What we measured on a dataset: columns method, quantity, epsilon, mean, sd (as in :func:`published`), seeds.
 
-    Means over images, then over seeds; spread is the standard deviation over seeds (NaN: one seed). Geometry,
+    Means over images, then over seeds; sd is the standard deviation over seeds (NaN: one seed). Geometry,
     ``accuracy`` (%, whole test split), ``pgd_l2_accuracy`` and ``pgd_linf_accuracy`` (%, at ``epsilon``), and
     ``relative_gradient_change`` (random noise of length ``epsilon``). What was not measured is not there.
     """
     if not has(f"{dataset}_runs"):
-        none = pd.DataFrame(columns=[*CELL, "mean", "spread", "seeds"])
+        none = pd.DataFrame(columns=[*CELL, "mean", "sd", "seeds"])
         return none.astype(dict.fromkeys(none.columns[2:], float))
     runs = measured(f"{dataset}_runs")
     runs["accuracy"] *= 100
@@ -53,7 +53,7 @@ def ours(dataset: str) -> pd.DataFrame:
         parts.append(means.assign(quantity="relative_gradient_change"))
     rows = pd.concat(parts)[["label", "quantity", "eps", "value"]].set_axis([*CELL, "value"], axis=1)
     groups = rows.dropna(subset="value").groupby(CELL, sort=False, dropna=False).value
-    return groups.agg(mean="mean", spread="std", seeds="size").reset_index()
+    return groups.agg(mean="mean", sd="std", seeds="size").reset_index()
 
 
 def _random_noise(stability: pd.DataFrame) -> pd.DataFrame:
@@ -65,20 +65,20 @@ def comparison(dataset: str, source: str) -> pd.DataFrame:
     """Ours on a dataset beside theirs (``source`` as in :func:`published`: their rows on ``dataset`` if any, else all),
     a row per cell that the paper prints; NaN is what we have not measured.
 
-    Columns method, quantity, epsilon, theirs, theirs_spread, their_dataset, ours, ours_spread, seeds, difference,
-    joint_spread (√ of the sum of both squares: standard deviations over runs; values read off the printed figure have
-    its reading error, 5 %), within (|difference| ≤ joint_spread; NA where either has no spread).
+    Columns method, quantity, epsilon, theirs, theirs_sd, their_dataset, ours, ours_sd, seeds, difference,
+    joint_sd (√ of the sum of both squares: standard deviations over runs; values read off the printed figure have
+    its reading error, 5 %), within (|difference| ≤ joint_sd; NA where either has none).
     """
     theirs = published(source)
     theirs = theirs[theirs.dataset == dataset] if (theirs.dataset == dataset).any() else theirs
-    spread = theirs.spread.where(~theirs.source.str.contains("digitised"), READING * theirs["mean"])
-    cells = theirs[CELL].assign(theirs=theirs["mean"], theirs_spread=spread, their_dataset=theirs.dataset)
-    mine = ours(dataset).rename(columns={"mean": "ours", "spread": "ours_spread"})
+    sd = theirs.sd.where(~theirs.source.str.contains("digitised"), READING * theirs["mean"])
+    cells = theirs[CELL].assign(theirs=theirs["mean"], theirs_sd=sd, their_dataset=theirs.dataset)
+    mine = ours(dataset).rename(columns={"mean": "ours", "sd": "ours_sd"})
     frame = cells.merge(mine, on=CELL, how="left")
     frame["difference"] = frame.ours - frame.theirs
-    frame["joint_spread"] = np.hypot(frame.ours_spread, frame.theirs_spread)
-    within = (frame.difference.abs() <= frame.joint_spread).astype("boolean")
-    return frame.assign(within=within.where(frame.joint_spread.notna()))
+    frame["joint_sd"] = np.hypot(frame.ours_sd, frame.theirs_sd)
+    within = (frame.difference.abs() <= frame.joint_sd).astype("boolean")
+    return frame.assign(within=within.where(frame.joint_sd.notna()))
 
 
 STANDARD, LCNN, GRADREG, BOTH = "Standard", "LCNN", "GradReg", "LCNN + GradReg"

@@ -30,7 +30,7 @@ NEEDED = {  # kind of table: columns
     "lambda_search": ("lambda_", "seed", "accuracy", "curvature"),
 }
 AS_WRITTEN: dict[str, Any] = {"dtype": str, "keep_default_na": False}  # a count must not become a float
-OF_ONE_RUN = ("weights", "seconds", "at", "added_to")  # facts that how_measured tells of single runs only
+OF_ONE_RUN = ("weights", "seconds", "at")  # facts that how_measured tells of single runs only
 
 
 def plus_minus(mean: float, std: float) -> str:
@@ -160,8 +160,8 @@ def _existing(name: str) -> list[Path]:
     if files := _files(best(name)):
         return files
     records = [*RESULTS.glob("[!.]*.json"), *(store_root() / "results").glob("[!.]*.json")]
-    there = sorted({path.stem for path in records})
-    raise FileNotFoundError(f"no results called {name!r} in data/results (there are: {', '.join(there) or 'none'})")
+    names = sorted({path.stem for path in records})
+    raise FileNotFoundError(f"no results called {name!r} in data/results (there are: {', '.join(names) or 'none'})")
 
 
 def _read(path: Path, **options: Any) -> tuple[pd.DataFrame, dict[str, dict[str, Any]]]:

@@ -76,7 +76,7 @@ def plan(recipes: Iterable[Recipe], device: str | None = None) -> pd.DataFrame:
     recipes = list(dict.fromkeys(recipes))
     fields = pd.DataFrame([dataclasses.asdict(recipe) for recipe in recipes])
     differing = [str(name) for name in fields if name != "epochs" and fields[name].nunique(dropna=False) > 1]
-    stored, here = runs.results(), made_on(pick_device(device))["device"]
+    stored, this_device = runs.results(), made_on(pick_device(device))["device"]
     kinds = {} if stored.empty else dict(list(stored.groupby(stored[COSTLY].map(str).agg(" ".join, axis=1))))
     rows = []
     for recipe in recipes:
@@ -85,7 +85,7 @@ def plan(recipes: Iterable[Recipe], device: str | None = None) -> pd.DataFrame:
         done, seconds, devices = epochs_done(state_path(recipe)), float("nan"), "unknown"
         same = kinds.get(" ".join(str(getattr(recipe, name)) for name in COSTLY))
         if same is not None:
-            timed = same[same.device == here] if (same.device == here).any() else same
+            timed = same[same.device == this_device] if (same.device == this_device).any() else same
             seconds = (recipe.epochs - done) * (timed.seconds / timed.epochs).median()
             devices = ", ".join(timed.device.unique())
         differences = [getattr(recipe, name) for name in differing]

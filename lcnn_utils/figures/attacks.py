@@ -79,7 +79,7 @@ def logit_scale(frame: pd.DataFrame) -> Figure:
 
 def curves(panels: Mapping[str, pd.DataFrame], paper: pd.DataFrame | None = None) -> Figure:
     """Accuracy against ε, a line a method, a panel each. ``panels``: title → frame of ``measurements.over_seeds``
-    (one norm). ``paper``: columns label, eps, accuracy, spread (in %): a last panel with the published values."""
+    (one norm). ``paper``: columns label, eps, accuracy, sd (in %): a last panel with the published values."""
     count = len(panels) + (paper is not None)
     figure, axes = plt.subplots(1, count, figsize=(1.5 + 3.6 * count, 4.3), squeeze=False, sharey=True)
     for axis, (title, frame) in zip(axes[0], panels.items(), strict=False):
@@ -91,8 +91,8 @@ def curves(panels: Mapping[str, pd.DataFrame], paper: pd.DataFrame | None = None
     if paper is not None:
         shares = paper.assign(
             accuracy=paper.accuracy / 100,
-            low=(paper.accuracy - paper.spread) / 100,
-            high=(paper.accuracy + paper.spread) / 100,
+            low=(paper.accuracy - paper.sd) / 100,
+            high=(paper.accuracy + paper.sd) / 100,
         )
         series(axes[0, -1], shares, "eps", "accuracy", "label")
         axes[0, -1].set(title="published: CIFAR-100, ResNet-18", xlabel="ε (L2, pixel units)")

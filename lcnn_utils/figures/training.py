@@ -133,9 +133,9 @@ def _against_lambda(axis: Axes, frame: pd.DataFrame, column: str, chosen: float)
 
 def signal(frame: pd.DataFrame) -> Figure:
     """The signal through the net: its standard deviation over images.
-    Columns: net, layer, spread (``measurements.signal_frame``)."""
+    Columns: net, layer, sd (``measurements.signal_frame``)."""
     figure, axis = plt.subplots(figsize=(6.6, 3.6))
-    series(axis, frame, "layer", "spread", "net", looks(frame.net.unique()), linestyle="-")
+    series(axis, frame, "layer", "sd", "net", looks(frame.net.unique()), linestyle="-")
     axis.set(yscale="log", xlabel="activation, from input (0) to output", ylabel="standard deviation over images")
     axis.legend()
     return figure

@@ -66,9 +66,9 @@ def table(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def paper_table() -> pd.DataFrame:
-    """The paper's Table 2: columns label, eps, accuracy, spread (its standard deviation; both in %)."""
+    """The paper's Table 2: columns label, eps, accuracy, sd (its standard deviation; both in %)."""
     rows = published("paper table 2").rename(columns={"method": "label", "epsilon": "eps", "mean": "accuracy"})
-    return rows[["label", "eps", "accuracy", "spread"]].fillna({"eps": 0})
+    return rows[["label", "eps", "accuracy", "sd"]].fillna({"eps": 0})
 
 
 def masking_frame(nets: Mapping[str, nn.Module], x: Tensor, y: Tensor, eps: float, **options) -> pd.DataFrame:

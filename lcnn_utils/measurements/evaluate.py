@@ -1,6 +1,6 @@
 """``lcnn evaluate``: measure trained networks, into the tables from which the figures are drawn.
 
-It imports PyTorch and the scientific packages alone, so it runs on a GPU server without the lab's others, too:
+It imports no package of the lab alone (Jupyter, captum, Dask, tyro), so that it runs on a bare GPU server, too:
 ``python -c "from lcnn_utils.measurements.evaluate import *; evaluate('cifar100', 'wide', train=True)"``.
 """
 
@@ -52,9 +52,9 @@ def evaluate(dataset: str = "digits", scale: str | None = None, only: str | None
         only: one of KINDS, or, of digits, of ON_DEMAND: masking (ten minutes), lambda_search (trains 30 networks).
         train: train the missing networks of the paper's tables first.
 
-    ValueError: an unknown name. FileNotFoundError: no network is here.
+    ValueError: an unknown name. FileNotFoundError: no network is here. RuntimeError: a training failed.
     """
-    digits = dataset == "digits"
+    digits = check_choice(dataset, ("digits", "cifar10", "cifar100"), "dataset to evaluate") == "digits"
     scale = check_choice(scale or ("lab" if digits else "tiny"), tuple(PLANS), "scale")
     check_choice(only or "runs", (*KINDS, *ON_DEMAND) if digits else tuple(KINDS), "kind of table")
     recipes = ordered([dataset], PAPER if train else tuple(METHODS), PLANS[scale]["seeds"], scale)
@@ -63,15 +63,17 @@ def evaluate(dataset: str = "digits", scale: str | None = None, only: str | None
     if only in ON_DEMAND:
         ON_DEMAND[only](provenance(f"{command} --only {only}"))
         return
-    for outcome in sweep(recipes, workers=1) if train else ():
-        print(outcome.traceback, end="")
-    recipes = [recipe for recipe in recipes if recorded(recipe) and weights_file(recipe).exists()]
-    if not recipes:
+    outcomes = sweep(recipes, workers=1) if train else []
+    failed = [f"{run_name(outcome.recipe)}: {outcome.error}" for outcome in outcomes if outcome.error]
+    trained = [recipe for recipe in recipes if recorded(recipe) and weights_file(recipe).exists()]
+    if not trained and not failed:
         raise FileNotFoundError(f"no network of {dataset} at the scale {scale} is here: lcnn sweep, or --train")
-    for recipe in recipes:
+    for recipe in trained:
         for kind in [only] if only else KINDS:
             name = f"digits_{kind}" if digits else f"{dataset}_{scale}_{kind}"
             measure(name, kind, recipe, PLANS[scale], provenance(command) | {"scale": scale})
+    if failed:
+        raise RuntimeError("these trainings failed: " + "; ".join(failed))
 
 
 def measure(name: str, kind: str, recipe: Recipe, plan: dict[str, Any], about: dict[str, Any]) -> None:

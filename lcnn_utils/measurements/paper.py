@@ -32,7 +32,7 @@ def title(dataset: str) -> str:
 def printed(cell: Any) -> str:
     """Theirs, as it is printed; ± 5 % for what was read off the figure."""
     read_off = cell.quantity == "relative_gradient_change"
-    return f"{cell.theirs:g} ± 5 %" if read_off else f"{cell.theirs:.2f} ± {cell.theirs_spread:.2f}"
+    return f"{cell.theirs:g} ± 5 %" if read_off else f"{cell.theirs:.2f} ± {cell.theirs_sd:.2f}"
 
 
 def cells(dataset: str) -> pd.DataFrame:
@@ -47,7 +47,7 @@ def cells_table(frame: pd.DataFrame) -> pd.DataFrame:
     verdict = frame.within.map({True: "inside", False: "outside"}).fillna("one run")
     columns = {"table": frame.table, "net": frame.method, "": frame.quantity.map(SYMBOL)}
     columns["ε"] = frame.epsilon.map("{:g}".format).replace("nan", "")
-    columns["ours"] = frame.apply(lambda cell: plus_minus(cell.ours, cell.ours_spread), axis=1)
+    columns["ours"] = frame.apply(lambda cell: plus_minus(cell.ours, cell.ours_sd), axis=1)
     columns["published"] = frame.apply(printed, axis=1)
     columns["published on"] = frame.their_dataset.map(NAME)
     columns["difference"] = frame.difference.map("{:+.3g}".format).replace("+nan", "–")

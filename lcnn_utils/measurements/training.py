@@ -58,7 +58,7 @@ def geometry_table(frame: pd.DataFrame) -> pd.DataFrame:
     paper = published("paper table 1").set_index(["quantity", "method"])
     for title, column in GEOMETRY.items():
         rows = paper.loc[column]
-        cells = rows["mean"].map("{:g}".format) + " ± " + rows.spread.map("{:g}".format)
+        cells = rows["mean"].map("{:g}".format) + " ± " + rows.sd.map("{:g}".format)
         table[f"paper: {title}"] = table.net.map(cells).fillna("–")
     return table
 
@@ -171,11 +171,11 @@ def arms_table(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def signal_frame(nets: dict[str, nn.Module], x: Tensor) -> pd.DataFrame:
-    """How large the signal is behind each activation: columns net, layer (0 is the input), spread.
+    """How large the signal is behind each activation: columns net, layer (0 is the input), sd.
     The last is the standard deviation over samples, averaged (root mean square) over a layer's units."""
     rows = []
     for name, net in nets.items():
         outputs = [x] + [output for _, _, output in layer_calls(net, x, CenteredSoftplus)]
         for layer, output in enumerate(outputs):
             rows.append((name, layer, output.std(0).square().mean().sqrt().item()))
-    return pd.DataFrame(rows, columns=["net", "layer", "spread"])
+    return pd.DataFrame(rows, columns=["net", "layer", "sd"])

@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 DRAWING = threading.RLock()  # JupyterLab runs callbacks in threads: one at a time, and again from within itself
-SHOWN: dict[str, tuple[str, list[widgets.VBox]]] = {}  # by cell: its last run, and the explorers that run showed
+SHOWN: dict[str, tuple[str, list[widgets.Box]]] = {}  # by cell: its last run, and the boxes which that run showed
 
 
 def panels(size: tuple[float, float], *shape: int, **options: Any) -> Any:
@@ -71,7 +71,7 @@ def explore(picture: Picture, update: Callable[..., str], **controls: widgets.Va
     return box
 
 
-def close_predecessors(box: widgets.VBox) -> None:
+def close_predecessors(box: widgets.Box) -> None:
     """Close what an earlier run of the same cell showed before ``box``.
 
     ipywidgets keeps every widget that was not closed, and a control keeps its explorer's models. Front ends that don't
@@ -86,10 +86,12 @@ def close_predecessors(box: widgets.VBox) -> None:
     last_run, boxes = SHOWN.get(cell, (run, []))
     if last_run != run:
         for old in boxes:
-            for child in old.children:
-                child.close()
-            old.children = ()  # IPython's Out may still hold the box
-            old.close()
+            children, old.children = old.children, ()  # IPython's Out may still hold the box
+            for widget in (*children, old):
+                for part in (getattr(widget, "style", None), widget.layout):
+                    if isinstance(part, widgets.Widget):
+                        part.close()
+                widget.close()
         boxes = []
     SHOWN[cell] = (run, [*boxes, box])
 

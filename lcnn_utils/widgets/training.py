@@ -9,7 +9,7 @@ from torch import nn
 
 from ..figures.style import METHOD
 from ..figures.training import ARM, KIND
-from .engine import Picture, explore, measured_slider, panels
+from .engine import Picture, close_predecessors, explore, measured_slider, panels
 
 
 def live_curves(method: str, epochs: int) -> Callable[[pd.DataFrame, nn.Module], None]:
@@ -22,7 +22,9 @@ def live_curves(method: str, epochs: int) -> Callable[[pd.DataFrame, nn.Module],
     right.set(title="C of 16 training images", xlabel="epoch", xlim=(0, epochs + 1), yscale="log", ylim=(0.1, 300))
     picture = Picture([loss, curvature])
     picture.draw()
-    display(picture.image)
+    box = widgets.VBox([picture.image])
+    close_predecessors(box)
+    display(box)
 
     def watch(history: pd.DataFrame, model: nn.Module) -> None:
         loss.set_data(history.epoch, history.loss)
@@ -35,7 +37,7 @@ def live_curves(method: str, epochs: int) -> Callable[[pd.DataFrame, nn.Module],
 def lambda_explorer(frame: pd.DataFrame, layers: pd.DataFrame) -> widgets.VBox:
     """Trained LCNNs by their λ: accuracy and C over seeds, and β and γ of every layer, beside those of λ = 0.
     ``frame``: of ``runs_frame`` (``measurements.training``), runs that differ in λ_β = λ_γ. ``layers``: of
-    ``lambda_layers``."""
+    ``trained_layers``."""
     left, middle, right = panels((10.5, 3.3), 1, 3)
     lines = {}
     for axis, kind, (colour, marker) in zip((left, middle), KIND, ARM[:2], strict=True):

@@ -26,7 +26,7 @@ def store(monkeypatch, tmp_path):
 # ------------------------------------------------------------------------------------------ printed, and ours beside
 def test_the_printed_numbers():
     frame = published()
-    assert list(frame.columns) == ["source", "dataset", "architecture", *CELL, "mean", "spread"]
+    assert list(frame.columns) == ["source", "dataset", "architecture", *CELL, "mean", "sd"]
     assert set(frame.dataset) <= set(DATASETS)
     assert set(frame.architecture) <= set(MODELS)
     assert set(frame.method) <= {label for label, _, _ in METHOD.values()}
@@ -34,7 +34,7 @@ def test_the_printed_numbers():
     wide = published("paper table 1").pivot(index="method", columns="quantity", values="mean")
     ratio = wide.curvature / (wide.hessian_norm / wide.grad_norm)
     assert ratio.between(0.5, 2).all(), "a mean of quotients is near the quotient of the means, row by row"
-    printed = published("paper table").set_index(CELL)[["mean", "spread"]].sort_index()
+    printed = published("paper table").set_index(CELL)[["mean", "sd"]].sort_index()
     assert printed.loc[("Standard", "curvature")].to_numpy().tolist() == [[270.89, 75.04]]
     assert printed.loc[("LCNN", "pgd_l2_accuracy", 0.1)].to_numpy().ravel().tolist() == [39.72, 0.17]
 
@@ -72,7 +72,7 @@ def test_ours_by_hand(store):
     }
     for quantity, values in expected.items():
         row = cell(ours("digits"), "LCNN", quantity)
-        assert (row.mean, row.spread, row.seeds) == pytest.approx(values, nan_ok=True)
+        assert (row.mean, row.sd, row.seeds) == pytest.approx(values, nan_ok=True)
 
 
 def test_comparison_by_hand(store):
@@ -83,14 +83,14 @@ def test_comparison_by_hand(store):
     assert set(frame.their_dataset) == {"cifar100"}, "Table 1 is about CIFAR-100"
     near = cell(frame, "Standard", "accuracy")
     assert (near.ours, near.theirs, near.seeds, near.within) == (pytest.approx(75), 77.42, 2, True)
-    assert (near.ours_spread, near.difference) == pytest.approx((10 / 2**0.5, 75 - 77.42))
-    assert near.joint_spread == pytest.approx((50 + 0.11**2) ** 0.5)
+    assert (near.ours_sd, near.difference) == pytest.approx((10 / 2**0.5, 75 - 77.42))
+    assert near.joint_sd == pytest.approx((50 + 0.11**2) ** 0.5)
     far, alone = cell(frame, "LCNN", "accuracy"), cell(frame, "GradReg", "accuracy")
-    assert (far.joint_spread, far.within) == (pytest.approx(0.11), False)
+    assert (far.joint_sd, far.within) == (pytest.approx(0.11), False)
     assert (alone.difference, pd.isna(alone.within)) == (pytest.approx(0), True), "one seed: no standard deviation"
     frame = comparison("cifar10", "paper gradient-robustness")
     assert frame[["ours", "seeds", "difference", "within"]].isna().all(axis=None), "nothing measured"
-    np.testing.assert_allclose(frame.theirs_spread, 0.05 * frame.theirs)  # read off a figure
+    np.testing.assert_allclose(frame.theirs_sd, 0.05 * frame.theirs)  # read off a figure
 
 
 # ---------------------------------------------------------------------------------------------------------- claims

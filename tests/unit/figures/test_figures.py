@@ -145,7 +145,7 @@ def epochs() -> pd.DataFrame:
 
 MAP = np.random.default_rng(0).normal(size=(8, 8))
 EXAMPLE = dict(title="LCNN", image=abs(MAP) / 4, found=abs(MAP[::-1]) / 4, before=0, after=1, confidence=0.9)
-PUBLISHED = every(label=("Standard", "LCNN"), eps=(0.0, 0.1, 0.2)).assign(accuracy=[70, 50, 30, 71, 52, 33], spread=1.0)
+PUBLISHED = every(label=("Standard", "LCNN"), eps=(0.0, 0.1, 0.2)).assign(accuracy=[70, 50, 30, 71, 52, 33], sd=1.0)
 CERTIFIED = every(net=tuple(COLOURS), seed=(0, 1), eps=(0.0, 0.1, 0.5)).assign(certified=0.5, attacked=0.7)
 KNOBS = every(knob=("sharpness β", "slope ×"), layer=("1", "3"), value=(0.1, 1.0, 10.0)).assign(accuracy=0.9, trained=1)
 NORMS = every(stride=(1, 2), size=(4, 8), kernel=(0, 1, 2), estimate=tuple(lipschitz.ESTIMATE))
@@ -200,7 +200,7 @@ FIGURES = {
     training.accuracy_against_curvature: lambda: [method_runs()],
     training.lambdas: lambda: [runs(lambda_beta=(0.0, 0.01, 0.3)), of_layers(lambda_=(0.0, 0.01, 0.3))],
     training.lambda_search: lambda: [runs(lambda_=(0.0, 0.01, 0.03, 0.3)), 0.03],
-    training.signal: lambda: [positive(every(net=("healthy", "both too large"), layer=(0, 1)), spread=1.0)],
+    training.signal: lambda: [positive(every(net=("healthy", "both too large"), layer=(0, 1)), sd=1.0)],
     training.cost: lambda: [labelled(positive(every(method=NETS, round=(0, 1, 2)), ratio=1.0))],
     saliency.maps: lambda: [[abs(MAP) / 4] * 2, {"LCNN": [MAP] * 2, "zero": [0 * MAP] * 2}, ["one", "two"]],
     saliency.gradient_robustness: lambda: [

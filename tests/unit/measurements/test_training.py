@@ -105,7 +105,7 @@ def test_signal_frame_by_hand():
     first = F.softplus(net[0](x), 2.0) - math.log(2) / 2
     second = F.softplus(net[3](first / math.sqrt(1 + 1e-5)), 9.0) - math.log(2) / 9
     signals = [signal.detach().double().numpy().std(0, ddof=1) for signal in (x, first, second)]
-    np.testing.assert_allclose(frame.spread, [np.sqrt((signal**2).mean()) for signal in signals] * 2, rtol=1e-4)
+    np.testing.assert_allclose(frame.sd, [np.sqrt((signal**2).mean()) for signal in signals] * 2, rtol=1e-4)
 
 
 def search(table):
