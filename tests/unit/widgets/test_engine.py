@@ -8,6 +8,7 @@ import ipywidgets
 import numpy as np
 import pytest
 import torch
+from ipywidgets.widgets.widget import _instances
 
 from lcnn_utils.widgets import engine
 
@@ -70,12 +71,14 @@ def test_a_cell_that_is_run_again_frees_what_it_showed(monkeypatch):
 
     monkeypatch.setattr(engine, "SHOWN", {})
     monkeypatch.setattr(engine, "get_ipython", lambda: SimpleNamespace(get_parent=lambda: request))
-    alive = []
+    alive, registered = [], []
     for cell, run in (("a", "1"), ("b", "2"), ("a", "3"), ("a", "4")):
         run_cell(cell, run)
         gc.collect()
         alive.append([model() is not None for model in models])
+        registered.append(len(_instances))
     assert alive[1] == [True] * 4, "two explorers a cell, and two cells"
     assert alive[3] == [False, False, True, True, False, False, True, True]
+    assert registered[3] == registered[2], "nor do layouts and styles pile up"
     results[-1].children[0].value = 3
     assert results[-1].children[-1].value.startswith("3")

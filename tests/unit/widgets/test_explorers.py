@@ -290,10 +290,11 @@ def test_live_curves_follow_a_training(monkeypatch):
     displayed = []
     monkeypatch.setattr(training, "display", displayed.append)
     watch = training.live_curves("lcnn", 3)
-    pictures = {displayed[0].value}
+    (image,) = displayed[0].children
+    pictures = {image.value}
     history = pd.DataFrame({"epoch": [1, 2, 3], "loss": [2.0, 1.0, 0.5], "curvature": [1.0, 20.0, 30.0]})
     for epoch in range(1, 4):
         watch(history[:epoch], None)
-        pictures.add(displayed[0].value)
+        pictures.add(image.value)
     assert len(displayed) == 1
     assert len(pictures) == 4
