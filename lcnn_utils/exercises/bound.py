@@ -38,7 +38,7 @@ def layer_term(jacobian: Tensor, g: Tensor, bend: Tensor) -> Tensor:
 )
 def composition(lip_g: float, curv_g: float, lip_h: float, curv_h: float) -> tuple[float, float]:
     """f(lip_g, curv_g, lip_h, curv_h) → the pair of numbers (Lip, curv) of g∘h: Lip bounds the slope ‖J‖, and curv the
-    second derivative, ‖D²g[a, b]‖ ≤ curv_g‖a‖‖b‖. Solution: Lip_g·Lip_h and curv_g·Lip_h² + Lip_g·curv_h."""
+    second derivative, ‖D²g[a, b]‖ ≤ curv_g‖a‖‖b‖. Solution: notebook 03, the hints below it."""
     return lip_g * lip_h, curv_g * lip_h**2 + lip_g * curv_h
 
 
@@ -54,7 +54,7 @@ root = lambda m, g, k: (g**2 + 2 * k * m.clamp(min=0)).sqrt()
         "the other root: −‖∇m‖ + √(…), not ‖∇m‖ + √(…)": lambda m, g, k: (root(m, g, k) + g) / k,
         "the root is divided by K, not by 2K": lambda m, g, k: (root(m, g, k) - g) / (2 * k),
     },
-    wild="0/0 at K = 0, or rounding at a tiny K: multiply by the conjugate, 2m/(‖∇m‖ + √(‖∇m‖² + 2Km))",
+    wild="0/0 at K = 0, or rounding at a tiny K: multiply by the conjugate",
 )
 def certified_radius(margin: Tensor, slope: Tensor, bound: float) -> Tensor:
     """f(margin, slope, bound) → the radius r (N,) up to which m − ‖∇m‖·r − K·r²/2 stays positive, for margins m and

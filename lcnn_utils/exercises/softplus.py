@@ -29,7 +29,6 @@ OVERFLOW = "e^{βx} overflows: use F.softplus, torch.logaddexp, or log1p of e^{�
         "divide by β": lambda x, beta: F.softplus(beta * x) - LOG2,
         "β is not used: this is the one of β = 1": lambda x, beta: F.softplus(x) - LOG2,
         "this is plain softplus of β = 1: neither β nor the centring is there": lambda x, beta: F.softplus(x),
-        OVERFLOW: lambda x, beta: ((1 + (beta * x).exp()).log() - LOG2) / beta,
     },
     wild=OVERFLOW,
 )
@@ -88,5 +87,5 @@ def largest_second_derivative(function: Callable, c: float) -> Any:
 )
 def beta_for_curvature(c: float) -> float:
     """f(c) → the number β at which the largest second derivative of the centered softplus is c > 0.
-    That is measured, by differentiating at your β. Solution: the head of ``lcnn_utils.nn.softplus``, s₀″ ≤ β/4."""
+    That is measured, by differentiating at your β. Solution: the head of ``lcnn_utils.nn.softplus``."""
     return 4 * c
