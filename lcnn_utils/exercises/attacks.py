@@ -48,6 +48,7 @@ def attacked(seed: int, n: int, length: float, eps: float) -> tuple:
     inputs=[attacked(0, 4, 0.3, 0.5), attacked(1, 1, 0.05, 0.4), attacked(2, 3, 1.0, 0.3), attacked(3, 2, 0.2, 2.0)],
     mistakes={
         "clamp to [0, 1]: it must be an image": lambda x, x_adv, g, n, eps: x + within(x_adv + n * unit(g) - x, eps),
+        "the ball first, then [0, 1]": lambda x, x_adv, g, n, eps: x + within(image(x_adv + n * unit(g)) - x, eps),
         "the ball is around x, not x_adv": lambda x, x_adv, g, n, eps: image(x_adv + within(n * unit(g), eps)),
         "divide the gradient by its norm": lambda x, x_adv, g, n, eps: image(x + within(x_adv + n * g - x, eps)),
         "uphill: the loss shall grow": lambda x, x_adv, g, n, eps: image(x + within(x_adv - n * unit(g) - x, eps)),

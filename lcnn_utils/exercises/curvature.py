@@ -1,6 +1,6 @@
 """The exercises of notebook 02; :mod:`lcnn_utils.exercises.engine` checks them."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -55,7 +55,7 @@ def quotient(hvp: Callable, v: Tensor, steps: int) -> Tensor:
     return u @ hvp(u)
 
 
-SPECTRA: list[list[float]] = [[100, -70, 20, 5], [-50, 20, 10], [40, -40, 10, 1], [3e-7, 1e-7], [1e6, 95e4, 0, 0, 7]]
+SPECTRA: list[list[float]] = [[100, -70, 20, 5], [-50, 20, 10], [40, -40, 10, 1], [3e-3, 1e-3], [1e6, 95e4, 0, 0, 7]]
 
 
 @exercise(
@@ -75,24 +75,30 @@ def power_iteration(hvp: Callable, v: Tensor, steps: int) -> Tensor:
     return hvp(iterated(hvp, v, steps)).norm()
 
 
-def lognormal(seed: int, n: int, scale: float) -> Tensor:
-    """Of two middle values torch's median is the lower, numpy's their mean: here they are equal."""
+def lognormal(seed: int, n: int, scale: float, first: Sequence[float] = ()) -> Tensor:
+    """Random after ``first``. Torch's median is the lower of two middle values, numpy's their mean: here both agree."""
     values = (scale * randn(seed, n)).exp().float()
+    values[: len(first)] = torch.tensor(first)
     values[values.argsort()[n // 2]] = values.median()
     return values
 
 
 top_tenth = lambda c: c >= c.quantile(0.9)
+above = lambda c: c > c.quantile(0.9)
 low = lambda g, h: g.median() - g > h - h.median()
 
 
 @exercise(
-    inputs=[(lognormal(n, n, 2), lognormal(n + 1, n, 1.5)) for n in (400, 1000, 250)],
+    inputs=[(lognormal(n, n, 2), lognormal(n + 1, n, 1.5)) for n in (400, 1000, 250)]
+    + [(lognormal(0, 60, 2, [0, 1e-10]), lognormal(1, 60, 1.5, [1e-6, 1e-6]))]  # vanishing gradients
+    + [(lognormal(2, 40, 2, [1e-3] * 8), lognormal(3, 40, 1.5, [10] * 8))],  # eight with the largest C
     mistakes={
+        "at *least* the quantile: ≥": lambda g, h: above(h / (g + 1e-6)) & low(g.log(), h.log()),
         "only the tenth of the largest C counts": lambda g, h: low(g.log(), h.log()),
         "compare logarithms, not raw values": lambda g, h: top_tenth(h / (g + 1e-6)) & low(g, h),
         "inverted: these owe it to H": lambda g, h: top_tenth(h / (g + 1e-6)) & ~low(g.log(), h.log()),
         "this is the whole top tenth: is it g or H that makes C large?": lambda g, h: top_tenth(h / (g + 1e-6)),
+        "divide by g + 1e-6: g may be tiny, or 0": lambda g, h: top_tenth(h / g) & low(g.log(), h.log()),
         "the tenth is of C = H/(g + 1e-6), not of H": lambda g, h: top_tenth(h) & low(g.log(), h.log()),
     },
 )
@@ -100,5 +106,5 @@ def why_curved(grad_norm: Tensor, hessian_norm: Tensor) -> Tensor:
     """f(grad_norm, hessian_norm) → bool (N,): which samples owe a large curvature to a vanishing gradient; both (N,).
     A sample does if its C = H/(g + 1e-6) is in the top tenth (at least the 0.9 quantile of C) and log g lies further
     below its median than log H lies above its own: median(log g) − log g > log H − median(log H).
-    Solution: take the logarithms first, then their medians; ``torch.quantile(c, 0.9)``."""
+    Solution: ``check.why_curved??``, in notebook 02."""
     return top_tenth(hessian_norm / (grad_norm + 1e-6)) & low(grad_norm.log(), hessian_norm.log())

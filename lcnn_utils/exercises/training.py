@@ -44,7 +44,7 @@ def value_and_derivative(function: Callable, losses: Callable[[Tensor], Tensor],
     """The penalty that a function makes of the losses, and its derivatives by x."""
     x.requires_grad_()
     value = function(losses(x), x)
-    if not isinstance(value, Tensor):
+    if not isinstance(value, Tensor) or value.numel() != 1:
         return value
     if not value.requires_grad:
         raise RuntimeError("the penalty can't be differentiated again")
@@ -60,6 +60,7 @@ slopes = lambda losses, x, again=True: torch.autograd.grad(losses.sum(), x, crea
     inputs=[(network(randn(0, 3, 3)), randn(1, 4, 3)), (network(randn(2, 4, 3)), randn(3, 2, 1, 2, 2))],
     mistakes={
         "take the gradient with create_graph=True": lambda losses, x: slopes(losses, x, False).square().sum(1).mean(),
+        "the penalty is one number, the mean over the samples": lambda losses, x: slopes(losses, x).square().sum(1),
         "mean over samples, of the sum over entries": lambda losses, x: slopes(losses, x).square().mean(),
         "the squared norm": lambda losses, x: slopes(losses, x).norm(dim=1).mean(),
         "the mean over the samples: divide by N": lambda losses, x: slopes(losses, x).square().sum(),
@@ -114,7 +115,7 @@ other_hash = lambda value: 0  # in another process Python's hash() of a text is 
 
 def keys_differ(key: Callable[[Recipe], str], changes: list[dict[str, Any]]) -> Any:
     """Whether BASE with each of these changes has a key of its own. ValueError: a key is none, or not always the same.
-    Not found out: the order of a set, the process's number, the machine's name."""
+    Not found out: the order of a set, ``__hash__()``, the process's number, the machine's name."""
     recipes = [replace(BASE, **change) for change in changes]
     keys = [key(recipe) for recipe in recipes]
     if is_stub(keys[0]):
@@ -154,7 +155,7 @@ counter = itertools.count()
     ],
     mistakes={
         "a file's name is a text; a number made by hash() won't do": lambda recipe: hash(recipe),
-        "shorten it with hashlib.sha256(text.encode()).hexdigest()": lambda recipe: json.dumps(asdict(recipe)),
+        "shorten it with a hash of hashlib, whose hexdigest is a text": lambda recipe: json.dumps(asdict(recipe)),
         "hexdigest() has only letters and digits": lambda recipe: f"runs/{digest(recipe)}",
         "no clock, no counter, no random numbers": lambda recipe: str(next(counter)),
         "no id() or address in memory": lambda recipe: str(id(recipe)),
