@@ -8,6 +8,7 @@ of it. ``check.derivatives?`` shows what is asked for, ``check.derivatives??`` t
 import copy
 import functools
 import inspect
+import itertools
 import operator
 import os
 import reprlib
@@ -17,6 +18,7 @@ from dataclasses import dataclass
 from numbers import Real
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -25,6 +27,11 @@ ERRORS = {  # a part of an error's message: what it usually means
     "implicitly created only for scalar": "only a number can be differentiated backward: sum the values first",
     "converted to": "math's functions take single numbers: use torch's (torch.exp, torch.log, ...)",
 }
+LIBRARIES = (  # the folders of this package, of torch and its neighbours, of Python
+    os.path.dirname(os.path.dirname(__file__)),
+    os.path.dirname(os.path.dirname(torch.__file__)),
+    os.path.dirname(os.__file__),
+)
 
 
 def randn(seed: int, *shape: int) -> Tensor:
@@ -35,10 +42,13 @@ def randn(seed: int, *shape: int) -> Tensor:
 def attempt(function: Callable, *arguments: Any) -> Any:
     """A function's answer to copies of the arguments, or the error that it raises.
 
-    Tensors come without their graph, from any device; numbers as tensors in float64.
+    Tensors come without their graph, from any device; arrays as tensors, numbers as tensors in float64.
     """
     try:
-        answer = function(*copy.deepcopy(arguments))
+        with torch.enable_grad():
+            answer = function(*copy.deepcopy(arguments))
+        if isinstance(answer, np.ndarray):
+            answer = torch.from_numpy(answer.copy())
         if isinstance(answer, Real):
             answer = torch.tensor(float(answer), dtype=torch.float64)
         return answer.detach().cpu().to_dense() if isinstance(answer, Tensor) else answer
@@ -53,19 +63,23 @@ def message(error: BaseException) -> str:
 
 
 def student_lines(error: BaseException) -> list[str]:
-    """The lines that led to an error, from the student's own on; empty texts where they are not known."""
-    room = os.path.dirname(__file__)
-    frames = traceback.extract_tb(error.__traceback__)
-    return [frame.line or "" for frame in frames if not frame.filename.startswith(room)]
+    """The student's own lines that led to an error, up to a library's; empty texts where they are not known."""
+    library = lambda frame: frame.filename.startswith(LIBRARIES)
+    below = itertools.dropwhile(library, traceback.extract_tb(error.__traceback__))
+    return [frame.line or "" for frame in itertools.takewhile(lambda frame: not library(frame), below)]
+
+
+def is_absent(part: Any) -> bool:
+    return part is None or part is ...
 
 
 def is_stub(answer: Any) -> bool:
     """Whether a function is as the notebook has it: it returns nothing or ``...``, or raises NotImplementedError."""
-    if isinstance(answer, NotImplementedError):  # torch raises it, too, but in no line that says `raise`
+    if isinstance(answer, NotImplementedError):  # torch raises it, too, in a line of its own
         lines = student_lines(answer)
         return lines != [] and (lines[-1] == "" or lines[-1].startswith("raise"))
     parts = answer if isinstance(answer, tuple) else [answer]
-    return all(part is None or part is ... for part in parts)
+    return all(is_absent(part) for part in parts)
 
 
 def kind(value: Any) -> str:
@@ -75,6 +89,8 @@ def kind(value: Any) -> str:
         return f"a {dtype} tensor of shape {tuple(value.shape)}" if value.dim() else f"a {dtype} number"
     if isinstance(value, Real | list):
         return reprlib.repr(value)
+    if isinstance(value, tuple) and any(is_absent(part) for part in value):
+        return "a tuple in which a part is missing"
     return "None (is a `return` missing?)" if value is None else f"a {type(value).__name__}"
 
 
@@ -87,12 +103,12 @@ def gaps(answer: Tensor, expected: Tensor) -> Tensor:
 
 
 def is_mistake(answer: Any, mistaken: Any) -> bool:
-    """Whether an answer is that of a known mistake: the same numbers, or the same error."""
+    """Whether an answer is that of a known mistake: the same numbers, not all nan or infinite, or the same error."""
     if isinstance(answer, BaseException) and isinstance(mistaken, BaseException):
         return message(answer) == message(mistaken)
     if not isinstance(mistaken, Tensor) or kind(answer) != kind(mistaken):
         return False
-    return bool((gaps(answer, mistaken) < 1e-4).all())
+    return bool(mistaken.isfinite().any() and (gaps(answer, mistaken) < 1e-4).all())
 
 
 def worst_entry(answer: Tensor, expected: Tensor, arguments: dict[str, Any]) -> str:
@@ -111,7 +127,7 @@ def worst_entry(answer: Tensor, expected: Tensor, arguments: dict[str, Any]) -> 
 def stacked(function: Callable, *arguments: Any) -> Any:
     """The parts of the tuple that a function answers in one tensor (a ``call`` of an exercise)."""
     answer = function(*arguments)
-    if not isinstance(answer, tuple | list) or is_stub(answer):
+    if not isinstance(answer, tuple | list) or any(is_absent(part) for part in answer):
         return answer
     return torch.stack([torch.as_tensor(part, dtype=torch.float64) for part in answer])
 
@@ -144,7 +160,7 @@ class Exercise:
             answer = attempt(self.call, student, *arguments)
             if arguments is self.inputs[0] and is_stub(answer):
                 missing = " (it returned None: once written, it needs a `return`)" if answer is None else ""
-                print(f"· {name}: not attempted yet: the rest uses lcnn_utils' version{missing}")
+                print(f"· {name}: not attempted yet{missing}")
                 return None
             named = dict(zip(inspect.signature(self.reference).parameters, arguments, strict=True))
             expected = attempt(self.call, self.reference, *arguments)
@@ -164,7 +180,10 @@ class Exercise:
             hints = [hint for part, hint in ERRORS.items() if part in message(answer)]
             return f"expected {kind(expected)}, but it raised {message(answer)}{line}", "".join(hints[:1])
         if kind(answer) != kind(expected):
-            return f"{self.compared}expected {kind(expected)}, got {kind(answer)}", ""
+            alike = isinstance(answer, Tensor) and answer.is_floating_point() and answer.shape == expected.shape
+            precision = f"answer in the inputs' precision, {expected.dtype}"
+            hint = precision if alike and expected.is_floating_point() else ""
+            return f"{self.compared}expected {kind(expected)}, got {kind(answer)}", hint
         gap, allowed = gaps(answer, expected), 2e-5 if expected.dtype == torch.float32 else 1e-6
         wrong = int((gap > allowed).sum())
         if wrong == 0:

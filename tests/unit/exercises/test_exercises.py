@@ -7,6 +7,7 @@ import json
 import math
 import re
 from dataclasses import asdict, replace
+from functools import reduce
 from pathlib import Path
 
 import numpy as np
@@ -31,7 +32,16 @@ EXERCISES: dict[str, Exercise] = {
     for name, value in vars(importlib.import_module(f"lcnn_utils.exercises.{page}")).items()
     if isinstance(value, Exercise)
 }
-MISTAKES = [(name, hint) for name, check in EXERCISES.items() for hint in check.mistakes]
+OVERFLOWS = {  # answers that are nan or infinite
+    "softplus.centered_softplus": lambda x, beta: ((1 + (beta * x).exp()).log() - math.log(2)) / beta,
+    "softplus.derivatives": lambda x, b: ((b * x).exp() / (1 + (b * x).exp()), autograd_derivatives(x, b)[1]),
+    "softplus.beta_for_curvature": lambda c: math.inf,
+    "curvature.power_iteration": lambda hvp, v, n: reduce(lambda u, _: hvp(u), range(n), v).norm() ** (1 / n),
+    "bound.certified_radius": lambda m, g, k: ((g**2 + 2 * k * m.clamp(min=0)).sqrt() - g) / k,
+    "attacks.project": lambda step, eps: torch.stack([s / s.norm() * s.norm().clamp(max=eps) for s in step]),
+}
+MISTAKES = [(name, hint, wrong) for name, check in EXERCISES.items() for hint, wrong in check.mistakes.items()]
+MISTAKES += [(name, EXERCISES[name].wild, wrong) for name, wrong in OVERFLOWS.items()]
 
 
 def hint_of(output: str) -> str:
@@ -52,10 +62,14 @@ def test_the_reference_passes_and_a_stub_is_no_attempt(name, capsys):
         assert "not attempted yet" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize(("name", "hint"), MISTAKES)
-def test_a_wrong_answer_gets_its_own_hint(name, hint, capsys):
-    assert EXERCISES[name](EXERCISES[name].mistakes[hint]) is False
+@pytest.mark.parametrize(("name", "hint", "wrong"), MISTAKES)
+def test_a_wrong_answer_gets_its_own_hint(name, hint, wrong, capsys):
+    assert EXERCISES[name](wrong) is False
     assert hint_of(capsys.readouterr().out) == hint
+
+
+def test_every_hint_for_nan_has_an_answer_that_gets_it():
+    assert {name for name, check in EXERCISES.items() if check.wild} == set(OVERFLOWS)
 
 
 @pytest.mark.parametrize("name", EXERCISES)
@@ -121,6 +135,10 @@ def double_backward(f, x, v):
     return torch.autograd.grad(gradient @ v, x)[0]
 
 
+def normalised_product(hvp):
+    return lambda u, _: hvp(u) / (hvp(u).norm() + 1e-12)
+
+
 def bisected_radius(m, g, k):
     low, high = torch.zeros_like(m), 10 * m.clamp(min=0) / g
     for _ in range(200):
@@ -167,9 +185,9 @@ def saliency_one_by_one(model, x, y):
 
 
 def vanishing_by_numpy(g, h):
-    c, log_g, log_h = (h / (g + 1e-6)).numpy(), np.log(g.numpy()), np.log(h.numpy())
-    owed = (c >= np.quantile(c, 0.9)) & (np.median(log_g) - log_g > log_h - np.median(log_h))
-    return torch.from_numpy(owed)
+    with np.errstate(divide="ignore"):
+        c, log_g, log_h = (h / (g + 1e-6)).numpy(), np.log(g.numpy()), np.log(h.numpy())
+    return (c >= np.quantile(c, 0.9)) & (np.median(log_g) - log_g > log_h - np.median(log_h))
 
 
 def pgd_step_by_package(x, x_adv, gradient, length, eps):
@@ -187,6 +205,7 @@ RIGHT = [
     ("curvature.hessian_vector_product", double_backward),
     ("curvature.hessian_vector_product", lambda f, x, v: vjp(grad(f), x)[1](v)[0]),
     ("curvature.power_iteration", lambda hvp, v, steps: norm(torch.stack([hvp(e) for e in torch.eye(len(v)).to(v)]))),
+    ("curvature.power_iteration", lambda hvp, v, n: hvp(reduce(normalised_product(hvp), range(n), v)).norm()),
     ("curvature.why_curved", vanishing_by_numpy),
     ("bound.layer_term", lambda a, g, b: sum(g[k] * b[k] * torch.outer(a[k], a[k]) for k in range(len(g)))),
     ("bound.composition", lambda lg, cg, lh, ch: [torch.tensor(lg * lh), lg * ch + lh * cg * lh]),
@@ -274,8 +293,9 @@ def test_an_interrupt_interrupts():
     [
         (lambda x, n: x[:2] ** n, "got a float32 tensor of shape (2,)"),
         (lambda x, n: x.double() ** n, "got a float64 tensor of shape (3,)"),
+        (lambda x, n: x.double() ** n, "answer in the inputs' precision, torch.float32"),
         (lambda x, n: (x**n,), "got a tuple"),
-        (lambda x, n: (x**n).numpy(), "got a ndarray"),
+        (lambda x, n: (x**n, None), "got a tuple in which a part is missing"),
         (lambda x, n: 4.0, "got a float64 number"),
         (lambda x, n: x**n + torch.tensor([0, 0, 1]), "expected 9, got 10, at x = 3 (1 of 3 wrong)"),
         (lambda x, n: x**n + 1e-3, "nearly right"),
@@ -284,6 +304,7 @@ def test_an_interrupt_interrupts():
         (lambda x, n: math.exp(x), "math's functions take single numbers"),
         (lambda x, n: torch.autograd.grad((x**n).sum(), x), "requires_grad_()"),
         (lambda x, n: torch.exp(x, out=torch.empty(0).to_sparse()), "NotImplementedError"),  # torch's own: no stub
+        (lambda x, n: torch.nn.Module()(x), "NotImplementedError"),
     ],
 )
 def test_what_is_wrong_is_said(answer, said, capsys):
@@ -295,6 +316,9 @@ def test_what_is_wrong_is_said(answer, said, capsys):
 
 def test_answers_of_other_forms_pass_and_a_stub_may_be_without_source():
     assert power(lambda x, n: (x.requires_grad_() ** n).to_sparse()) is True
+    assert power(lambda x, n: (x**n).flip(0).numpy()[::-1]) is True
+    with torch.no_grad():
+        assert EXERCISES["curvature.hessian_vector_product"](double_backward) is True
     scope = {}
     exec("def stub(x, n):\n    raise NotImplementedError", scope)
     assert power(scope["stub"]) is None
