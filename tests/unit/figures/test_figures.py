@@ -241,18 +241,6 @@ def test_every_figure(figure_function, drawing):
             assert any(names) or not numbers or axis.get_label() == "<colorbar>"
 
 
-@pytest.mark.parametrize(
-    ("figure_function", "directions"),
-    [(softplus.normalised_curvature, "xy"), (curvature.gradient_and_hessian, "xy"), (curvature.convergence, "y"),
-     (bound.audit, "xy"), (bound.depth, "y"), (bound.radii, "xy"), (lipschitz.spectra, "y"), (training.signal, "y"),
-     (training.accuracy_against_curvature, "x"), (training.lambda_search, "y"), (saliency.gradient_robustness, "xy"),
-     (saliency.stable_or_right, "x"), (attacks.logit_scale, "x"), (paper.cost, "x"), (paper.train_test, "xy")],
-)  # fmt: skip
-def test_axes_are_logarithmic_where_values_span_decades(figure_function, directions, drawing):
-    for axis in draw(figure_function)[-1:]:
-        assert all(getattr(axis, f"get_{direction}scale")() == "log" for direction in directions)
-
-
 def test_every_figure_is_tried():
     functions = set()
     for module in (attacks, bound, curvature, lipschitz, paper, saliency, softplus, training):
@@ -313,15 +301,6 @@ def test_what_is_published_is_drawn_beside_ours(drawing):
     assert sorted(np.concatenate(drawn)) == sorted([*claims().theirs, *claims().theirs])
 
 
-def test_claims_are_grey_where_they_hold(drawing):
-    for axis, in_points in zip(draw(paper.claims), (False, True), strict=True):
-        mine = [claim for claim in CLAIMS if ("points" in claim.value) == in_points]
-        for patch, claim in zip(axis.patches, mine, strict=True):
-            for value in np.linspace(*axis.get_xlim(), 41)[1:-1]:
-                grey = patch.get_x() <= value <= patch.get_x() + patch.get_width()
-                assert grey == (claim.low <= value <= claim.high)
-
-
 def test_maps_are_the_right_way_up(drawing):
     """Also of a shuffled frame: x1 to the right, x2 upwards, class 1 where the margin is positive."""
     frame = fields("method", NETS[:1]).sample(frac=1, random_state=0)
@@ -336,15 +315,6 @@ def test_maps_are_the_right_way_up(drawing):
     (shown,) = image.images
     np.testing.assert_allclose(shown.get_array(), np.add.outer(np.linspace(-1, 1, 5), np.linspace(-1, 2, 7)), atol=1e-9)
     assert (shown.origin, list(shown.get_extent())) == ("lower", [-1, 2, -1, 1])
-
-
-def test_the_factors_of_a_bound_multiply_to_its_terms(drawing):
-    frame = layer_terms()
-    top, _, bottom, _ = draw(bound.waterfall, frame)
-    slope, beta, reach = (line.get_ydata() for line in bottom.lines)
-    terms = frame[(frame.net == "LCNN, MLP") & frame.beta.notna()].contribution
-    np.testing.assert_allclose(slope**2 * beta / 4 * reach, terms)
-    np.testing.assert_allclose([bar.get_height() for bar in top.patches], terms / terms.sum())
 
 
 def test_a_certified_ball_has_its_radius(drawing):
