@@ -39,7 +39,7 @@ doctor: $(READY) ## check Python, versions, device, disk and datasets
 	@$(PY) -m lcnn_utils doctor
 
 notebooks: $(READY) ## run every notebook again and store it with its outputs
-	$(PY) tests/notebooks/execute.py --store
+	$(PY) tests/notebooks/execute.py
 
 # Names no package server and no machine: it serves pip and uv, on Linux, macOS and Windows.
 lock: $(READY) ## write requirements.lock again from pyproject.toml

@@ -1,6 +1,6 @@
 """Run notebooks in full and write them back with clean outputs.
 
-    python tests/notebooks/execute.py --store [NAME ...]
+    python tests/notebooks/execute.py [NAME ...]
 
 NAME is the beginning of a notebook's name, such as ``01``; without one it is every notebook. What readers on the web
 see is the static twin of each explorer: a stored widget view would be an empty box there, so views are left out.
@@ -126,7 +126,6 @@ def to_text(notebook: NotebookNode) -> str:
 def main() -> int:
     """The command line; returns the exit status: 1 if a notebook fails, which is then not written."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--store", action="store_true", required=True, help="run in full and write back")
     parser.add_argument("names", nargs="*", metavar="NAME", help="how the notebook's name begins, such as 01")
     names = tuple(parser.parse_args().names)
     paths = [path for path in NOTEBOOKS if not names or path.name.startswith(names)]

@@ -127,7 +127,7 @@ def test_what_is_stored_is_clean_and_a_run_that_fails_is_not_stored(tmp_path, mo
     nbformat.write(new_notebook(cells=[new_code_cell("1 / 0")]), bad)
     before = bad.read_bytes()
     monkeypatch.setattr(runner, "NOTEBOOKS", [good, bad])
-    monkeypatch.setattr("sys.argv", ["execute.py", "--store"])
+    monkeypatch.setattr("sys.argv", ["execute.py"])
     monkeypatch.delenv("TQDM_DISABLE", raising=False)
     assert runner.main() == 1
     assert "ZeroDivisionError" in capsys.readouterr().err

@@ -42,12 +42,6 @@ def test_the_examples_of_the_help_are_commands(command):
         assert cli.asked_for(cli.parse(line.split("    ")[0].split()[1:]))
 
 
-@pytest.mark.parametrize("args", [["labb"], ["train", "lcnn", "--seeds", "x"], []])
-def test_a_mistyped_command_has_status_2(args):
-    with pytest.raises(SystemExit, match="2"):
-        cli.main(args)
-
-
 # ---- lcnn lab ----------------------------------------------------------------------------------------------------
 
 

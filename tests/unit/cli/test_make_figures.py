@@ -101,12 +101,6 @@ def test_a_folder_that_cannot_be_written_is_known_before_the_work(toys, tmp_path
     assert toys.ran == []
 
 
-def test_the_status_of_the_command(monkeypatch):
-    monkeypatch.setattr(make_figures, "make", lambda only, folder: list(only))
-    assert commands.main(["figures"]) == 0
-    assert commands.main(["figures", "--only", "figure_1c"]) == 1
-
-
 def test_the_readers_settings_do_not_matter(tmp_path):
     """LaTeX for all texts, which is rarely installed, other sizes, a backend that needs a screen; in a new process."""
     settings = tmp_path / "matplotlibrc"

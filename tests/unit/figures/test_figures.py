@@ -3,7 +3,6 @@
 import inspect
 import itertools
 import json
-import os
 
 import matplotlib
 import matplotlib.pyplot as plt
@@ -18,7 +17,7 @@ from matplotlib.text import Text
 from lcnn_utils.experiments import CLAIMS
 from lcnn_utils.figures import attacks, bound, curvature, lipschitz, paper, saliency, softplus, style, training
 from lcnn_utils.figures.style import METHOD, VARIANTS
-from lcnn_utils.lab import PROJECT, use_style
+from lcnn_utils.lab import use_style
 from lcnn_utils.measurements.softplus import activation_frame, composition_frame, normalised_curvature_frame
 
 NETS = ("standard", "lcnn", "gradreg", "lcnn_gradreg")
@@ -250,12 +249,6 @@ def test_every_figure_is_tried():
     assert functions == set(FIGURES)
 
 
-def test_methods_differ_in_more_than_colour():
-    for looks in (style.METHOD.values(), [style_ for style_ in style.ACTIVATION.values()]):
-        for column in zip(*looks, strict=True):
-            assert len(set(column)) == len(column)
-
-
 # ---- what must be true of what is drawn ------------------------------------------------------------------------------
 
 
@@ -369,23 +362,6 @@ def test_what_cannot_be_replaced_stays(saved, monkeypatch):
     with pytest.raises(ZeroDivisionError):
         style.save_table(pd.DataFrame({"new": [1]}), "t", {}, folder)
     assert {path: path.read_bytes() for path in folder.iterdir()} == saved
-
-
-def test_a_folder_that_cannot_be_made(tmp_path):
-    (tmp_path / "file").write_text("in the way")
-    with pytest.raises(OSError, match=r"cannot write .*it\.csv.*another folder"):
-        style.save_table(pd.DataFrame({"a": [1]}), "it", {}, tmp_path / "file" / "sub")
-    assert os.listdir(tmp_path) == ["file"]
-
-
-def test_tables_for_latex():
-    """Escaped, with symbols that are in the font which the first line names (matplotlib brings it)."""
-    lines = style.latex(pd.DataFrame({"net": ["A & B_c"], "share %": ["1 #2"]})).splitlines()
-    assert lines[1:4] == [r"\begin{tabular}{lr}", r"\toprule", r"net & share \% \\"]
-    assert lines[5] == r"A \& B\_c & 1 \#2 \\"
-    font = matplotlib.ft2font.FT2Font(matplotlib.font_manager.findfont("DejaVu Sans"))
-    symbols = set("".join(path.read_text("utf-8") for path in (PROJECT / "figures").glob("*.csv"))) - {"\n"}
-    assert {ord(symbol) for symbol in symbols} <= set(font.get_charmap())
 
 
 def test_the_style_does_not_depend_on_the_readers_settings():

@@ -1,6 +1,7 @@
 """`lcnn evaluate` and `lcnn ship`: what is there is not made again."""
 
 import importlib
+from dataclasses import replace
 
 import pytest
 
@@ -57,6 +58,14 @@ def test_a_network_is_measured_once_and_again_with_other_weights(small, monkeypa
     second = measured("digits_runs")
     assert len(second) == len(first) == 1
     assert second.sha256.item() != first.sha256.item()
+
+
+def test_a_training_that_fails_is_named_and_the_others_are_measured(small, monkeypatch):
+    broken = replace(SMALL, lr=1e20)
+    monkeypatch.setattr(module, "ordered", lambda *_: [broken, SMALL])
+    with pytest.raises(RuntimeError, match=f"failed: {run_name(broken)}: ."):
+        evaluate("digits", only="runs", train=True)
+    assert measured("digits_runs").run.tolist() == [run_name(SMALL)]
 
 
 def test_the_search_for_lambda_measures_the_held_out_part(small, monkeypatch):
