@@ -19,6 +19,7 @@ from playwright.sync_api import Locator, Page, sync_playwright
 from lcnn_utils.cli.commands import lab_command
 
 NOTEBOOKS = Path(__file__).parents[2] / "notebooks"
+pytestmark = pytest.mark.slow
 SECONDS = 120  # that anything here may take
 IS_ROOT = hasattr(os, "geteuid") and os.geteuid() == 0
 FLAGS = ["--disable-gpu", "--disable-background-networking", "--disable-dev-shm-usage"]

@@ -53,6 +53,7 @@ def output_problems(notebook) -> list[str]:
     return problems
 
 
+@pytest.mark.slow
 @by_name
 def test_notebook_runs_and_its_controls_survive_their_ends(path, tmp_path):
     """In another folder than its own, where it leaves nothing."""
@@ -92,6 +93,7 @@ box = ipywidgets.VBox([slider, image])
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("update", "fault"),
     [
@@ -120,6 +122,7 @@ display(widgets.VBox([widgets.IntSlider()]), Image(b"\\x89PNG\\r\\n\\x1a\\n", fo
 """
 
 
+@pytest.mark.slow
 def test_what_is_stored_is_clean_and_a_run_that_fails_is_not_stored(tmp_path, monkeypatch, capsys):
     good, bad = tmp_path / "01.ipynb", tmp_path / "02.ipynb"
     cells = [new_code_cell(""), new_code_cell(SHOWS, id="mine", metadata={"tags": ["t"], "collapsed": True})]

@@ -101,6 +101,7 @@ def test_a_folder_that_cannot_be_written_is_known_before_the_work(toys, tmp_path
     assert toys.ran == []
 
 
+@pytest.mark.slow
 def test_the_readers_settings_do_not_matter(tmp_path):
     """LaTeX for all texts, which is rarely installed, other sizes, a backend that needs a screen; in a new process."""
     settings = tmp_path / "matplotlibrc"
@@ -131,6 +132,7 @@ def small_settings(monkeypatch):
     shrink(bound, "certificate_study", images=8, steps=2, restarts=1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("step", dict.fromkeys(entry.step for entry in entries()))
 def test_every_step_makes_what_is_listed(step, small_settings, tmp_path, monkeypatch):
     """Nothing is saved here: that is where a figure's time goes."""

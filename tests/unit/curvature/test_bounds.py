@@ -77,7 +77,7 @@ def test_local_parts_are_those_of_dense_jacobians():
                 row = found[(found.layer == str(i)) & (found["sample"] == n)].iloc[0]
                 assert row.jacobian_norm == pytest.approx(torch.linalg.matrix_norm(jacobian, 2).item(), rel=1e-9)
                 assert row.delta == pytest.approx(delta.abs().max().item(), rel=1e-9)
-                assert row.beta == pytest.approx(float(layers[i].beta), rel=1e-9)
+                assert row.beta == pytest.approx(torch.as_tensor(layers[i].beta).item(), rel=1e-9)
 
 
 def test_the_published_form_fails_where_gradients_cancel():

@@ -7,7 +7,6 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from lcnn_utils import data
 from lcnn_utils.experiments import append, comparison, measured, plus_minus
 from lcnn_utils.figures.style import METHOD
 from lcnn_utils.measurements import paper
@@ -96,10 +95,10 @@ def test_tables_of_geometry_hold_the_stored_means():
     ("dataset", "scale", "method", "seed"),
     [("digits", "lab", "standard", 0), ("digits", "lab", "lcnn_gradreg", 2), ("cifar10", "tiny", "lcnn", 0)],
 )
-def test_stored_geometry_comes_from_the_checkpoints(dataset, scale, method, seed, monkeypatch):
+def test_stored_geometry_comes_from_the_checkpoints(dataset, scale, method, seed, monkeypatch, request):
     """Lanczos stops at an estimated 1 % (here and there, in other batches); five digits are stored."""
-    if data.available()[dataset] == "missing":
-        pytest.skip("CIFAR-10 is not on the disk: `lcnn data cifar10` brings it")
+    if dataset == "cifar10":
+        monkeypatch.setenv("LCNN_DATA", str(request.getfixturevalue("cifar_root")))
     monkeypatch.setenv("LCNN_DEVICE", "cpu")
     name = "digits_geometry" if dataset == "digits" else f"{dataset}_{scale}_geometry"
     frame = geometry(recipe(dataset, method, seed, scale), {"test": 2, "train": 2})
