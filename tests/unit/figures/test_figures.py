@@ -25,9 +25,6 @@ COLOURS = dict(zip(("Standard", "LCNN"), VARIANTS, strict=False))
 X = torch.linspace(-3, 3, 31)
 
 
-# ---- small frames, measured where that is cheap, else made up ------------------------------------------------------
-
-
 def every(**columns) -> pd.DataFrame:
     """A row for each combination of the columns' values."""
     return pd.DataFrame(itertools.product(*columns.values()), columns=list(columns))
@@ -223,9 +220,6 @@ FIGURES = {
 }
 
 
-# ---- all figures -----------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("figure_function", FIGURES, ids=lambda f: f"{f.__module__.split('.')[-1]}.{f.__name__}")
 def test_every_figure(figure_function, drawing):
     """Drawn without a warning, no text under 8 pt; an axis with numbers is named, by a neighbour where it is shared."""
@@ -247,9 +241,6 @@ def test_every_figure_is_tried():
             if function.__module__ == module.__name__ and function.__annotations__.get("return") == "Figure":
                 functions.add(function)
     assert functions == set(FIGURES)
-
-
-# ---- what must be true of what is drawn ------------------------------------------------------------------------------
 
 
 def draw(function, *arguments) -> list:
@@ -315,9 +306,6 @@ def test_a_certified_ball_has_its_radius(drawing):
     (balls,) = [c for c in axis.collections if hasattr(c, "get_widths")]
     np.testing.assert_allclose(balls.get_widths(), [0.6, np.nan, 0.0])
     assert axis.get_aspect() == 1
-
-
-# ---- saving ----------------------------------------------------------------------------------------------------------
 
 
 def a_figure() -> Figure:

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-from lcnn_utils.attacks import PAPER_EPS, pgd, wilson
-from lcnn_utils.experiments import measured, published
+from lcnn_utils.attacks import pgd, wilson
+from lcnn_utils.experiments import measured
 from lcnn_utils.figures.style import METHOD
 from lcnn_utils.measurements import attacks as measurements
 
@@ -73,14 +73,6 @@ def test_table_has_our_means_and_the_papers_numbers():
     table = measurements.table(pd.concat(parts)).set_index("net")
     assert table.loc["LCNN", ["clean", "ε = 0.1"]].tolist() == ["91.0 ± 1.4 (77.2)", "60.0 ± 14.1 (39.7)"]
     assert table.loc["Minimal recipe", ["clean", "ε = 0.1"]].tolist() == ["– (–)", "30.0 (–)"]
-
-
-def test_paper_table_is_the_published_one():
-    frame = measurements.paper_table()
-    wide = frame.pivot(index="label", columns="eps", values="accuracy")
-    assert list(wide.columns) == [0, *PAPER_EPS]
-    assert (wide.diff(axis=1).iloc[:, 1:] < 0).all(axis=None), "a larger ε leaves less"
-    assert frame.accuracy.tolist() == published("paper table 2")["mean"].tolist()
 
 
 def test_masking_is_checked_with_another_net(net):

@@ -157,9 +157,3 @@ def test_a_changed_layer_against_torch_func(layer, beta, factor):
     else:
         expected = terms["3"] * factor + terms["6"] * scale * factor**2
     assert numbers["bound"] == pytest.approx(expected, rel=1e-5)
-
-
-@pytest.mark.parametrize(("model", "layer"), [(lcnn(), "4"), (mlp([2, 3, 3, 2]), "2")])
-def test_a_layer_that_follows_no_batchnorm(model, layer):
-    with pytest.raises(ValueError, match=f"layer {layer} is no activation"):
-        measurements.slope_scaled(model, layer, 2.0, 3.0)

@@ -6,7 +6,7 @@ import torch
 from lcnn_utils.curvature import geometry
 from lcnn_utils.measurements import lipschitz as measurements
 from lcnn_utils.measurements.curvature import layer_calls
-from lcnn_utils.nn import LipschitzBatchNorm2d, resnet
+from lcnn_utils.nn import LipschitzBatchNorm2d
 from lcnn_utils.training import Recipe, accuracy, fit, samples
 
 RECIPE = Recipe("digits", "lcnn", "resnet10", width=2, epochs=1, batch_size=256)
@@ -17,17 +17,6 @@ def trained(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("LCNN_STORE", str(tmp_path_factory.mktemp("store")))
         return fit(RECIPE, device="cpu", progress=False)[0]
-
-
-def test_names_of_layers():
-    model = resnet(18, num_classes=10, width=2, in_channels=1, image_size=8)
-    layers = measurements.conv_layers(model, torch.zeros(1, 1, 8, 8))
-    assert list(layers)[:4] == ["stem", "block 1 conv 1", "block 1 conv 2", "block 2 conv 1"]
-    assert len(layers) == 1 + 16 + 3, "stem, two a block, shortcuts"
-    for conv, norm, shape in layers.values():
-        assert (norm.num_features, shape[0]) == (conv.out_channels, conv.in_channels)
-    assert layers["block 4 conv 1"][2] == (4, 4, 4)
-    assert measurements.layer_name("11") == "classifier"
 
 
 def test_statistics_measured_again_are_those_of_what_arrives(trained):
