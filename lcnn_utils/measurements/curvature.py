@@ -118,18 +118,27 @@ def digits_study(
     return pd.concat(parts, ignore_index=True)
 
 
+def means_table(frame: pd.DataFrame, by: str, columns: dict[str, str]) -> pd.DataFrame:
+    """A row for each value of the column ``by``: mean ± standard deviation over the frame's rows.
+    ``columns``: title → column of the frame; accuracies are shown in %."""
+    rows = []
+    for name, part in frame.groupby(by, sort=False):
+        row = {by: str(name)}
+        for title, column in columns.items():
+            values = part[column] * (100 if column == "accuracy" else 1)
+            row[title] = plus_minus(values.mean(), values.std())
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
 def geometry_table(frame: pd.DataFrame) -> pd.DataFrame:
     """One row a method, as in the paper's Table 1: mean over images, then mean ± standard deviation over seeds."""
     columns = {"‖∇f‖": "grad_norm", "‖∇²f‖": "hessian_norm", "C": "curvature", "C of the margin": "margin_curvature"}
-    columns |= {"accuracy %": "accuracy"}
-    runs = frame.groupby(["label", "seed"], sort=False)[list(columns.values())].mean()
-    runs["median"] = frame.groupby(["label", "seed"], sort=False).curvature.median()
-    runs["accuracy"] *= 100
-    table = {"net": list(dict.fromkeys(frame.label))}
-    for name, column in (columns | {"median C": "median"}).items():
-        part = runs[column].groupby("label", sort=False)
-        table[name] = list(map(plus_minus, part.mean(), part.std()))
-    return pd.DataFrame(table)
+    columns |= {"accuracy %": "accuracy", "median C": "median"}
+    images = frame.groupby(["label", "seed"], sort=False)
+    runs = images[["grad_norm", "hessian_norm", "curvature", "margin_curvature", "accuracy"]].mean()
+    runs = runs.assign(median=images.curvature.median()).reset_index()
+    return means_table(runs, "label", columns).rename(columns={"label": "net"})
 
 
 def convergence_frame(model: nn.Module, x: Tensor, y: Tensor, products: int) -> pd.DataFrame:

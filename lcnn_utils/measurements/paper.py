@@ -10,7 +10,7 @@ import torch
 
 from .. import training
 from ..experiments import comparison, has, how_measured, measured, plus_minus, with_interval
-from .training import means_table
+from .curvature import means_table
 
 TABLES = {"paper table 1": "Table 1", "paper table 2": "Table 2", "paper gradient-robustness": "gradient robustness"}
 SYMBOL = {"grad_norm": "‖∇f‖", "hessian_norm": "‖∇²f‖", "curvature": "C", "accuracy": "accuracy %"}

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from .. import training
-from ..experiments import measure, plus_minus, published, run
+from ..experiments import measure, published, run
 from ..figures.style import METHOD
 from ..nn import CenteredSoftplus
 from ..training import Recipe
-from .curvature import layer_calls, with_beta
+from .curvature import layer_calls, means_table, with_beta
 
 LAMBDAS = (0.0, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1)  # λ_β = λ_γ of the shipped runs on digits
 GEOMETRY = {"‖∇f‖": "grad_norm", "‖∇²f‖": "hessian_norm", "C": "curvature", "accuracy %": "accuracy"}
@@ -35,19 +35,6 @@ def runs_frame(recipes: Iterable[Recipe], progress: bool = True) -> pd.DataFrame
         row: dict[str, Any] = dict(label=METHOD[recipe.method][0], method=recipe.method, seed=recipe.seed)
         row |= dict(lambda_beta=recipe.lambda_beta, lambda_gamma=recipe.lambda_gamma)
         rows.append(row | result.metrics | {"seconds": result.provenance["seconds"]})
-    return pd.DataFrame(rows)
-
-
-def means_table(frame: pd.DataFrame, by: str, columns: dict[str, str]) -> pd.DataFrame:
-    """A row for each value of the column ``by``: mean ± standard deviation over the frame's rows.
-    ``columns``: title → column of the frame; accuracies are shown in %."""
-    rows = []
-    for name, part in frame.groupby(by, sort=False):
-        row = {by: str(name)}
-        for title, column in columns.items():
-            values = part[column] * (100 if column == "accuracy" else 1)
-            row[title] = plus_minus(values.mean(), values.std())
-        rows.append(row)
     return pd.DataFrame(rows)
 
 
