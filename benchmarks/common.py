@@ -4,45 +4,27 @@ from __future__ import annotations
 
 import json
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
-from statistics import median, quantiles
 from typing import Any
 
 from lcnn_utils.lab import write_text
 from lcnn_utils.measurements.evaluate import provenance
+from lcnn_utils.measurements.paper import timed_in_turn
 
 RESULTS = Path(__file__).resolve().parent / "results"
 
 
 def interleaved(contestants: dict[str, Callable[[], Any]], rounds: int, seconds: float = 15.0) -> dict[str, dict]:
-    """Time every contestant once a round, each round starting with another one; the first contestant is the yardstick.
-
-    A disturbance then hits neighbours in time alike, and the median over rounds of the ratio *within* a round forgets
-    it. One call of each comes before, untimed. At least 3 rounds, fewer than asked for when ``seconds`` are over.
+    """Contestants timed in turn; the first one is the yardstick.
 
     Returns by name: ``seconds`` (median), ``ratio`` (median of its time over the yardstick's), its ``quartiles``.
     """
-    names = list(contestants)
-    for run in contestants.values():
-        run()
-    times: dict[str, list[float]] = {name: [] for name in names}
-    end = time.perf_counter() + seconds
-    for turn in range(max(rounds, 3)):
-        if turn >= 3 and time.perf_counter() > end:
-            break
-        first = turn % len(names)
-        for name in names[first:] + names[:first]:
-            start = time.perf_counter()
-            contestants[name]()
-            times[name].append(time.perf_counter() - start)
+    times = timed_in_turn(contestants, rounds, seconds)
+    ratios = times.div(times.iloc[:, 0], axis=0).quantile([0.25, 0.5, 0.75])
     result = {}
-    for name in names:
-        ratios = [own / yardstick for own, yardstick in zip(times[name], times[names[0]], strict=True)]
-        low, middle, high = quantiles(ratios, n=4, method="inclusive")
-        quartiles = f"{low:.2f} – {high:.2f}"
-        result[name] = {"seconds": median(times[name]), "ratio": middle, "quartiles": quartiles}
+    for name, (low, middle, high) in ratios.items():
+        result[name] = {"seconds": times[name].median(), "ratio": middle, "quartiles": f"{low:.2f} – {high:.2f}"}
     return result
 
 

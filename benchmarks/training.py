@@ -17,37 +17,18 @@ from published import as_published
 
 from lcnn_utils.figures.style import METHOD
 from lcnn_utils.lab import keep_memory, one_thread, pick_device
-from lcnn_utils.nn import LipschitzBatchNorm2d, norms_once_a_step
-from lcnn_utils.training import INPUTS, METHODS, Recipe, build, make_optimizer, recipe, training_step
-from lcnn_utils.training.fit import compiles
+from lcnn_utils.measurements.paper import as_trained, stepping
+from lcnn_utils.training import METHODS, Recipe, recipe
 
 
-def stepper(
+def contestant(
     recipe: Recipe, device: torch.device, stack: contextlib.ExitStack, published: bool
 ) -> tuple[Callable[[], None], float]:
-    """A whole training step on random data, as ``fit`` runs it, and the GPU memory it needs at its peak (bytes)."""
-    generator = torch.Generator(device).manual_seed(0)
-    shape, classes = INPUTS[recipe.dataset]
-    x = torch.rand(recipe.batch_size, *shape, device=device, generator=generator)
-    y = torch.randint(classes, (recipe.batch_size,), device=device, generator=generator)
-    model = build(recipe)
-    for module in model.modules():
-        if isinstance(module, LipschitzBatchNorm2d):
-            module.gamma = 1.0  # where training takes it: then most channels are clipped
+    """A training step, and the GPU memory it needs at its peak (bytes)."""
+    model = as_trained(recipe)
     if published:
         model = as_published(model).to(memory_format=torch.contiguous_format)
-    model = model.to(device).train()
-    optimizer, _ = make_optimizer(recipe, model)
-    advance = stack.enter_context(norms_once_a_step(model))
-    network: Any = torch.compile(model, dynamic=False) if compiles(recipe, device) else model
-    starts = torch.Generator().manual_seed(0)
-
-    def step() -> None:
-        advance()
-        training_step(recipe, network, optimizer, x, y, generator=starts)
-        if device.type == "cuda":
-            torch.cuda.synchronize()
-
+    step = stack.enter_context(stepping(recipe, model, device))
     if device.type != "cuda":
         return step, 0.0
     torch.cuda.reset_peak_memory_stats()
@@ -68,7 +49,7 @@ def main(dataset: str = "digits", device_name: str = "cpu") -> None:
     with_gradreg = recipe(dataset, "lcnn_gradreg", **options | {"derivative": "exact"})
     contestants["LCNN + GradReg, published layers"] = with_gradreg, True
     with contextlib.ExitStack() as stack:
-        made = {name: stepper(wanted, device, stack, published) for name, (wanted, published) in contestants.items()}
+        made = {name: contestant(wanted, device, stack, published) for name, (wanted, published) in contestants.items()}
         timed = interleaved({name: step for name, (step, _) in made.items()}, rounds=40, seconds=120)
     rows, batch, relu = [], with_gradreg.batch_size, timed[METHOD["relu"][0]]["seconds"]
     for name, times in timed.items():

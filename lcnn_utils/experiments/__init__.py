@@ -1,10 +1,23 @@
 """Runs that are trained once and then read, sweeps over many, tables of results, the paper's numbers and claims."""
 
-from .paper import BEYOND, CLAIMS, Claim, claims, comparison, ours, published
+from .intervals import geometric_interval, mean_interval
+from .paper import (
+    BEYOND,
+    CLAIMS,
+    Claim,
+    by_seed_and_image,
+    claims,
+    comparison,
+    held_images,
+    ours,
+    published,
+    ratio_of_means,
+)
 from .results import append, has, how_measured, measured, plus_minus, with_interval
 from .runs import SHIPPED, load_weights, measure, results, run
 from .sweep import Outcome, ordered, plan, sweep
 
-__all__ = ["BEYOND", "CLAIMS", "SHIPPED", "Claim", "Outcome", "append", "claims", "comparison", "has", "how_measured"]
-__all__ += ["load_weights", "measure", "measured", "ordered", "ours", "plan", "plus_minus", "published", "results"]
-__all__ += ["run", "sweep", "with_interval"]
+__all__ = ["BEYOND", "CLAIMS", "SHIPPED", "Claim", "Outcome", "append", "by_seed_and_image", "claims", "comparison"]
+__all__ += ["geometric_interval", "has", "held_images", "how_measured", "load_weights", "mean_interval", "measure"]
+__all__ += ["measured", "ordered", "ours", "plan", "plus_minus", "published", "ratio_of_means", "results", "run"]
+__all__ += ["sweep", "with_interval"]

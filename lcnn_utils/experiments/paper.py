@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from ..attacks import wilson
 from ..lab import PROJECT
+from .intervals import CONFIDENCE, MISSING, Interval, difference_interval, ratio_interval
 from .results import GEOMETRY, has, measured
 
 TABLES = PROJECT / "data" / "published" / "paper_tables.csv"
@@ -62,17 +62,17 @@ def _random_noise(stability: pd.DataFrame) -> pd.DataFrame:
 
 
 def comparison(dataset: str, source: str) -> pd.DataFrame:
-    """Ours on a dataset beside theirs (``source`` as in :func:`published`: their rows on ``dataset`` if any, else all),
-    a row per cell that the paper prints; NaN is what we have not measured.
+    """Ours on a dataset beside what is published on it (``source`` as in :func:`published`), a row per printed cell;
+    NaN is what we have not measured. No rows: nothing is published on this dataset there.
 
-    Columns method, quantity, epsilon, theirs, theirs_sd, their_dataset, ours, ours_sd, seeds, difference,
+    Columns method, quantity, epsilon, theirs, theirs_sd, ours, ours_sd, seeds, difference,
     joint_sd (√ of the sum of both squares: standard deviations over runs; values read off the printed figure have
     its reading error, 5 %), within (|difference| ≤ joint_sd; NA where either has none).
     """
     theirs = published(source)
-    theirs = theirs[theirs.dataset == dataset] if (theirs.dataset == dataset).any() else theirs
+    theirs = theirs[theirs.dataset == dataset]
     sd = theirs.sd.where(~theirs.source.str.contains("digitised"), READING * theirs["mean"])
-    cells = theirs[CELL].assign(theirs=theirs["mean"], theirs_sd=sd, their_dataset=theirs.dataset)
+    cells = theirs[CELL].assign(theirs=theirs["mean"], theirs_sd=sd)
     mine = ours(dataset).rename(columns={"mean": "ours", "sd": "ours_sd"})
     frame = cells.merge(mine, on=CELL, how="left")
     frame["difference"] = frame.ours - frame.theirs
@@ -83,9 +83,6 @@ def comparison(dataset: str, source: str) -> pd.DataFrame:
 
 STANDARD, LCNN, GRADREG, BOTH = "Standard", "LCNN", "GradReg", "LCNN + GradReg"
 ADVERSARIAL, SOFTPLUS = "Adversarial training", "Softplus + weight decay"
-Interval = tuple[float, float, float]  # a value and its 95 % interval
-MISSING: Interval = (np.nan, np.nan, np.nan)
-RESAMPLES = 2000
 
 
 @dataclass(frozen=True)
@@ -114,9 +111,10 @@ class Claim:
         return f"within ± {self.high:g}" if self.low == -self.high else f"between {self.low:g} and {self.high:g}"
 
     def verdict(self, interval: Interval) -> str:
-        """It holds when the whole 95 % interval says so, fails when none of it does, and is open in between."""
+        """It holds when the whole 95 % interval says so, fails when none of it does, and is open in between. One run of
+        a method proves nothing, whatever its images say."""
         value, low, high = interval
-        if np.isnan(value):
+        if not np.isfinite(value):
             return "not measured"
         if np.isnan(low):
             return "one run"
@@ -139,74 +137,72 @@ def _theirs(claim: Claim, dataset: str) -> float:
 
 def _ours(claim: Claim, dataset: str) -> Interval:
     """What we measured, with its interval."""
-    what, of, over = claim.what, claim.of, claim.over
-    kinds = {"cost": "runs", "accuracy": "runs", "robustness": "curves", "gradient change": "stability"}
-    name = f"{dataset}_{kinds.get(what, 'geometry')}"
-    if not has(name):
+    kind = KINDS.get(claim.what, "geometry")
+    if not has(f"{dataset}_{kind}"):
         return MISSING
-    table = measured(name)
-    if what == "robustness":
-        table = table[(table.norm == "l2") & np.isclose(table.eps, 0.1)]
-    elif what == "gradient change":
-        table = _random_noise(table[np.isclose(table.eps, 0.01)])
-    elif what not in kinds:
-        table = table[table.split == "test"]
-    if not {of, over} <= set(table.label):
+    table = measured(f"{dataset}_{kind}")
+    of, over = (table[table.label == label] for label in (claim.of, claim.over))
+    if not len(of) or not len(over):
         return MISSING
-    if what == "cost":
-        return _cost(table, of, over)
-    if what == "accuracy":
-        return _gain(table.rename(columns={"accuracy": "share", "images": "n"}), of, over)
-    if what == "robustness":
-        return _gain(table.assign(share=table.correct / table.n), of, over)
-    return _ratio(table, "relative_change" if what == "gradient change" else what, of, over)
+    match claim.what:
+        case "cost":
+            return _cost(of, over)
+        case "accuracy":
+            return _accuracy(of, over, dataset)
+        case "robustness":
+            return _robustness(*(side[(side.norm == "l2") & np.isclose(side.eps, 0.1)] for side in (of, over)))
+        case "gradient change":
+            of, over = (_random_noise(side[np.isclose(side.eps, 0.01)]) for side in (of, over))
+            return ratio_of_means(of, over, "relative_change")
+        case _:
+            return ratio_of_means(of[of.split == "test"], over[over.split == "test"], claim.what)
 
 
-def _ratio(frame: pd.DataFrame, column: str, of: str, over: str) -> Interval:
-    """Mean over images and seeds of one method over that of another, with a percentile bootstrap: images that all these
-    runs have are drawn with replacement, the same ones for all, and seeds for each method on its own. With one seed the
-    interval knows of images only; with a few it still says too little of seeds."""
-    wide = frame.pivot_table(index="image", columns=["label", "seed"], values=column, sort=False)[[of, over]].dropna()
-    n = len(wide)
-    if n < 2:
-        return MISSING
-    draw = np.random.default_rng(0)
-    images = np.stack([np.bincount(draw.integers(n, size=n), minlength=n) for _ in range(RESAMPLES)]) / n
-    means = []
-    for label in (of, over):
-        by_seed = images @ wide[label].to_numpy(float)  # (RESAMPLES, seeds)
-        seeds = draw.integers(by_seed.shape[1], size=by_seed.shape)
-        means.append(np.take_along_axis(by_seed, seeds, 1).mean(1))
-    low, high = np.quantile(means[0] / means[1], (0.025, 0.975))
-    return float(wide[of].to_numpy().mean() / wide[over].to_numpy().mean()), float(low), float(high)
+def by_seed_and_image(frame: pd.DataFrame, column: str) -> np.ndarray:
+    """A column of one method's table as an array (seeds, images), of the images that all its networks have."""
+    return frame.pivot(index="seed", columns="image", values=column).dropna(axis=1).to_numpy(float)
 
 
-def _gain(frame: pd.DataFrame, of: str, over: str) -> Interval:
-    """Difference of two methods' shares in points: the mean over seeds, with the wider of two intervals on each side.
-
-    Over images (n of one seed, as seeds share them): Newcombe's from Wilson's (R. Newcombe, Stat. Med. 17, 1998, method
-    10), for independent samples, so too wide. Over seeds, where both methods have several: Welch's t.
-    """
-    from scipy.stats import ttest_ind  # here: it takes half a second to import
-
-    a, b = (frame[frame.label == label] for label in (of, over))
-    (p, p_low, p_high), (q, q_low, q_high) = (
-        (part.share.mean(), *wilson(round(part.share.mean() * part.n.iloc[0]), int(part.n.iloc[0]))) for part in (a, b)
-    )
-    down, up = np.hypot(p - p_low, q_high - q), np.hypot(p_high - p, q - q_low)
-    if min(len(a), len(b)) > 1 and a.share.std() + b.share.std() > 0:
-        welch = ttest_ind(a.share, b.share, equal_var=False).confidence_interval()
-        down, up = max(down, p - q - welch.low), max(up, welch.high - (p - q))
-    return 100 * (p - q), 100 * (p - q - down), 100 * (p - q + up)
+def ratio_of_means(of: pd.DataFrame, over: pd.DataFrame, column: str) -> Interval:
+    """A column's mean of one method over another's, of the images that all their networks have: ``ratio_interval``."""
+    both = pd.concat({"of": of, "over": over}, names=["side"]).reset_index("side")
+    wide = both.pivot(index="image", columns=["side", "seed"], values=column).dropna()
+    return ratio_interval(wide["of"].to_numpy(float).T, wide["over"].to_numpy(float).T)
 
 
-def _cost(runs: pd.DataFrame, of: str, over: str) -> Interval:
-    """Seconds of training over another method's, means over seeds; the interval is the range over seeds, if any."""
-    seconds = runs.groupby("label").seconds.agg(["mean", "min", "max", "size"])
-    (mean, least, most, runs_of), (by, by_least, by_most, runs_over) = seconds.loc[[of, over]].to_numpy().tolist()
-    if runs_of + runs_over == 2:
-        return mean / by, np.nan, np.nan
-    return mean / by, least / by_most, most / by_least
+def _robustness(of: pd.DataFrame, over: pd.DataFrame) -> Interval:
+    """Difference of what an attack leaves, in points."""
+    return _points(of.accuracy, over.accuracy, [held_images(side) for side in (of, over)])
+
+
+def held_images(curves: pd.DataFrame) -> np.ndarray:
+    """Which images a table of curves says are held, 1 or 0: (rows, images)."""
+    return np.array([[character == "1" for character in held] for held in curves.held.astype(str)], dtype=float)
+
+
+def _accuracy(of: pd.DataFrame, over: pd.DataFrame, dataset: str) -> Interval:
+    """Difference of accuracies on the whole test split, in points; how much images vary is seen from those of which the
+    geometry was measured."""
+    geometry = measured(f"{dataset}_geometry").query("split == 'test'")
+    correct = [by_seed_and_image(geometry[geometry.label == side.label.iloc[0]], "correct") for side in (of, over)]
+    return _points(of.accuracy, over.accuracy, correct, of.images.iloc[0])
+
+
+def _points(of: pd.Series, over: pd.Series, correct: Sequence[np.ndarray], images: int | None = None) -> Interval:
+    """Difference of shares by seed, in points. ``correct``: of both methods, (seeds, images)."""
+    by_image = correct[0].mean(0) - correct[1].mean(0)
+    value, low, high = difference_interval(of.to_numpy(), over.to_numpy(), by_image, images)
+    return 100 * value, 100 * low, 100 * high
+
+
+def _cost(of: pd.DataFrame, over: pd.DataFrame) -> Interval:
+    """Time of a training step over another method's, steps timed in turn: the median over rounds of the ratio within a
+    round, with its interval from order statistics."""
+    from scipy.stats import quantile_test  # here: it takes half a second to import
+
+    ratios = of.set_index("round").seconds / over.set_index("round").seconds
+    low, high = quantile_test(ratios.to_numpy(), q=1, p=0.5).confidence_interval(CONFIDENCE)
+    return float(ratios.median()), float(low), float(high)
 
 
 GRADIENT_CHANGE = ("paper gradient-robustness", "relative_gradient_change", 0.01)
@@ -216,8 +212,9 @@ MEASURES: dict[str, tuple[str, tuple | None]] = {  # in words, and where it is p
     "gradient change": ("change of ∇ℓ at ‖η‖ = 0.01, {} over {}'s, times", GRADIENT_CHANGE),
     "robustness": ("points kept at ε = 0.1, {} minus {}", ("paper table 2", "pgd_l2_accuracy", 0.1)),
     "accuracy": ("accuracy in points, {} minus {}", ("paper table 1", "accuracy", None)),
-    "cost": ("seconds of training, {} over {}'s, times", None),
+    "cost": ("time of a training step, {} over {}'s, times", None),
 }
+KINDS = {"cost": "steps", "accuracy": "runs", "robustness": "curves", "gradient change": "stability"}  # else geometry
 CLAIMS = (
     Claim("LCNN has a far lower curvature than Standard", "curvature", STANDARD, LCNN, low=3.5),
     Claim("LCNN is as accurate as Standard", "accuracy", LCNN, STANDARD, low=-1, high=1),

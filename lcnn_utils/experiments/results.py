@@ -24,8 +24,9 @@ GEOMETRY = ("grad_norm", "hessian_norm", "curvature", "margin_curvature")
 NEEDED = {  # kind of table: columns
     "runs": ("label", "method", "seed", "accuracy"),
     "geometry": ("label", "seed", "image", "split", *GEOMETRY),
-    "curves": ("label", "seed", "norm", "eps", "n", "correct", "accuracy"),
+    "curves": ("label", "seed", "norm", "eps", "n", "correct", "accuracy", "held"),
     "stability": ("label", "seed", "image", "method", "weights", "noise", "eps", "relative_change"),
+    "steps": ("label", "round", "seconds"),
     "masking": ("check", "value", "method"),
     "lambda_search": ("lambda_", "seed", "accuracy", "curvature"),
 }
@@ -72,11 +73,13 @@ def measured(name: str) -> pd.DataFrame:
 
     Args:
         name: ``DATASET_KIND`` takes the best scale there is, ``DATASET_SCALE_KIND`` just that. Kinds: ``runs`` (a row
-            per network), ``geometry`` (per image), ``curves`` (per ε), ``stability``, ``masking``, ``lambda_search``.
+            per network), ``geometry`` (per image), ``curves`` (per ε), ``stability``, ``steps`` (of training),
+            ``masking``, ``lambda_search``.
 
     FileNotFoundError: there is no such table (those there are get listed). RuntimeError: it is damaged.
     """
-    frames = [_read(path, dtype={"sha256": str})[0] for path in _existing(name)]  # digits of a hash are no number
+    text = {"sha256": str, "held": str}  # their digits are no number
+    frames = [_read(path, dtype=text)[0] for path in _existing(name)]
     older, newer = frames[0], frames[-1]
     if len(frames) == 1 or "run" not in newer:
         return newer

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor, nn
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 from ..attacks import PAPER_EPS, masking_checks, wilson
 from ..attacks.pgd import ascend, check, fooling, random_steps
 from ..curvature import measuring, prepare
-from ..experiments import plus_minus, published
+from ..experiments import held_images, mean_interval, plus_minus, published
 from ..figures.style import METHOD
 
 
@@ -35,18 +36,17 @@ def path(
 
 
 def over_seeds(frame: pd.DataFrame) -> pd.DataFrame:
-    """A point a method and ε: columns dataset, method, label, norm, eps, accuracy, low, high, seeds.
-    The mean over seeds, with the Wilson interval of all their images together; where mean ± 2 standard errors over
-    seeds is wider, that."""
+    """A point a method and ε: columns dataset, method, label, norm, eps, accuracy, low, high, seeds. Means over seeds,
+    with :func:`experiments.mean_interval`, cut to [0, 1]; of one network, Wilson's interval over its images."""
     by = ["dataset", "method", "label", "norm", "eps"]
     rows = []
     for key, part in frame.groupby(by, sort=False):
-        values = part.accuracy.to_numpy(float)
-        mean = values.mean()
-        error = values.std(ddof=1) / len(values) ** 0.5 if len(values) > 1 else 0.0
-        low, high = wilson(int(part.correct.sum()), int(part.n.sum()))
-        low, high = max(0.0, min(low, mean - 2 * error)), min(1.0, max(high, mean + 2 * error))
-        rows.append((*key, mean, low, high, len(part)))  # type: ignore[misc]
+        if len(part) > 1:
+            interval = mean_interval(part.accuracy.to_numpy(), held_images(part).mean(0))
+            accuracy, low, high = np.clip(interval, 0, 1)
+        else:
+            accuracy, low, high = part.accuracy.iloc[0], *wilson(int(part.correct.iloc[0]), int(part.n.iloc[0]))
+        rows.append((*key, accuracy, low, high, len(part)))  # type: ignore[misc]
     return pd.DataFrame(rows, columns=[*by, "accuracy", "low", "high", "seeds"])
 
 

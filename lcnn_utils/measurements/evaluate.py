@@ -15,10 +15,9 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import torch
 from torch import Tensor
 
-from ..attacks import PAPER_EPS, robustness_curve
+from ..attacks import PAPER_EPS, curve_of, first_success
 from ..experiments import SHIPPED, append, has, measured, ordered, sweep
 from ..experiments.sweep import recorded
 from ..figures.style import METHOD
@@ -28,14 +27,15 @@ from ..training import METHODS, Recipe, run_name, samples, state_path
 from ..training.fit import made_on
 from . import attacks, saliency
 from .curvature import net_frame
+from .paper import steps_frame
 from .training import chosen, lambda_recipes, runs_frame, trained_net
 
 DIGITS_EPS = {"l2": (0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.7, 1.0), "linf": [n / 255 for n in (4, 8, 16, 24, 32, 48)]}
 TINY_EPS = {"l2": PAPER_EPS, "linf": [n / 255 for n in (1, 2, 4, 8, 16)]}
 LARGE = dict(seeds=(0, 1), test=1000, train=250, maps=500, restarts=5, eps={"l2": PAPER_EPS})
 PLANS: dict[str, dict[str, Any]] = {  # scale: seeds, images of each kind of measurement, the attack
-    "lab": dict(seeds=(0, 1, 2), test=360, train=360, maps=100, restarts=5, eps=DIGITS_EPS),
-    "tiny": dict(seeds=(0, 1), test=500, train=500, maps=100, restarts=1, eps=TINY_EPS),
+    "lab": dict(seeds=(0, 1, 2, 3, 4), test=360, train=360, maps=100, restarts=5, eps=DIGITS_EPS),
+    "tiny": dict(seeds=(0, 1), test=500, train=500, maps=100, restarts=5, eps=TINY_EPS),
     **dict.fromkeys(("small", "wide", "paper"), LARGE),
 }
 SEARCHED = (0.0, 1e-3, 3e-3, 1e-2, 2e-2, 3e-2, 5e-2, 1e-1, 2e-1, 3e-1)  # values of λ_β = λ_γ
@@ -49,19 +49,23 @@ def evaluate(dataset: str = "digits", scale: str | None = None, only: str | None
     Args:
         dataset: ``digits``, ``cifar10`` or ``cifar100``.
         scale: of CIFAR's networks (default: tiny); their tables' names have it in them (cifar10_tiny_curves).
-        only: one of KINDS, or, of digits, of ON_DEMAND: masking (ten minutes), lambda_search (trains 30 networks).
+        only: one of KINDS or of ON_DEMAND: steps (of training, timed in turn), masking (with AutoAttack: tens of
+            minutes) and, of digits, lambda_search (trains 30 networks).
         train: train the missing networks of the paper's tables first.
 
     ValueError: an unknown name. FileNotFoundError: no network is here. RuntimeError: a training failed.
     """
     digits = check_choice(dataset, ("digits", "cifar10", "cifar100"), "dataset to evaluate") == "digits"
     scale = check_choice(scale or ("lab" if digits else "tiny"), tuple(PLANS), "scale")
-    check_choice(only or "runs", (*KINDS, *ON_DEMAND) if digits else tuple(KINDS), "kind of table")
+    on_demand = ON_DEMAND if digits else {kind: ON_DEMAND[kind] for kind in ("steps", "masking")}
+    check_choice(only or "runs", (*KINDS, *on_demand), "kind of table")
     recipes = ordered([dataset], PAPER if train else tuple(METHODS), PLANS[scale]["seeds"], scale)
     one_thread()
     command = f"lcnn evaluate {dataset} --scale {scale}" + " --train" * train
-    if only in ON_DEMAND:
-        ON_DEMAND[only](provenance(f"{command} --only {only}"))
+    place = dataset if digits else f"{dataset}_{scale}"
+    if only in on_demand:
+        frame, facts = on_demand[only](dataset, scale)
+        append(frame, f"{place}_{only}", provenance(f"{command} --only {only}") | {"scale": scale} | facts)
         return
     outcomes = sweep(recipes, workers=1) if train else []
     failed = [f"{run_name(outcome.recipe)}: {outcome.error}" for outcome in outcomes if outcome.error]
@@ -70,8 +74,7 @@ def evaluate(dataset: str = "digits", scale: str | None = None, only: str | None
         raise FileNotFoundError(f"no network of {dataset} at the scale {scale} is here: lcnn sweep, or --train")
     for recipe in trained:
         for kind in [only] if only else KINDS:
-            name = f"digits_{kind}" if digits else f"{dataset}_{scale}_{kind}"
-            measure(name, kind, recipe, PLANS[scale], provenance(command) | {"scale": scale})
+            measure(f"{place}_{kind}", kind, recipe, PLANS[scale], provenance(command) | {"scale": scale})
     if failed:
         raise RuntimeError("these trainings failed: " + "; ".join(failed))
 
@@ -123,33 +126,45 @@ def stability(recipe: Recipe, plan: dict[str, Any]) -> pd.DataFrame:
 
 
 def curves(recipe: Recipe, plan: dict[str, Any]) -> pd.DataFrame:
-    """What PGD of 20 steps leaves, in L2 and, where planned, in L∞."""
-    model, images = trained_net(recipe), first_images(recipe, "test", plan["test"])
+    """What PGD of 20 steps leaves, in L2 and, where planned, in L∞. ``held`` has a character for each image: 1 if the
+    network is right on all that was tried."""
+    model, (x, y) = trained_net(recipe), first_images(recipe, "test", plan["test"])
     parts = []
     for norm, eps in plan["eps"].items():
-        parts.append(robustness_curve(model, images, eps, norm=norm, steps=20, restarts=plan["restarts"]))
+        fell = first_success(model, x, y, eps, norm=norm, steps=20, restarts=plan["restarts"])
+        curve = curve_of(fell, eps)
+        held = ["".join("1" if right else "0" for right in fell > limit) for limit in curve.eps]
+        parts.append(curve.assign(held=held, norm=norm, loss="margin"))
     frame = pd.concat(parts, ignore_index=True)
     return frame.assign(method=recipe.method, label=METHOD[recipe.method][0], seed=recipe.seed)
 
 
-def masking(about: dict[str, Any]) -> None:
-    """The checks for masked gradients of four networks on digits, with AutoAttack as a referee."""
-    scene = saliency.scene(torch.device("cpu"), dataset="digits").first(200)
-    frame = attacks.masking_frame(scene.nets, scene.x, scene.y, 0.5, referee=True)
-    append(frame, "digits_masking", about | {"runs": list(scene.nets), "n": 200, "eps": 0.5})
+def steps(dataset: str, scale: str) -> tuple[pd.DataFrame, dict[str, Any]]:
+    """Seconds of a training step of every method, timed in turn in this process."""
+    recipes = ordered([dataset], tuple(METHODS), (0,), scale)
+    frame = steps_frame(recipes, pick_device(), rounds=40, seconds=300)
+    return frame, {"rounds": int(frame["round"].nunique()), "batch_size": recipes[0].batch_size}
 
 
-def lambda_search(about: dict[str, Any]) -> None:
+def masking(dataset: str, scale: str) -> tuple[pd.DataFrame, dict[str, Any]]:
+    """The checks for masked gradients of four networks, with AutoAttack as a referee."""
+    eps = 0.5 if dataset == "digits" else 0.1
+    scene = saliency.scene(pick_device(), dataset=dataset).first(200)
+    frame = attacks.masking_frame(scene.nets, scene.x, scene.y, eps, referee=True)
+    return frame, {"runs": list(scene.nets), "n": 200, "eps": eps}
+
+
+def lambda_search(dataset: str, scale: str) -> tuple[pd.DataFrame, dict[str, Any]]:
     """Choose λ = λ_β = λ_γ on digits by a held-out fifth of the training set."""
     search: dict[str, Any] = {"seeds": (0, 1, 2), "lambdas": SEARCHED, "validation_fraction": 0.2}
     frame = runs_frame(lambda_recipes(**search)).rename(columns={"lambda_beta": "lambda_"})
     columns = ["lambda_", "seed", "accuracy", "curvature", "margin_curvature", "images", "seconds"]
-    append(frame[columns], "digits_lambda_search", about | search | {"chosen": chosen(frame)})
     print(f"chosen: λ = {chosen(frame):g}")
+    return frame[columns], search | {"chosen": chosen(frame)}
 
 
 KINDS = {"runs": runs, "geometry": geometry, "stability": stability, "curves": curves}  # with rows for each network
-ON_DEMAND = {"masking": masking, "lambda_search": lambda_search}
+ON_DEMAND = {"steps": steps, "masking": masking, "lambda_search": lambda_search}
 
 
 def weights_file(recipe: Recipe) -> Path:

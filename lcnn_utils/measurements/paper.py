@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
+from torch import nn
 
 from .. import training
 from ..experiments import comparison, has, how_measured, measured, plus_minus, with_interval
+from ..figures.style import METHOD
+from ..nn import LipschitzBatchNorm2d, norms_once_a_step
+from ..training import Recipe
+from ..training.fit import compiles
 from .curvature import means_table
 
 TABLES = {"paper table 1": "Table 1", "paper table 2": "Table 2", "paper gradient-robustness": "gradient robustness"}
@@ -55,12 +63,73 @@ def cells_table(frame: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(columns)
 
 
+def timed_in_turn(contestants: Mapping[str, Callable[[], Any]], rounds: int, seconds: float) -> pd.DataFrame:
+    """Seconds that each contestant takes once a round, each round starting with another one: a row a round, a column a
+    contestant. What disturbs the machine then hits neighbours in time alike, and the ratio *within* a round forgets it.
+    One call of each comes before, untimed. At least 3 rounds, fewer than asked for when ``seconds`` are over."""
+    names = list(contestants)
+    for contestant in contestants.values():
+        contestant()
+    rows: list[dict[str, float]] = []
+    end = time.perf_counter() + seconds
+    while len(rows) < max(rounds, 3) and (len(rows) < 3 or time.perf_counter() < end):
+        row = {}
+        first = len(rows) % len(names)
+        for name in names[first:] + names[:first]:
+            start = time.perf_counter()
+            contestants[name]()
+            row[name] = time.perf_counter() - start
+        rows.append(row)
+    return pd.DataFrame(rows, columns=names)
+
+
+def as_trained(recipe: Recipe) -> nn.Module:
+    """A new network with every γ at 1, where training takes it, so that most channels are clipped."""
+    model = training.build(recipe)
+    for module in model.modules():
+        if isinstance(module, LipschitzBatchNorm2d):
+            module.gamma = 1.0
+    return model
+
+
+@contextlib.contextmanager
+def stepping(recipe: Recipe, model: nn.Module, device: torch.device) -> Iterator[Callable[[], None]]:
+    """A whole training step as ``fit`` runs it, on random images, so that no dataset is needed."""
+    generator = torch.Generator(device).manual_seed(0)
+    shape, classes = training.INPUTS[recipe.dataset]
+    x = torch.rand(recipe.batch_size, *shape, device=device, generator=generator)
+    y = torch.randint(classes, (recipe.batch_size,), device=device, generator=generator)
+    model = model.to(device).train()
+    optimizer, _ = training.make_optimizer(recipe, model)
+    network: Any = torch.compile(model, dynamic=False) if compiles(recipe, device) else model
+    starts = torch.Generator().manual_seed(0)
+    with norms_once_a_step(model) as advance:
+
+        def step() -> None:
+            advance()
+            training.training_step(recipe, network, optimizer, x, y, generator=starts)
+            if device.type == "cuda":
+                torch.cuda.synchronize()
+
+        yield step
+
+
+def steps_frame(recipes: Sequence[Recipe], device: torch.device, rounds: int, seconds: float) -> pd.DataFrame:
+    """Training steps of recipes with different methods, timed in turn: columns method, label, round, seconds."""
+    with contextlib.ExitStack() as stack:
+        steps = {recipe.method: stack.enter_context(stepping(recipe, as_trained(recipe), device)) for recipe in recipes}
+        times = timed_in_turn(steps, rounds, seconds)
+    frame = times.reset_index(names="round").melt("round", var_name="method", value_name="seconds")
+    return frame.assign(label=frame.method.map(lambda method: METHOD[method][0]))
+
+
 def cost_frame(dataset: str) -> pd.DataFrame:
-    """Seconds an epoch of every run, and over Standard's median: columns label, seed, seconds, ratio."""
-    runs = measured(f"{dataset}_runs")
-    seconds = runs.seconds / runs.epochs
-    standard = seconds[runs.method == "standard"].median()  # a process's first run is slow
-    return runs[["label", "seed"]].assign(seconds=seconds, ratio=seconds / standard)
+    """Time of each method's training step over Standard's (columns label, seconds, ratio: medians over rounds, and low,
+    high: quartiles of the ratio)."""
+    times = measured(f"{dataset}_steps").pivot(index="round", columns="label", values="seconds")
+    quartiles = times.div(times["Standard"], axis=0).quantile([0.25, 0.5, 0.75])
+    frame = quartiles.T.set_axis(["low", "ratio", "high"], axis=1)
+    return frame.assign(seconds=times.median()).reset_index()
 
 
 def train_test(frame: pd.DataFrame) -> pd.DataFrame:

@@ -8,14 +8,20 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pandas as pd
 import torch
-from scipy.stats import bootstrap
 from torch import Tensor, nn
 
 from .. import data, training
 from ..curvature import geometry
-from ..experiments import SHIPPED, published, with_interval
+from ..experiments import (
+    SHIPPED,
+    by_seed_and_image,
+    geometric_interval,
+    published,
+    ratio_of_means,
+    with_interval,
+)
 from ..figures.style import METHOD
-from ..saliency import stability, summary
+from ..saliency import stability
 from ..training import Recipe, run_name, samples
 from .training import trained_net
 
@@ -79,12 +85,16 @@ def gradients(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def lines(frame: pd.DataFrame) -> pd.DataFrame:
-    """A point a net, kind of noise and ε: :func:`saliency.summary` of the relative change of the gradient, with
-    ``theory``, ε times the mean C. Means over seeds first, so that n counts images."""
+    """A point a net, kind of noise and ε: the relative change of the gradient, its mean with
+    :func:`experiments.geometric_interval` over the images that the net gets right in all its seeds.
+    Columns net, label, noise, eps, seeds, images, value, low, high, and ``theory``, ε times the mean C."""
     by = ["net", "label", "noise", "eps"]
-    frame = gradients(frame).groupby([*by, "image"], sort=False)[["relative_change", "curvature"]].mean().reset_index()
-    points = summary(frame, "relative_change", by)
-    return points.assign(theory=points.eps * points.net.map(frame.groupby("net").curvature.mean()))
+    rows = []
+    for key, part in gradients(frame).groupby(by, sort=False):
+        values = by_seed_and_image(part, "relative_change")
+        theory = key[-1] * by_seed_and_image(part, "curvature").mean()
+        rows.append((*key, *values.shape, *geometric_interval(values), theory))
+    return pd.DataFrame(rows, columns=[*by, "seeds", "images", "value", "low", "high", "theory"])
 
 
 def paper_lines(dataset: str) -> pd.DataFrame:
@@ -95,20 +105,16 @@ def paper_lines(dataset: str) -> pd.DataFrame:
 
 
 def stability_ratio(frame: pd.DataFrame, eps: float) -> pd.DataFrame:
-    """How much more stable each net's gradient is than Standard's: the ratio of mean relative changes at ε, random η.
-    Means over seeds, then over the images that all nets got right at least once. Columns net, label, change, ratio,
-    low, high; intervals of 95 % by resampling images, the same ones for all nets."""
+    """How much more stable each net's gradient is than Standard's: :func:`experiments.ratio_of_means` of the relative
+    changes at ε, random η, over the images that both get right in all seeds. Columns net, label, change (the net's mean
+    over images and seeds), ratio, low, high."""
     frame = gradients(frame)
     frame = frame[(frame.noise == "random") & np.isclose(frame.eps, eps)]
-    by_image = frame.pivot_table(index="image", columns="net", values="relative_change", sort=False).dropna()
-    ratio_of_means = lambda standard, net, axis: standard.mean(axis) / net.mean(axis)
-    standard = by_image["standard"].to_numpy()
+    standard = frame[frame.net == "standard"]
     rows = []
-    for name in by_image:
-        net = by_image[name].to_numpy()
-        result = bootstrap((standard, net), ratio_of_means, paired=True, n_resamples=1000, method="percentile", rng=0)
-        low, high = result.confidence_interval
-        rows.append((name, METHOD[str(name)][0], net.mean(), standard.mean() / net.mean(), low, high))
+    for name, part in frame.groupby("net", sort=False):
+        change = part.relative_change.mean()
+        rows.append((name, METHOD[str(name)][0], change, *ratio_of_means(standard, part, "relative_change")))
     return pd.DataFrame(rows, columns=["net", "label", "change", "ratio", "low", "high"])
 
 
