@@ -104,6 +104,13 @@ def use_style() -> None:
     plt.style.use(CLONE / "lcnn_utils" / "figures" / "lcnn.mplstyle")
 
 
+def show_whole_cells() -> None:
+    """Let pandas show long texts in tables whole, not cut off with dots."""
+    import pandas
+
+    pandas.set_option("display.max_colwidth", None)
+
+
 @dataclass(frozen=True)
 class Lab:
     """What a notebook runs with: its device, its seeds, whether fast mode is on, and when it began."""
@@ -123,6 +130,7 @@ class Lab:
 def setup(*, seeds: int = 3) -> Lab:
     """Start a notebook: device, style, threads, seeds (2 at most in fast mode), all of it printed in one line."""
     use_style()
+    show_whole_cells()
     one_thread()
     keep_memory()
     fast = check_choice(os.environ.get("LCNN_FAST") or "0", ("0", "1"), "value of LCNN_FAST") == "1"

@@ -185,6 +185,8 @@ class Evaluate:
 
     lcnn evaluate digits --only masking    (checks for masked gradients: ten minutes)
 
+    lcnn evaluate digits --only steps    (training steps of all methods, timed in turn: leave the machine idle)
+
     lcnn evaluate digits --only lambda_search    (trains 30 networks and chooses λ by held-out images)
 
     lcnn evaluate cifar100 --scale wide --train    (on a GPU)
@@ -192,7 +194,7 @@ class Evaluate:
 
     dataset: Positional[str] = "digits"  # digits, cifar10 or cifar100
     scale: str | None = None  # of CIFAR's networks: tiny (the default), small, wide or paper
-    only: str | None = None  # one kind of table: runs, geometry, stability, curves, masking or lambda_search
+    only: str | None = None  # one kind of table: runs, geometry, stability, curves, steps, masking, lambda_search
     train: bool = False  # train the missing networks of the paper's tables first
 
     def run(self) -> int:

@@ -11,7 +11,7 @@ import torch
 from matplotlib.figure import Figure
 
 from ..curvature import layer_terms
-from ..experiments import BEYOND, CLAIMS, claims, how_measured, measured
+from ..experiments import BEYOND, CLAIMS, claims, has, how_measured, measured
 from ..figures import attacks, bound, curvature, paper, saliency, softplus, training
 from ..figures.style import METHOD, VARIANTS
 from ..measurements import attacks as attack_measurements
@@ -142,7 +142,8 @@ def promises() -> Made:
 def paper_tables() -> Made:
     for d in datasets():
         about = about_results(f"{d}_runs")
-        yield f"{d}_cells", paper_measurements.cells_table(paper_measurements.cells(d)), about
+        if d != "digits":  # of which nothing is published
+            yield f"{d}_cells", paper_measurements.cells_table(paper_measurements.cells(d)), about
         yield f"{d}_claims", paper_measurements.readable_claims(claims(d, (*CLAIMS, *BEYOND))), about
         yield f"{d}_readings", paper_measurements.readings(measured(f"{d}_geometry")), about
     about = about_results(*(f"{d}_runs" for d in datasets()))
@@ -150,9 +151,10 @@ def paper_tables() -> Made:
 
 
 def behind_the_tables() -> Made:
-    """What stands behind the tables: seconds, and curvature on training images."""
-    about = about_results(*(f"{d}_runs" for d in datasets()))
-    yield "cost", paper.cost({title(d): paper_measurements.cost_frame(d) for d in datasets()}), about
+    """What stands behind the tables: time of training steps, and curvature on training images."""
+    timed = [d for d in datasets() if has(f"{d}_steps")]
+    figure = training.cost({title(d): paper_measurements.cost_frame(d) for d in timed})
+    yield "cost", figure, about_results(*(f"{d}_steps" for d in timed))
     frames = {d: measured(f"{d}_geometry") for d in datasets()}
     both = {d: paper_measurements.train_test(frame) for d, frame in frames.items() if "train" in set(frame.split)}
     figure = paper.train_test({title(d): frame for d, frame in both.items()})

@@ -57,25 +57,6 @@ def _claims(axis: Axes, tables: dict[str, pd.DataFrame], log: bool) -> None:
     axis.grid(False, axis="y")
 
 
-def cost(panels: Mapping[str, pd.DataFrame]) -> Figure:
-    """Seconds of an epoch over Standard's: a point a run, on a log axis, the median seconds written beside.
-    ``panels``: title → of ``measurements.cost_frame``."""
-    names = list(dict.fromkeys(label for frame in panels.values() for label in frame.label))
-    figure, axes = plt.subplots(1, len(panels), figsize=(1.5 + 4.2 * len(panels), 3.6), squeeze=False, sharey=True)
-    for axis, (title, frame) in zip(axes[0], panels.items(), strict=True):
-        frame = frame.assign(place=frame.label.map(names.index))
-        series(axis, frame, "ratio", "place", "label", linestyle="none", markersize=8)
-        for place, part in frame.groupby("place"):
-            end, text = (part.ratio.max(), place), f"{part.seconds.median():.3g} s"
-            axis.annotate(text, end, (9, 0), textcoords="offset points", va="center", fontsize=8)
-        axis.set(title=title, xlabel="time of an epoch / Standard's")
-        axis.set_xlim(frame.ratio.min() / 1.2, frame.ratio.max() * 1.7)
-        log_axis(axis)
-    axes[0, 0].set_yticks(range(len(names)), names)
-    axes[0, 0].invert_yaxis()
-    return figure
-
-
 def layers(panels: Mapping[str, pd.DataFrame]) -> Figure:
     """β and γ of each layer after training, from input to output: mean over seeds, bars ± their standard deviation.
     ``panels``: title → of ``measurements.trained_layers``."""

@@ -11,7 +11,6 @@ from .style import (
     CYCLE,
     MARKS,
     accuracy_points,
-    error_bars,
     legend_below,
     log_axis,
     look,
@@ -141,19 +140,21 @@ def signal(frame: pd.DataFrame) -> Figure:
     return figure
 
 
-def cost(frame: pd.DataFrame) -> Figure:
-    """Time of a step relative to Standard: median and quartiles over rounds. Columns: method, label, ratio."""
-    ratios = frame.groupby("method").ratio
-    middle = ratios.median().sort_values(ascending=False)
-    low, high = ratios.quantile(0.25)[middle.index], ratios.quantile(0.75)[middle.index]
-    known = [look(str(method)) for method in middle.index]
-    figure, axis = plt.subplots(figsize=(7, 3.6))
-    places, colours = range(len(known)), [style["color"] for style in known]
-    axis.barh(places, middle, color=colours, edgecolor="black", linewidth=0.5, xerr=error_bars(middle, low, high))
-    for place, end, ratio in zip(places, high, middle, strict=True):
-        axis.text(end + 0.05, place, f"{ratio:.2g}×", va="center", fontsize=9)
-    axis.set_yticks(places, [style["label"] for style in known])
-    axis.axvline(1, color="black", linewidth=1, linestyle=":")
-    axis.grid(axis="y", visible=False)
-    axis.set(xlabel="time of a training step / Standard's (median, quartiles)", xlim=(0, None))
+def cost(panels: Mapping[str, pd.DataFrame]) -> Figure:
+    """Time of a step relative to Standard: median and quartiles over rounds. ``panels``: title → steps timed in turn,
+    columns method, ratio."""
+    count = len(panels)
+    figure, axes = plt.subplots(1, count, figsize=(1.5 + 5.5 * count, 3.6), squeeze=False, sharey=True)
+    names = list(dict.fromkeys(method for frame in panels.values() for method in frame.method))
+    for axis, (title, frame) in zip(axes[0], panels.items(), strict=True):
+        for place, method in enumerate(names):
+            low, middle, high = frame.ratio[frame.method == method].quantile([0.25, 0.5, 0.75])
+            error = [[middle - low], [high - middle]]
+            axis.barh(place, middle, color=look(method)["color"], edgecolor="black", linewidth=0.5, xerr=error)
+            axis.text(high + 0.05, place, f"{middle:.2g}×", va="center", fontsize=9)
+        axis.axvline(1, color="black", linewidth=1, linestyle=":")
+        axis.grid(axis="y", visible=False)
+        axis.set(title=title, xlabel="time of a training step / Standard's (median, quartiles)", xlim=(0, None))
+    axes[0, 0].set_yticks(range(len(names)), [look(method)["label"] for method in names])
+    axes[0, 0].invert_yaxis()
     return figure

@@ -51,16 +51,14 @@ def over_seeds(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def table(frame: pd.DataFrame) -> pd.DataFrame:
-    """Accuracies in % at the ε (L2) of the paper's Table 2, mean ± standard deviation over seeds; in brackets its own.
+    """Accuracies in % at the ε (L2) of the paper's Table 2, mean ± standard deviation over seeds.
     ``frame``: a table of curves."""
-    paper = paper_table().set_index(["label", "eps"]).accuracy
     rows = []
     for label, part in frame[frame.norm == "l2"].groupby("label", sort=False):
         row = {"net": str(label)}
         for eps in (0, *PAPER_EPS):
             accuracy = 100 * part.accuracy[(part.eps - eps).abs() < 1e-9]
-            theirs = f"{paper[label, eps]:.1f}" if (label, eps) in paper.index else "–"
-            row["clean" if eps == 0 else f"ε = {eps:g}"] = f"{plus_minus(accuracy.mean(), accuracy.std())} ({theirs})"
+            row["clean" if eps == 0 else f"ε = {eps:g}"] = plus_minus(accuracy.mean(), accuracy.std())
         rows.append(row)
     return pd.DataFrame(rows)
 

@@ -44,7 +44,7 @@ def printed(cell: Any) -> str:
 
 
 def cells(dataset: str) -> pd.DataFrame:
-    """Every cell the paper prints beside ours on a dataset: :func:`comparison` of each table (column)."""
+    """Every cell the paper prints of a dataset beside ours: :func:`comparison` of each table (column)."""
     parts = [comparison(dataset, source).assign(table=table) for source, table in TABLES.items()]
     return pd.concat(parts, ignore_index=True)
 
@@ -57,7 +57,6 @@ def cells_table(frame: pd.DataFrame) -> pd.DataFrame:
     columns["ε"] = frame.epsilon.map("{:g}".format).replace("nan", "")
     columns["ours"] = frame.apply(lambda cell: plus_minus(cell.ours, cell.ours_sd), axis=1)
     columns["published"] = frame.apply(printed, axis=1)
-    columns["published on"] = frame.their_dataset.map(NAME)
     columns["difference"] = frame.difference.map("{:+.3g}".format).replace("+nan", "–")
     columns["joint standard deviation"] = verdict.where(frame.ours.notna(), "not measured")
     return pd.DataFrame(columns)
@@ -124,12 +123,10 @@ def steps_frame(recipes: Sequence[Recipe], device: torch.device, rounds: int, se
 
 
 def cost_frame(dataset: str) -> pd.DataFrame:
-    """Time of each method's training step over Standard's (columns label, seconds, ratio: medians over rounds, and low,
-    high: quartiles of the ratio)."""
-    times = measured(f"{dataset}_steps").pivot(index="round", columns="label", values="seconds")
-    quartiles = times.div(times["Standard"], axis=0).quantile([0.25, 0.5, 0.75])
-    frame = quartiles.T.set_axis(["low", "ratio", "high"], axis=1)
-    return frame.assign(seconds=times.median()).reset_index()
+    """The steps that were timed in turn, with their ratio to Standard's of the same round."""
+    times = measured(f"{dataset}_steps")
+    standard = times[times.method == "standard"].set_index("round").seconds
+    return times.assign(ratio=times.seconds / times["round"].map(standard))
 
 
 def train_test(frame: pd.DataFrame) -> pd.DataFrame:

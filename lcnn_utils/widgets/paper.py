@@ -1,53 +1,76 @@
-"""The explorer of notebook 08: how much "far lower" has to be before a claim fails."""
+"""The explorer of notebook 08: how strict a rule may be before a claim fails."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import ipywidgets as widgets
 import numpy as np
 import pandas as pd
 
+from ..experiments import CLAIMS, Claim
 from ..figures.style import CYCLE
-from .engine import Picture, explore, log_slider, panels
+from .engine import DRAWING, Picture, explore, panels
 
-COLOURS = (CYCLE[0], CYCLE[3], CYCLE[1], CYCLE[2])
+COLOURS = (CYCLE[0], CYCLE[3], CYCLE[1])
 
 
 def claim_explorer(tables: Mapping[str, pd.DataFrame]) -> widgets.VBox:
-    """Claims on ratios: the published number and ours with 95 % intervals, and a limit that the reader sets.
-    ``tables``: title → of ``claims``, the same claims in each, four at most; those measured in "times" with a lower
-    limit are shown."""
-    first = next(iter(tables.values()))
-    ratios = first[first.value.str.endswith("times") & np.isfinite(first.low_bound)]
+    """The published number of a claim and ours with 95 % intervals, and a limit that the reader sets; it begins at the
+    claim's own, whenever another claim is chosen. ``tables``: title → of ``claims`` (all of them), three at most."""
     axis = panels((9.5, 2.9))
     intervals, dots, diamonds = {}, {}, {}
     for height, (title, colour) in enumerate(zip(tables, COLOURS, strict=False)):
-        (intervals[title],) = axis.plot([1, 1], [height, height], "-", color=colour, lw=3)
-        (dots[title],) = axis.plot([1], [height], "o", color=colour, ms=10, mew=2)
-        (diamonds[title],) = axis.plot([1], [height - 0.25], "D", mfc="white", color=colour, ms=8)
-    limit = axis.axvline(1, color="0.3", ls="--")
-    axis.set(xscale="log", xlim=(0.5, 100), xlabel="times")
-    axis.set_title("dot: ours, filled if its whole interval lies above the limit; diamond: published", fontsize=9)
-    axis.set_xticks([0.5, 1, 2, 5, 10, 20, 50, 100], ["0.5", "1", "2", "5", "10", "20", "50", "100"])
+        (intervals[title],) = axis.plot([0, 0], [height, height], "-", color=colour, lw=3)
+        (dots[title],) = axis.plot([0], [height], "o", color=colour, ms=10, mew=2)
+        (diamonds[title],) = axis.plot([0], [height - 0.25], "D", mfc="white", color=colour, ms=8)
+    limits = [axis.axvline(0, color="0.3", ls="--") for _ in range(2)]
+    axis.set_title("dot: ours, filled where the claim holds; diamond: published; dashed: the limit", fontsize=9)
     axis.set_yticks(range(len(dots)), list(dots))
     axis.set_ylim(len(dots) - 0.4, -0.6)
+    picture = Picture([*limits, *intervals.values(), *dots.values(), *diamonds.values()])
 
-    def update(claim: int, asked: float) -> str:
-        limit.set_xdata([asked, asked])
+    def begin(_=None) -> None:
+        """Axis and slider for another claim."""
+        chosen = CLAIMS[claim.value]
+        numbers = [table.loc[claim.value, ["theirs", "ours", "low", "high"]] for table in tables.values()]
+        largest = 1.2 * float(np.nanmax([own_limit(chosen), *np.abs(pd.concat(numbers).astype(float))]))
+        in_points = "points" in chosen.value
+        with DRAWING:
+            axis.set(xlim=(-largest if in_points else 0, largest), xlabel="percentage points" if in_points else "times")
+            picture.draw_background()
+        limit.min, limit.max, limit.step = 0, largest, largest / 100
+        limit.value = own_limit(chosen)
+
+    def update(claim: int, limit: float) -> str:
+        rule = with_limit(CLAIMS[claim], limit)
+        for line, place in zip(limits, (rule.low, rule.high), strict=True):
+            line.set_xdata([place, place])
         verdicts = []
         for title, dot in dots.items():
             row = tables[title].loc[claim]
+            verdict = rule.verdict((row.ours, row.low, row.high))
             intervals[title].set_xdata([row.low, row.high])
-            dot.set(xdata=[row.ours], markerfacecolor=dot.get_color() if row.low >= asked else "white")
+            dot.set(xdata=[row.ours], markerfacecolor=dot.get_color() if verdict == "holds" else "white")
             diamonds[title].set_xdata([row.theirs])
-            verdict = "holds" if row.low >= asked else "fails" if row.high < asked else "open"
-            if np.isnan(row.ours):
-                verdicts.append(f"{title}: <b>not measured</b>")
-            else:
-                verdicts.append(f"{title}: <b>{verdict}</b> ({row.ours:.3g}; published {row.theirs:.3g})")
-        return f"At least {asked:.3g} times? {'; '.join(verdicts)}."
+            numbers = "" if np.isnan(row.ours) else f" ({row.ours:.3g}; published {row.theirs:.3g})"
+            verdicts.append(f"{title}: <b>{verdict}</b>{numbers}".replace("published nan", "nothing published"))
+        return f"{rule.value[0].upper()}{rule.value[1:]}, {rule.rule}? {'; '.join(verdicts)}."
 
-    options = [(f"{row.claim} ({row.rule})", index) for index, row in ratios.iterrows()]
+    options = [(f"{number + 1}. {known.text} ({known.rule})", number) for number, known in enumerate(CLAIMS)]
     claim = widgets.Dropdown(options=options, description="claim")
-    asked = log_slider(ratios.low_bound.iloc[0], (-0.3, 2), "asked: at least")
-    picture = Picture([limit, *intervals.values(), *dots.values(), *diamonds.values()])
-    return explore(picture, update, claim=claim, asked=asked)
+    limit = widgets.FloatSlider(description="limit", readout_format=".3g")
+    claim.observe(begin, "value")
+    begin()
+    return explore(picture, update, claim=claim, limit=limit)
+
+
+def own_limit(claim: Claim) -> float:
+    """The limit of a claim that the reader may move."""
+    return claim.low if np.isinf(claim.high) else claim.high
+
+
+def with_limit(claim: Claim, limit: float) -> Claim:
+    """The claim with another limit; where there are two, ± it."""
+    if np.isinf(claim.high):
+        return replace(claim, low=limit)
+    return replace(claim, high=limit, low=claim.low if np.isinf(claim.low) else -limit)

@@ -197,7 +197,9 @@ FIGURES = {
     training.lambdas: lambda: [runs(lambda_beta=(0.0, 0.01, 0.3)), of_layers(lambda_=(0.0, 0.01, 0.3))],
     training.lambda_search: lambda: [runs(lambda_=(0.0, 0.01, 0.03, 0.3)), 0.03],
     training.signal: lambda: [positive(every(net=("healthy", "both too large"), layer=(0, 1)), sd=1.0)],
-    training.cost: lambda: [labelled(positive(every(method=NETS, round=(0, 1, 2)), ratio=1.0))],
+    training.cost: lambda: [
+        dict.fromkeys(("digits", "CIFAR-10"), positive(every(method=NETS, round=(0, 1)), ratio=1.0))
+    ],
     saliency.maps: lambda: [[abs(MAP) / 4] * 2, {"LCNN": [MAP] * 2, "zero": [0 * MAP] * 2}, ["one", "two"]],
     saliency.gradient_robustness: lambda: [
         {f"{noise} η": noisy(published=False) for noise in ("random", "worst")},
@@ -214,7 +216,6 @@ FIGURES = {
     attacks.curves: lambda: [{"digits, L2": attacked("l2"), "digits, L∞": attacked("linf")}, PUBLISHED],
     attacks.examples: lambda: [[EXAMPLE] * 2, ["zero", "one"]],
     paper.claims: lambda: [{"digits": claims(), "CIFAR-10": claims(0.1)}],
-    paper.cost: lambda: [{"digits": epochs(), "CIFAR-10": epochs()[:4]}],
     paper.layers: lambda: [{"digits": labelled(of_layers(method=NETS[1:3], seed=(0, 1)))}],
     paper.train_test: lambda: [{"digits": labelled(positive(every(method=NETS, seed=(0, 1)), train=3.0, test=3.0))}],
 }

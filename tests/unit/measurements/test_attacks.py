@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from scipy import stats
 from torch import nn
 
 from lcnn_utils.attacks import pgd, wilson
@@ -50,29 +51,42 @@ def test_path_ends_where_pgd_ends(net):
 def curve(*shares, n=1000, **about):
     """Rows of a table of curves, a seed a share."""
     row = dict(dataset="digits", method="lcnn", norm="l2", eps=0.1, n=n) | about
-    rows = [row | dict(seed=seed, correct=round(n * share), accuracy=share) for seed, share in enumerate(shares)]
+    rows = []
+    for seed, share in enumerate(shares):
+        correct = round(n * share)
+        rows.append(row | dict(seed=seed, correct=correct, accuracy=share, held="1" * correct + "0" * (n - correct)))
     return pd.DataFrame(rows).assign(label=METHOD[row["method"]][0])
 
 
+STUDENT = stats.t.ppf(0.975, [1, 999])  # of two seeds, of a thousand images
+BY_IMAGE = [1] * 590 + [0.5] * 20 + [0] * 390
+
+
 @pytest.mark.parametrize(
-    ("shares", "mean", "interval"),
+    ("shares", "half"),
     [
-        ((0.5, 0.7), 0.6, (0.4, 0.8)),  # mean ± 2·0.1, the standard error of two seeds
-        ((0.6, 0.6), 0.6, wilson(1200, 2000)),  # of all images together
-        ((0.3,), 0.3, wilson(300, 1000)),
-        ((0.0, 0.9), 0.45, (0, 1)),  # shares end there
+        ((0.59, 0.61), math.hypot(0.01 * STUDENT[0], STUDENT[1] * np.std(BY_IMAGE) / 999**0.5)),
+        ((0.6, 0.6), STUDENT[1] * (0.24 / 999) ** 0.5),  # the same images each time
+        ((0.0, 0.9), 1.0),  # shares end at 0 and 1
     ],
 )
-def test_over_seeds_takes_the_wider_interval(shares, mean, interval):
+def test_over_seeds_by_hand(shares, half):
     (row,) = measurements.over_seeds(curve(*shares)).itertuples()
-    assert (row.accuracy, row.low, row.high, row.seeds) == pytest.approx((mean, *interval, len(shares)))
+    mean = sum(shares) / 2
+    expected = (mean, max(0, mean - half), min(1, mean + half), 2)
+    assert (row.accuracy, row.low, row.high, row.seeds) == pytest.approx(expected)
 
 
-def test_table_has_our_means_and_the_papers_numbers():
+def test_one_network_has_wilsons_interval():
+    (row,) = measurements.over_seeds(curve(0.3)).itertuples()
+    assert (row.accuracy, row.low, row.high, row.seeds) == pytest.approx((0.3, *wilson(300, 1000), 1))
+
+
+def test_table_has_our_means():
     parts = [curve(0.90, 0.92, eps=0.0), curve(0.5, 0.7), curve(0.8, norm="linf"), curve(0.3, method="minimal")]
     table = measurements.table(pd.concat(parts)).set_index("net")
-    assert table.loc["LCNN", ["clean", "ε = 0.1"]].tolist() == ["91.0 ± 1.4 (77.2)", "60.0 ± 14.1 (39.7)"]
-    assert table.loc["Minimal recipe", ["clean", "ε = 0.1"]].tolist() == ["– (–)", "30.0 (–)"]
+    assert table.loc["LCNN", ["clean", "ε = 0.1"]].tolist() == ["91.0 ± 1.4", "60.0 ± 14.1"]
+    assert table.loc["Minimal recipe", ["clean", "ε = 0.1"]].tolist() == ["–", "30.0"]
 
 
 def test_masking_is_checked_with_another_net(net):

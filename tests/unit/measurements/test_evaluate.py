@@ -6,10 +6,11 @@ from dataclasses import replace
 import pytest
 
 from lcnn_utils.cli import commands as cli
-from lcnn_utils.experiments import how_measured, measured, runs
+from lcnn_utils.experiments import held_images, how_measured, measured, runs
 from lcnn_utils.measurements import evaluate as module
 from lcnn_utils.measurements import ship
 from lcnn_utils.measurements.evaluate import evaluate
+from lcnn_utils.measurements.paper import cost_frame
 from lcnn_utils.measurements.training import lambda_recipes
 from lcnn_utils.training import recipe, run_name, samples, state_path
 
@@ -40,7 +41,9 @@ def test_every_kind_of_table_of_a_shipped_network(plan, monkeypatch):
     assert measured("digits_runs").accuracy.item() > 0.9
     assert len(measured("digits_geometry")) == 2 * 6, "test and training images"
     assert set(measured("digits_stability").noise) == {"random", "worst"}
-    assert set(measured("digits_curves").norm) == {"l2", "linf"}
+    curves = measured("digits_curves")
+    assert set(curves.norm) == {"l2", "linf"}
+    assert held_images(curves).sum(1).tolist() == curves.correct.tolist()
     for kind in module.KINDS:
         assert list(how_measured(f"digits_{kind}")["runs"]) == [run_name(lcnn)]
 
@@ -68,6 +71,15 @@ def test_a_training_that_fails_is_named_and_the_others_are_measured(small, monke
     assert measured("digits_runs").run.tolist() == [run_name(SMALL)]
 
 
+def test_steps_are_timed_in_turn(plan, monkeypatch):
+    monkeypatch.setattr(module, "METHODS", {"standard": None, "cure": None})
+    evaluate("digits", only="steps")
+    frame = measured("digits_steps")
+    assert frame.groupby("method")["round"].apply(set).tolist() == [set(range(40))] * 2
+    ratio = cost_frame("digits").groupby("method").ratio.median()
+    assert ratio["cure"] > 2 > ratio["standard"] == 1, "it has several passes"
+
+
 def test_the_search_for_lambda_measures_the_held_out_part(small, monkeypatch):
     splits = []
     monkeypatch.setattr(runs, "samples", lambda r, split, d: splits.append(split) or samples(r, split))
@@ -82,7 +94,7 @@ def test_the_search_for_lambda_measures_the_held_out_part(small, monkeypatch):
     assert how_measured("digits_lambda_search")["chosen"] in (0.0, 0.1)
 
 
-@pytest.mark.parametrize("args", [["mnist"], ["digits", "--scale", "wide"], ["cifar10", "--only", "masking"]])
+@pytest.mark.parametrize("args", [["mnist"], ["digits", "--scale", "wide"], ["cifar10", "--only", "lambda_search"]])
 def test_what_evaluate_refuses(args, store, capsys):
     assert cli.main(["evaluate", *args]) == 1
     assert "unknown" in capsys.readouterr().err
