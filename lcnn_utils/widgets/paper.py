@@ -48,7 +48,7 @@ def claim_explorer(tables: Mapping[str, pd.DataFrame]) -> widgets.VBox:
         verdicts = []
         for title, dot in dots.items():
             row = tables[title].loc[claim]
-            verdict = rule.verdict((row.ours, row.low, row.high))
+            verdict = rule.verdict((float(row.ours), float(row.low), float(row.high)))
             intervals[title].set_xdata([row.low, row.high])
             dot.set(xdata=[row.ours], markerfacecolor=dot.get_color() if verdict == "holds" else "white")
             diamonds[title].set_xdata([row.theirs])

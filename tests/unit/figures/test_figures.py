@@ -134,11 +134,6 @@ def claims(scale: float = 1.0) -> pd.DataFrame:
     return interval(frame.assign(theirs=2.0 + frame.index), "ours")
 
 
-def epochs() -> pd.DataFrame:
-    frame = labelled(every(method=NETS, seed=(0, 1)))
-    return frame.assign(seconds=3.0 + frame.index, ratio=1 + 0.5 * frame.index)
-
-
 MAP = np.random.default_rng(0).normal(size=(8, 8))
 EXAMPLE = dict(title="LCNN", image=abs(MAP) / 4, found=abs(MAP[::-1]) / 4, before=0, after=1, confidence=0.9)
 PUBLISHED = every(label=("Standard", "LCNN"), eps=(0.0, 0.1, 0.2)).assign(accuracy=[70, 50, 30, 71, 52, 33], sd=1.0)
