@@ -11,7 +11,7 @@ import torch
 from matplotlib.figure import Figure
 
 from ..curvature import layer_terms
-from ..experiments import BEYOND, CLAIMS, claims, has, how_measured, measured
+from ..experiments import BEYOND, CLAIMS, claims, has, how_measured, measured, ordered
 from ..figures import attacks, bound, curvature, paper, saliency, softplus, training
 from ..figures.style import METHOD, VARIANTS
 from ..measurements import attacks as attack_measurements
@@ -20,10 +20,11 @@ from ..measurements import curvature as curvature_measurements
 from ..measurements import paper as paper_measurements
 from ..measurements import saliency as saliency_measurements
 from ..measurements import training as training_measurements
+from ..measurements.curvature import means_table
 from ..measurements.paper import NAME, datasets, title
 from ..measurements.softplus import activation_frame, composition_frame, normalised_curvature_frame
 from ..saliency import MAPS, explain
-from ..training import METHODS, fit, recipe, samples
+from ..training import fit, recipe, samples
 
 Made = Iterator[tuple[str, Figure | pd.DataFrame, dict[str, Any]]]
 SEEDS = (0, 1, 2)
@@ -99,11 +100,11 @@ def certificates() -> Made:
 
 
 def methods() -> Made:
-    about = about_digits(SHIPPED)
-    frame = training_measurements.runs_frame(recipe("digits", method, seed) for method in METHODS for seed in SEEDS)
+    frame, about = measured("digits_runs"), about_results("digits_runs")
     yield "digits_methods", training.accuracy_against_curvature(frame), about
-    table = training_measurements.geometry_table(frame).drop(columns=["paper: ‖∇f‖", "paper: ‖∇²f‖"])
+    table = means_table(frame, "label", training_measurements.GEOMETRY).rename(columns={"label": "net"})
     yield "digits_methods_table", table, about
+    about = about_digits(SHIPPED)
     trained = training_measurements.arms_frame(training_measurements.ingredient_recipes(SEEDS))
     arms = pd.concat([trained, training_measurements.softened_frame(SEEDS, 10.0)])
     yield "digits_ingredients", training_measurements.arms_table(arms), about
@@ -165,7 +166,7 @@ def layers() -> Made:
     panels = {}
     for d in datasets():
         scale = how_measured(f"{d}_runs")["scale"]
-        with_beta = [recipe(d, method, seed, scale) for method in ("lcnn", "lcnn_gradreg", "minimal") for seed in SEEDS]
+        with_beta = ordered([d], ("lcnn", "lcnn_gradreg", "minimal"), range(5), scale)
         shipped = [run for run in with_beta if saliency_measurements.shipped([run])]
         if shipped:
             panels[title(d)] = training_measurements.trained_layers(shipped)

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
 import ipywidgets as widgets
 import numpy as np
@@ -17,6 +18,7 @@ COLOURS = (CYCLE[0], CYCLE[3], CYCLE[1])
 def claim_explorer(tables: Mapping[str, pd.DataFrame]) -> widgets.VBox:
     """The published number of a claim and ours with 95 % intervals, and a limit that the reader sets; it begins at the
     claim's own, whenever another claim is chosen. ``tables``: title → of ``claims`` (all of them), three at most."""
+    rows = {title: list(table.itertuples()) for title, table in tables.items()}
     axis = panels((9.5, 2.9))
     intervals, dots, diamonds = {}, {}, {}
     for height, (title, colour) in enumerate(zip(tables, COLOURS, strict=False)):
@@ -32,8 +34,8 @@ def claim_explorer(tables: Mapping[str, pd.DataFrame]) -> widgets.VBox:
     def begin(_=None) -> None:
         """Axis and slider for another claim."""
         chosen = CLAIMS[claim.value]
-        numbers = [table.loc[claim.value, ["theirs", "ours", "low", "high"]] for table in tables.values()]
-        largest = 1.2 * float(np.nanmax([own_limit(chosen), *np.abs(pd.concat(numbers).astype(float))]))
+        numbers = [table.loc[claim.value, ["theirs", "ours"]].astype(float) for table in tables.values()]
+        largest = 2 * float(np.nanmax([own_limit(chosen), *np.abs(pd.concat(numbers))]))
         in_points = "points" in chosen.value
         with DRAWING:
             axis.set(xlim=(-largest if in_points else 0, largest), xlabel="percentage points" if in_points else "times")
@@ -47,8 +49,8 @@ def claim_explorer(tables: Mapping[str, pd.DataFrame]) -> widgets.VBox:
             line.set_xdata([place, place])
         verdicts = []
         for title, dot in dots.items():
-            row = tables[title].loc[claim]
-            verdict = rule.verdict((float(row.ours), float(row.low), float(row.high)))
+            row: Any = rows[title][claim]
+            verdict = rule.verdict((row.ours, row.low, row.high))
             intervals[title].set_xdata([row.low, row.high])
             dot.set(xdata=[row.ours], markerfacecolor=dot.get_color() if verdict == "holds" else "white")
             diamonds[title].set_xdata([row.theirs])
