@@ -8,8 +8,8 @@ With u_i the input of activation i, A_i = ∂u_i/∂x, d_i = ∂f/∂u_i and φ_
     (C)  C_f(x) ≤ Σ_i β_i κ_i(x) Lip(x→u_i),   κ_i = ‖d_i‖_∞ ‖A_i‖₂ / ‖∇f(x)‖₂               ``normalised_bound``
 
 In a chain Lip(x→u_i) ≤ Π_{j≤i} ‖W_j‖ and |∂f/∂z_ik| ≤ max_k ‖W_{i+1} e_k‖ Π_{j>i+1} ‖W_j‖ ‖w‖: W_{i+1} meets one unit
-at a time (its norm would do too, but is larger). A sum of branches adds slopes and curvatures. The form published for
-C_f (S. Srinivas et al., 2022, poster) is (C) with κ_i ≤ 1, and can fail where gradients cancel: ``published_bound``.
+at a time. A sum of branches adds slopes and curvatures. A relative of (B), smaller on notebook 03's MLPs: T. Entesari
+et al., ICML 2024. The bound as printed on the poster (S. Srinivas et al., 2022) is (C) with κ = 1: ``published_bound``.
 """
 
 from __future__ import annotations
@@ -65,10 +65,10 @@ def curvature_bound(
 
 
 def published_bound(model: nn.Module, input_shape: Sequence[int], *, widths: bool = False) -> float:
-    """Σ_i β_i Lip(x→u_i), published as a bound of C_f(x) at every x (in this form on the authors' poster).
+    """Σ_i β_i Lip(x→u_i), the bound of C_f(x) at every x as printed on the authors' poster.
 
     It holds at x if every κ_i(x) ≤ 1, which nothing makes a net obey: s₀(x) + s₀(−x) has slope 0 and curvature β/2 at
-    0. ``widths``: multiply term i by the number of its units (the paper carries a factor n_i, its place unknown to us).
+    0. ``widths``: times the number of units of each i, a guess (the paper has a factor n_i, its place unknown to us).
     """
     curved = walk_through(model, input_shape)[0].curved
     return sum(row["beta"] * row["before"] * (row["size"] if widths else 1) for row in curved)

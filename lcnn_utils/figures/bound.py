@@ -20,7 +20,7 @@ BOUND = {  # column of measurements.audit: (label, colour, line style)
 
 
 def audit(frame: pd.DataFrame) -> Figure:
-    """How far above the truth each bound lies, and where the published one fails. Columns: measurements.audit."""
+    """How far above the truth each bound lies, and where that on the poster fails. Columns: measurements.audit."""
     figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.8))
     for column, (label, colour, style) in BOUND.items():
         truth = frame.curvature if column == "normalised" else frame.hessian
@@ -36,9 +36,9 @@ def audit(frame: pd.DataFrame) -> Figure:
     right.loglog(frame.kappa[fails], ratio[fails], "X", color=CYCLE[3], markersize=7, label=f"fails ({fails.sum()})")
     right.axhline(1, color="0.4", linewidth=1, linestyle=":")
     right.axvline(1, color="0.4", linewidth=1, linestyle=":")
-    right.set(xlabel="largest alignment factor κ over the layers", ylabel="C / published bound")
+    right.set(xlabel="largest alignment factor κ over the layers", ylabel="C / bound printed on the poster")
     right.set(ylim=(1e-4, max(10, 2 * ratio.max())), xlim=(0.5 * frame.kappa.quantile(0.01), 2 * frame.kappa.max()))
-    right.legend(title="published bound", loc="upper left")
+    right.legend(title="the poster's bound", loc="upper left")
     return figure
 
 
@@ -47,7 +47,7 @@ def cancellation(frame: pd.DataFrame) -> Figure:
     figure, axis = plt.subplots(figsize=(5.8, 3.6))
     axis.loglog(frame.x, frame.curvature, "-", color="k", label="C, exact")
     axis.loglog(frame.x, frame.normalised, "-.", color=CYCLE[2], label="(C), with its κ")
-    axis.loglog(frame.x, frame.published, "--", color=CYCLE[3], label="published: Σ β Π‖W‖")
+    axis.loglog(frame.x, frame.published, "--", color=CYCLE[3], label="on the poster: Σ β Π‖W‖")
     axis.loglog(frame.x, frame.published_widths, ":", color=CYCLE[3], label="… times the number of units")
     axis.set(xlabel="distance x from the point of cancellation", ylabel="normalised curvature C (1/unit of x)")
     axis.set_ylim(bottom=frame.published.min() / 100)

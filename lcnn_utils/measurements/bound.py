@@ -59,7 +59,7 @@ def random_mlp(seed: int) -> nn.Sequential:
 def audit(model: nn.Module, x: Tensor, y: Tensor, scalar: str = "margin") -> pd.DataFrame:
     """Every bound beside the exact value, a row a sample of x (N, …) with label y (N,).
     Columns: gradient, hessian and curvature (exact); local (A), data_free (B), normalised (C); kappa (the largest over
-    layers); published, published_widths (bounds of the curvature)."""
+    layers); published, published_widths (of the curvature, as printed on the poster)."""
     g = geometry(model, x, y, scalar=scalar, method="exact", eps=0.0)
     c = normalised_bound(model, x, y, scalar=scalar)
     values = dict(gradient=g.grad_norm, hessian=g.hessian_norm, curvature=g.curvature, normalised=c.bound)
