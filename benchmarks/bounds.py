@@ -64,7 +64,7 @@ def main() -> None:
     notes = [
         f"seeds 0 to {MLPS - 1} (MLPs) and 0 to {CNNS - 1} (CNNs), two points each, float64, exact Hessians; points "
         "with a gradient below 1e-100 are left out. “Above” means by more than 1e-9, relatively",
-        "(A), (B), (C) are theorems; the published form is implied by every κ ≤ 1",
+        "(A), (B), (C) are theorems; the poster's form is implied by every κ ≤ 1",
     ]
     write("bounds", rows, MLPS + CNNS, notes)
 
