@@ -88,7 +88,7 @@ def lines(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def paper_lines(dataset: str) -> pd.DataFrame:
-    """The paper's figure, digitised (± 5 %): columns label, eps, value, theory (dashed lines; CIFAR-100's of table 1)."""
+    """The paper's figure, digitised (± 5 %): columns label, eps, value, theory (dashed; CIFAR-100's of table 1)."""
     rows = published("paper gradient-robustness figure")
     rows = rows[rows.dataset == dataset].rename(columns={"method": "label", "epsilon": "eps", "mean": "value"})
     dashed = published("paper, read off the dashed lines" if dataset == "cifar10" else "paper table 1")
