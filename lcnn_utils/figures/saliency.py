@@ -12,17 +12,13 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from .attacks import picture
-from .style import CYCLE, error_bars, legend_below, log_axis, look, looks, series
+from .style import BY_LABEL, CYCLE, error_bars, legend_below, log_axis, look, looks, series
 
-KIND = {"random": "random η", "worst": "worst η found"}
-TITLE = {  # of a measure
+KIND = {"random": "random η", "worst": "worst η for the gradient"}
+TITLE = {  # of the measures that are drawn
     "relative_change": "relative change",
     "cosine": "cosine, signed",
-    "spearman": "rank correlation",
-    "top_overlap": "overlap of the top tenth",
-    "ssim": "SSIM",
     "infidelity": "infidelity (share unexplained)",
-    "sensitivity_max": "sensitivity (largest change)",
 }
 
 
@@ -43,18 +39,20 @@ def maps(images: Sequence[np.ndarray], columns: Mapping[str, Sequence[np.ndarray
 
 def gradient_robustness(panels: Mapping[str, pd.DataFrame], paper: Mapping[str, pd.DataFrame] | None = None) -> Figure:
     """The paper's figure: relative change of the gradient against ‖η‖, with the dashed lines ‖η‖·E[C].
-    ``panels``: title → points of one kind of noise, of ``measurements.lines``. ``paper``: title → columns label,
-    eps, value: the published curves, digitised."""
+    ``panels``: title → points of one kind of noise, of ``measurements.lines``. ``paper``: title → the published ones,
+    of ``measurements.paper_lines``. LCNN's line is wide, to be seen where LCNN + GradReg's lies on it."""
+    solid = {label: look(label) for label in BY_LABEL}
+    solid["LCNN"] |= dict(linewidth=4, markersize=8, zorder=1.9)
+    thin = dict(linewidth=1, marker="", label="_")
+    dashed = {label: look(label) | thin | dict(linestyle=(0 if label == "LCNN" else 4, (4, 4))) for label in BY_LABEL}
     frames = dict(panels) | dict(paper or {})
     rows = 1 if len(frames) < 5 else 2
     columns = math.ceil(len(frames) / rows)
     size = (1 + 3.4 * columns, 0.9 + 3.3 * rows)
     figure, axes = plt.subplots(rows, columns, figsize=size, squeeze=False, sharey=True, sharex=True)
     for axis, (title, frame) in zip(axes.flat, frames.items(), strict=False):
-        series(axis, frame, "eps", "value", "label")
-        if "theory" in frame:
-            theory = frame[["label", "eps", "theory"]]
-            series(axis, theory, "eps", "theory", "label", linestyle="--", linewidth=1, marker="", label="_")
+        series(axis, frame, "eps", "value", "label", solid)
+        series(axis, frame[["label", "eps", "theory"]], "eps", "theory", "label", dashed)
         axis.set(title=title, xscale="log", yscale="log")
     for axis in axes.flat[len(frames) :]:
         axis.remove()
@@ -68,8 +66,8 @@ def gradient_robustness(panels: Mapping[str, pd.DataFrame], paper: Mapping[str, 
 
 
 def by_map(frame: pd.DataFrame, measures: Sequence[str], noise: Sequence[str] = ("random", "worst")) -> Figure:
-    """Measures of several nets by method of explanation: medians over images with 95 % intervals.
-    ``frame``: of ``measurements.by_map``, of trained weights."""
+    """Measures of several nets by kind of map, with intervals; the worst η is the gradient's, put to all of them.
+    ``frame``: columns net, map, noise, measure, value, low, high."""
     measured = set(zip(frame.measure, frame.noise, strict=True))
     panels = [(measure, kind) for measure in measures for kind in noise if (measure, kind) in measured]
     figure, axes = plt.subplots(1, len(panels), figsize=(2.2 + 2.6 * len(panels), 3.6), squeeze=False, sharey=True)
@@ -81,7 +79,7 @@ def by_map(frame: pd.DataFrame, measures: Sequence[str], noise: Sequence[str] = 
             errors = error_bars(part.value, part.low, part.high)
             axis.errorbar(part.value, place, xerr=errors, linestyle="none", **look(str(net)))
         axis.set(title=KIND[kind], xlabel=TITLE[measure])
-        if measure in ("relative_change", "infidelity", "sensitivity_max"):
+        if measure in ("relative_change", "infidelity"):
             axis.set_xlim(left=0)
     axes[0, 0].set_yticks(range(len(names)), names)
     axes[0, 0].invert_yaxis()
@@ -91,7 +89,7 @@ def by_map(frame: pd.DataFrame, measures: Sequence[str], noise: Sequence[str] = 
 
 def stable_or_right(frame: pd.DataFrame) -> Figure:
     """Stability against faithfulness: a point a map and net; hollow: the same net with shuffled weights.
-    ``frame``: of ``measurements.by_map`` with relative_change and infidelity under random noise."""
+    ``frame``: as in :func:`by_map`, and weights; with relative_change and infidelity under random noise."""
     random = frame[frame.noise == "random"]
     wide = random.pivot(index=["net", "map", "weights"], columns="measure", values="value").reset_index()
     figure, axes = plt.subplots(1, wide.net.nunique(), figsize=(9.4, 4.0), squeeze=False, sharex=True, sharey=True)

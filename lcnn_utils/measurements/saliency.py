@@ -98,10 +98,13 @@ def lines(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def paper_lines(dataset: str) -> pd.DataFrame:
-    """The paper's figure, digitised (± 5 %): columns label, eps, value."""
+    """The paper's figure, digitised (± 5 %): columns label, eps, value, theory (dashed; CIFAR-100's of table 1)."""
     rows = published("paper gradient-robustness figure")
     rows = rows[rows.dataset == dataset].rename(columns={"method": "label", "epsilon": "eps", "mean": "value"})
-    return rows[["label", "eps", "value"]].reset_index(drop=True)
+    dashed = published("paper, read off the dashed lines" if dataset == "cifar10" else "paper table 1")
+    curvature = dashed[dashed.quantity == "curvature"].set_index("method")["mean"]
+    rows["theory"] = rows.eps * rows.label.map(curvature)
+    return rows[["label", "eps", "value", "theory"]].reset_index(drop=True)
 
 
 def stability_ratio(frame: pd.DataFrame, eps: float) -> pd.DataFrame:

@@ -42,8 +42,8 @@ def compare(before: Tensor, after: Tensor) -> dict[str, np.ndarray]:
 
     ``relative_change``: ‖after − before‖/‖before‖, the paper's; infinite where ``before`` is 0, nan where both are.
     ``cosine``: of the signed maps. ``spearman``: rank correlation of the signed values, nan where a map is constant.
-    ``top_overlap``: of the tenth of the pixels that are largest in size (summed over channels), less those that tie
-    with the first beyond it, the share that both maps have, of the larger set; chance gives 0.1, a constant map nan.
+    ``top_overlap``: of the tenth of the pixels, k of d, that are largest in size (summed over channels; less those
+    that tie with the next), the share that both maps have, of the larger set; chance gives k/d, a constant map nan.
     ``ssim``: mean structural similarity of 7 × 7 windows, both maps divided by the largest size in ``before`` and
     raised by 1, as it takes positive images; nan for smaller images and for what is none. Where a map is 0 everywhere
     all but the first are nan, where one holds NaN or infinity all are. ValueError: the shapes differ or aren't (N, …).
@@ -208,7 +208,8 @@ def stability(
 
     Only images that the network gets right are used, and the same ones for the control. The random η of an image points
     in the same direction at every length, for every method and every network; entries that would leave [0, 1] change
-    their sign. The worst η is sought for the *gradient* of the scalar and then used for every method.
+    their sign. The worst η is sought for the *gradient* of the scalar and transferred to every method: for the others
+    it is a lower bound of their own worst, which can be far worse (notebook 06, for SmoothGrad).
 
     Args:
         images: a split as ``data.load`` gives it, on the model's device, or (x, y).

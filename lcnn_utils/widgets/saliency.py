@@ -19,7 +19,8 @@ def noise_explorer(
 ) -> widgets.VBox:
     """An image and its maps of the label's logit by two networks, before and after noise of a chosen length.
     ``scene``: its first two networks are compared, on images that both get right. ``methods``: of
-    :func:`saliency.explain`, to choose from; random noise keeps its direction when its length changes."""
+    :func:`saliency.explain`, to choose from; random noise keeps its direction when its length changes, and the worst is
+    the gradient's, whatever map is shown."""
     nets = dict(list(scene.nets.items())[:2])
     axes = panels((9.6, 4.3), 2, 1 + len(nets))
     empty = np.zeros(scene.x.shape[-2:])
@@ -57,7 +58,7 @@ def noise_explorer(
         whose = " (each network has its own; the picture shows the first's)" if noise == "worst" else ""
         return f"‖η‖ = {length:.3g}{whose} — {'; '.join(changes)}."
 
-    kinds = [("random noise", "random"), ("worst noise found", "worst")]
+    kinds = [("random noise", "random"), ("worst for the gradient", "worst")]
     return explore(
         shown, update,
         number=widgets.IntSlider(0, 0, len(scene.x) - 1, description="image number"),

@@ -105,8 +105,8 @@ def method_runs() -> pd.DataFrame:
 
 
 def noisy(published: bool) -> pd.DataFrame:
-    frame = positive(every(label=[METHOD[net][0] for net in NETS], eps=(1e-3, 0.1, 1.0)), value=0.3)
-    return frame if published else interval(frame, "value").assign(theory=frame.eps)
+    frame = positive(every(label=[METHOD[net][0] for net in NETS], eps=(1e-3, 0.1, 1.0)), value=0.3, theory=1.0)
+    return frame if published else interval(frame, "value")
 
 
 def by_map() -> pd.DataFrame:
@@ -275,7 +275,7 @@ def test_what_is_published_is_drawn_beside_ours(drawing):
     for container, (_, part) in zip(last.containers, PUBLISHED.groupby("label", sort=False), strict=True):
         np.testing.assert_allclose(container[0].get_ydata().astype(float), part.accuracy / 100)
     published = draw(saliency.gradient_robustness)[2]
-    assert len(published.lines) == len(NETS)
+    assert len(published.lines) == 2 * len(NETS), "solid and dashed"
     tables = {"digits": claims(), "CIFAR-10": claims(0.1)}
     drawn = [line.get_xdata() for axis in draw(paper.claims, tables) for line in axis.lines if line.get_marker() == "D"]
     assert sorted(np.concatenate(drawn)) == sorted([*claims().theirs, *claims().theirs])

@@ -120,5 +120,9 @@ def test_promises_are_those_of_the_stored_frames():
 def test_paper_lines_are_the_published_numbers(dataset):
     rows = published("paper gradient-robustness figure").query(f"dataset == '{dataset}'")
     frame = measurements.paper_lines(dataset)
-    assert frame.to_numpy().tolist() == rows[["method", "epsilon", "mean"]].to_numpy().tolist()
+    assert frame.iloc[:, :3].to_numpy().tolist() == rows[["method", "epsilon", "mean"]].to_numpy().tolist()
     assert set(frame.label) == {METHOD[m][0] for m in measurements.PAPER_NETS}
+    lines = dict(zip(frame.label, frame.theory / frame.eps, strict=True))
+    assert lines["Standard"] == pytest.approx({"cifar10": 173.5, "cifar100": 270.89}[dataset])
+    gap = (frame.theory / frame.value)[frame.eps == 0.001]
+    assert gap.between(18, 35).all(), "how far the figure's curves begin below its dashed lines"
