@@ -20,7 +20,8 @@ READING = 0.05  # relative error of the values read off the printed figure
 def published(source: str = "") -> pd.DataFrame:
     """Columns source, dataset, architecture, method (its label), quantity, epsilon, mean, sd, of rows whose source
     begins with ``source`` (ValueError: none does): ``paper table 1`` (CIFAR-100, ResNet-18: geometry, accuracy in %,
-    ± over two runs), ``paper table 2`` (PGD), ``paper gradient-robustness figure``, ``course project``."""
+    ± over two runs), ``paper table 2`` (PGD), ``paper gradient-robustness figure``,
+    ``paper, read off the dashed lines`` (of that figure: C on CIFAR-10), ``course project``."""
     if not TABLES.is_file():
         raise FileNotFoundError(f"{TABLES} is missing: what is published and shipped comes with a clone of the project")
     frame = pd.read_csv(TABLES).rename(columns={"spread": "sd"})
