@@ -1,11 +1,12 @@
 """The exercises of notebook 02; :mod:`lcnn_utils.exercises.engine` checks them."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 from torch.func import grad, jacrev
 
+from ..curvature import scalar_of
 from .engine import exercise, randn
 
 quadratic = lambda matrix: lambda x: x @ matrix @ x + x.sum()
@@ -75,36 +76,37 @@ def power_iteration(hvp: Callable, v: Tensor, steps: int) -> Tensor:
     return hvp(iterated(hvp, v, steps)).norm()
 
 
-def lognormal(seed: int, n: int, scale: float, first: Sequence[float] = ()) -> Tensor:
-    """Random after ``first``. Torch's median is the lower of two middle values, numpy's their mean: here both agree."""
-    values = (scale * randn(seed, n)).exp().float()
-    values[: len(first)] = torch.tensor(first)
-    values[values.argsort()[n // 2]] = values.median()
-    return values
+def sharpened(seed: int, n: int, classes: int, scale: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Logits, labels of which a third are the least likely class, and gradients of the loss that are short where p is
+    near 1: 1 − p times numbers around 1."""
+    logits = (scale * randn(seed, n, classes)).float()
+    y = logits.argmax(1)
+    y[::3] = logits[::3].argmin(1)
+    return logits, y, (-rest_margin(logits, y)).sigmoid() * randn(seed + 1, n).exp().float()
 
 
-top_tenth = lambda c: c >= c.quantile(0.9)
-above = lambda c: c > c.quantile(0.9)
-low = lambda g, h: g.median() - g > h - h.median()
+def rest_margin(logits: Tensor, y: Tensor) -> Tensor:
+    """m = log p/(1 − p): the label's logit minus the logarithm of the sum of all others' exponentials."""
+    own = torch.nn.functional.one_hot(y, logits.shape[1]).bool()
+    return logits[own] - logits.masked_fill(own, -torch.inf).logsumexp(1)
 
 
 @exercise(
-    inputs=[(lognormal(n, n, 2), lognormal(n + 1, n, 1.5)) for n in (400, 1000, 250)]
-    + [(lognormal(0, 60, 2, [0, 1e-10]), lognormal(1, 60, 1.5, [1e-6, 1e-6]))]  # vanishing gradients
-    + [(lognormal(2, 40, 2, [1e-3] * 8), lognormal(3, 40, 1.5, [10] * 8))],  # eight with the largest C
+    inputs=[sharpened(0, 6, 3, 1), sharpened(2, 50, 10, 1), sharpened(4, 30, 10, 20)],  # the last: p rounds to 1
     mistakes={
-        "at *least* the quantile: ≥": lambda g, h: above(h / (g + 1e-6)) & low(g.log(), h.log()),
-        "only the tenth of the largest C counts": lambda g, h: low(g.log(), h.log()),
-        "compare logarithms, not raw values": lambda g, h: top_tenth(h / (g + 1e-6)) & low(g, h),
-        "inverted: these owe it to H": lambda g, h: top_tenth(h / (g + 1e-6)) & ~low(g.log(), h.log()),
-        "this is the whole top tenth: is it g or H that makes C large?": lambda g, h: top_tenth(h / (g + 1e-6)),
-        "divide by g + 1e-6: g may be tiny, or 0": lambda g, h: top_tenth(h / g) & low(g.log(), h.log()),
-        "the tenth is of C = H/(g + 1e-6), not of H": lambda g, h: top_tenth(h) & low(g.log(), h.log()),
+        "m counts *all* other classes, not the strongest alone": lambda z, y, g: scalar_of(z, y, "margin").exp() * g,
+        "this is p‖∇ℓ‖: ‖∇m‖ is longer, as ‖∇ℓ‖ = (1 − p)‖∇m‖": lambda z, y, g: rest_margin(z, y).sigmoid() * g,
+        "this is ‖∇m‖: multiply it by p": lambda z, y, g: (1 + rest_margin(z, y).exp()) * g,
+        "upside down: p/(1 − p), not (1 − p)/p": lambda z, y, g: (-rest_margin(z, y)).exp() * g,
+        "p is that of the true label, not the largest": lambda z, y, g: rest_margin(z, z.argmax(1)).exp() * g,
+        "this is p(1 − p)‖∇m‖², the Hessian's part: C divides it by ‖∇ℓ‖": lambda z, y, g: (
+            rest_margin(z, y).exp() * g.square()
+        ),
     },
+    wild="of a confident sample 1 − p rounds to 0: compute p/(1 − p) from the logits, it is an exponential",
 )
-def why_curved(grad_norm: Tensor, hessian_norm: Tensor) -> Tensor:
-    """f(grad_norm, hessian_norm) → bool (N,): which samples owe a large curvature to a vanishing gradient; both (N,).
-    A sample does if its C = H/(g + 1e-6) is in the top tenth (at least the 0.9 quantile of C) and log g lies further
-    below its median than log H lies above its own: median(log g) − log g > log H − median(log H).
-    Solution: ``check.why_curved??``, in notebook 02."""
-    return top_tenth(hessian_norm / (grad_norm + 1e-6)) & low(grad_norm.log(), hessian_norm.log())
+def softmax_part(logits: Tensor, y: Tensor, grad_norm: Tensor) -> Tensor:
+    """f(logits, y, grad_norm) → p‖∇m‖ (N,) of each sample, for logits (N, K), labels y (N,) and the gradient norms of
+    the loss, ‖∇ℓ‖ (N,). p: probability of the true label; m = log p/(1 − p), whose gradient is not given.
+    Solution: e^m ‖∇ℓ‖, with m of ``check.rest_margin??``, in notebook 02."""
+    return rest_margin(logits, y).exp() * grad_norm

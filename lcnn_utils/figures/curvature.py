@@ -78,9 +78,9 @@ def curvature_distribution(frame: pd.DataFrame) -> Figure:
 def taylor(frame: pd.DataFrame) -> Figure:
     """Error of the first- and second-order Taylor polynomials against ‖δ‖. Columns: length, order, error."""
     figure, axis = plt.subplots(figsize=(5.6, 3.4))
-    for order, marker, power in ((1, "o", "²"), (2, "s", "³")):
+    for order, colour, marker, power in ((1, "black", "o", "²"), (2, "0.45", "s", "³")):
         part = frame[frame.order == order]
-        axis.loglog(part.length, part.error, marker + "-", label=f"order {order}")
+        axis.loglog(part.length, part.error, marker + "-", color=colour, label=f"order {order}")
         guide = part.error.iloc[0] * (part.length / part.length.iloc[0]) ** (order + 1)
         axis.loglog(part.length, guide, ":", color="0.6", linewidth=1, label=f"∝ ‖δ‖{power}")
     axis.set(xlabel="length of the step ‖δ‖ (units of x)", ylabel="|f(x + δ) − Taylor polynomial|")
@@ -88,17 +88,17 @@ def taylor(frame: pd.DataFrame) -> Figure:
     return figure
 
 
-def gradient_and_hessian(frame: pd.DataFrame) -> Figure:
-    """‖∇²f‖ against ‖∇f‖ of every image, on lines of equal C. Columns: label (of METHOD), grad_norm, hessian_norm."""
-    figure, axis = plt.subplots(figsize=(5.6, 4.0))
-    series(axis, frame, "grad_norm", "hessian_norm", "label", linestyle="none", markersize=3)
-    ends = np.array([frame.grad_norm.min(), frame.grad_norm.max()])
-    for c in (1, 10, 100):
-        axis.plot(ends, c * ends, ":", color="0.6", linewidth=1)
-        axis.annotate(f"C = {c}", (ends[1], c * ends[1]), fontsize=8, color="0.35", ha="right", va="bottom")
-    axis.set(xscale="log", xlabel="gradient norm ‖∇f‖ (loss per pixel unit)")
-    axis.set(yscale="log", ylabel="Hessian norm ‖∇²f‖₂ (loss per pixel unit²)")
-    axis.legend()
+def what_predicts_c(frame: pd.DataFrame) -> Figure:
+    """C of the loss of every image against the doubt 1 − p, and against its softmax part p‖∇m‖.
+    Columns: label (of METHOD), curvature, doubt, softmax."""
+    figure, axes = plt.subplots(1, 2, figsize=(9.0, 3.6), sharey=True)
+    for axis, column in zip(axes, ("doubt", "softmax"), strict=True):
+        series(axis, frame, column, "curvature", "label", linestyle="none", markersize=3)
+        axis.set(xscale="log", yscale="log")
+    axes[1].axline((10, 10), (20, 20), color="0.4", linewidth=1, linestyle=":", label="C = p‖∇m‖")
+    axes[0].set(xlabel="doubt 1 − p", ylabel="C of the loss (1/pixel unit)")
+    axes[1].set(xlabel="softmax part p‖∇m‖ (1/pixel unit)")
+    axes[1].legend()
     return figure
 
 

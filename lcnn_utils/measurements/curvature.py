@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import itertools
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import pandas as pd
@@ -98,23 +98,26 @@ def net_frame(net: nn.Module, x: Tensor, y: Tensor, chunk: int = 100) -> pd.Data
     return frame.assign(image=range(len(frame)))
 
 
-def digits_study(
-    seeds: Iterable[int], *, epochs: int = 8, device: str | None = None, images: int = 360, progress: bool = True
-) -> pd.DataFrame:
-    """Geometry of the first ``images`` test images (of 360), over seeds: Standard, its weights read as ReLU, and LCNN.
-    Columns: those of :func:`net_frame`, and label, method, seed, accuracy."""
-    parts = []
+def digits_nets(
+    seeds: Iterable[int], *, epochs: int = 8, device: str | None = None, progress: bool = True
+) -> Iterator[tuple[str, int, nn.Module, Tensor, Tensor]]:
+    """Of each seed Standard, its weights read as ReLU, and LCNN: method, seed, net, test images and labels."""
     for seed, method in itertools.product(seeds, ("standard", "lcnn")):
         this_recipe = digits_recipe(method, seed, epochs=epochs)
-        model, _ = fit(this_recipe, device=device, progress=progress)
-        x, y = samples(this_recipe, "test", next(model.parameters()).device)
-        readings = {method: model}
+        net, _ = fit(this_recipe, device=device, progress=progress)
+        x, y = samples(this_recipe, "test", next(net.parameters()).device)
+        yield method, seed, net, x, y
         if method == "standard":
-            readings["relu_reading"] = relu_reading(model)
-        for name, net in readings.items():
-            frame = net_frame(net, x[:images], y[:images], chunk=images)
-            frame = frame.assign(label=METHOD[name][0], method=name, seed=seed, accuracy=frame.correct.mean())
-            parts.append(frame)
+            yield "relu_reading", seed, relu_reading(net), x, y
+
+
+def digits_study(seeds: Iterable[int], *, images: int = 360, **training: Any) -> pd.DataFrame:
+    """Geometry of the first ``images`` test images (of 360) under :func:`digits_nets`, which takes the other options.
+    Columns: those of :func:`net_frame`, and label, method, seed, accuracy."""
+    parts = []
+    for method, seed, net, x, y in digits_nets(seeds, **training):
+        frame = net_frame(net, x[:images], y[:images], chunk=images)
+        parts.append(frame.assign(label=METHOD[method][0], method=method, seed=seed, accuracy=frame.correct.mean()))
     return pd.concat(parts, ignore_index=True)
 
 

@@ -86,6 +86,6 @@ def convergence_explorer(frame: pd.DataFrame) -> widgets.VBox:
         errors = ", ".join(f"{name}: <b>{part[name].iloc[-1] - 1:+.2%}</b>" for name in lines)
         return f"After {products} product{'s' * (products > 1)} — {errors}"
 
-    sample = widgets.IntSlider(0, 0, int(frame["sample"].max()), description="test image number")
+    sample = widgets.IntSlider(0, 0, int(frame["sample"].max()), description="image")
     products = widgets.IntSlider(3, 1, last, description="k: products")
     return explore(picture, update, sample=sample, products=products)

@@ -36,6 +36,7 @@ OVERFLOWS = {  # answers that are nan or infinite
     "softplus.centered_softplus": lambda x, beta: ((1 + (beta * x).exp()).log() - math.log(2)) / beta,
     "softplus.derivatives": lambda x, b: ((b * x).exp() / (1 + (b * x).exp()), autograd_derivatives(x, b)[1]),
     "softplus.beta_for_curvature": lambda c: math.inf,
+    "curvature.softmax_part": lambda z, y, g: (lambda p: p / (1 - p) * g)(z.softmax(1).gather(1, y[:, None])[:, 0]),
     "curvature.power_iteration": lambda hvp, v, n: reduce(lambda u, _: hvp(u), range(n), v).norm() ** (1 / n),
     "bound.certified_radius": lambda m, g, k: ((g**2 + 2 * k * m.clamp(min=0)).sqrt() - g) / k,
     "attacks.project": lambda step, eps: torch.stack([s / s.norm() * s.norm().clamp(max=eps) for s in step]),
@@ -184,10 +185,12 @@ def saliency_one_by_one(model, x, y):
     return x.grad
 
 
-def vanishing_by_numpy(g, h):
-    with np.errstate(divide="ignore"):
-        c, log_g, log_h = (h / (g + 1e-6)).numpy(), np.log(g.numpy()), np.log(h.numpy())
-    return (c >= np.quantile(c, 0.9)) & (np.median(log_g) - log_g > log_h - np.median(log_h))
+def softmax_part_by_loops(logits, y, grad_norm):
+    """p/(1 − p) in float64, 1 − p as the sum of the other probabilities."""
+    odds = []
+    for row, label in zip(logits.double().softmax(1).tolist(), y.tolist(), strict=True):
+        odds.append(row[label] / sum(row[:label] + row[label + 1 :]))
+    return (torch.tensor(odds) * grad_norm).float()
 
 
 def pgd_step_by_package(x, x_adv, gradient, length, eps):
@@ -206,7 +209,7 @@ RIGHT = [
     ("curvature.hessian_vector_product", lambda f, x, v: vjp(grad(f), x)[1](v)[0]),
     ("curvature.power_iteration", lambda hvp, v, steps: norm(torch.stack([hvp(e) for e in torch.eye(len(v)).to(v)]))),
     ("curvature.power_iteration", lambda hvp, v, n: hvp(reduce(normalised_product(hvp), range(n), v)).norm()),
-    ("curvature.why_curved", vanishing_by_numpy),
+    ("curvature.softmax_part", softmax_part_by_loops),
     ("bound.layer_term", lambda a, g, b: sum(g[k] * b[k] * torch.outer(a[k], a[k]) for k in range(len(g)))),
     ("bound.composition", lambda lg, cg, lh, ch: [torch.tensor(lg * lh), lg * ch + lh * cg * lh]),
     ("bound.certified_radius", bisected_radius),

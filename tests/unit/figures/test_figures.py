@@ -158,7 +158,7 @@ FIGURES = {
     curvature.beta_maps: lambda: [fields("beta", (1.0, 1000.0))],
     curvature.curvature_distribution: lambda: [images()],
     curvature.taylor: lambda: [TAYLOR.assign(error=TAYLOR.length ** (TAYLOR.order + 1))],
-    curvature.gradient_and_hessian: lambda: [images()],
+    curvature.what_predicts_c: lambda: [positive(images(), doubt=0.1, softmax=3.0)],
     curvature.convergence: lambda: [
         positive(every(estimator=("power", "Lanczos"), products=(1, 2), sample=range(5)), error=0.1)
     ],
