@@ -84,7 +84,7 @@ TABLES = {"ours": CLAIMS.assign(ours=7.0, low=6.0, high=8.0), "missing": CLAIMS.
 
 
 def check_softplus(axes):
-    x, beta = axes[0].lines[0].get_xdata(), 3
+    x, beta = np.asarray(axes[0].lines[0].get_xdata()), 3
     assert (x[0], x[-1]) == (-2, 2)
     sigmoid = 1 / (1 + np.exp(-beta * x))
     plain = np.logaddexp(0, beta * x) / beta
