@@ -40,17 +40,16 @@ def conv_layers(model: nn.Module, x: Tensor) -> dict[str, tuple[nn.Conv2d, Any, 
 
 
 @torch.no_grad()
-def with_gamma(model: nn.Module, gamma: float, images: Tensor | None = None, variances: bool = True) -> nn.Module:
+def with_gamma(model: nn.Module, gamma: float, images: Tensor | None = None) -> nn.Module:
     """A copy of ``model`` in eval mode whose γ-BatchNorms have the slope limit ``gamma``.
-    With ``images`` (N, C, H, W) their statistics, or without ``variances`` only their means, are measured again on
-    these, from the first layer to the last; otherwise they stay as they were."""
+    With ``images`` (N, C, H, W) their statistics are measured again on these, from the first layer to the last;
+    otherwise they stay as they were."""
     model, hooks = copy.deepcopy(model).eval(), []
 
     def measure(norm: nn.Module, inputs: tuple[Tensor]) -> None:
         var, mean = torch.var_mean(inputs[0], (0, 2, 3))
         norm.get_buffer("running_mean").copy_(mean)
-        if variances:
-            norm.get_buffer("running_var").copy_(var)
+        norm.get_buffer("running_var").copy_(var)
 
     for layer in model.modules():
         if isinstance(layer, LipschitzBatchNorm2d):

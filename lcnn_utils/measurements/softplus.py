@@ -28,9 +28,7 @@ def activation_frame(betas: Iterable[float], x: Tensor) -> pd.DataFrame:
 
 
 def composition(x: Tensor, beta: float, depth: int) -> tuple[Tensor, Tensor]:
-    """Softplus and centered softplus composed ``depth`` times.
-    In closed form log(n + e^{βx})/β and log(1 + (e^{βx} − 1)/2ⁿ)/β: at 0 the first has run off to log(n + 1)/β, the
-    second is 0; near 0 the second has halved the signal n times."""
+    """Softplus and centered softplus composed ``depth`` times; notebook 01 has their closed forms."""
     plain = centered = x.double()
     for _ in range(depth):
         plain = centered_softplus(plain, beta) + np.log(2) / beta

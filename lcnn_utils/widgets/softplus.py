@@ -27,7 +27,8 @@ def beta_explorer() -> widgets.VBox:
     picture = Picture(list(lines.values()))
 
     def update(beta: float, span: float, depth: int) -> str:
-        x = torch.linspace(-span, span, 400)
+        bend = torch.linspace(-20, 20, 401, dtype=torch.float64) / beta  # fine enough, and through the peak at 0
+        x = torch.cat([torch.linspace(-span, span, 401, dtype=torch.float64), bend.clamp(-span, span)]).unique()
         frame = activation_frame((beta,), x)
         plain, centered = composition(x, beta, depth)
         composed = {"relu": x.relu(), "softplus": plain, "centered": centered}

@@ -2,6 +2,7 @@
 
 import copy
 import io
+import itertools
 import re
 
 import numpy as np
@@ -83,7 +84,8 @@ TABLES = {"ours": CLAIMS.assign(ours=7.0, low=6.0, high=8.0), "missing": CLAIMS.
 
 
 def check_softplus(axes):
-    x, beta = np.linspace(-2, 2, 400), 3
+    x, beta = np.asarray(axes[0].lines[0].get_xdata()), 3
+    assert (x[0], x[-1]) == (-2, 2)
     sigmoid = 1 / (1 + np.exp(-beta * x))
     plain = np.logaddexp(0, beta * x) / beta
     expected = [  # ReLU, centered softplus, softplus
@@ -275,6 +277,14 @@ def test_what_is_drawn_and_said_is_what_is_measured(explorer):
             assert float(word[:-1]) / 100 == pytest.approx(float(value), abs=0.51e-2, rel=1e-2)
         else:
             assert float(word) == pytest.approx(float(value), rel=1e-2)
+
+
+@pytest.mark.parametrize("explorer", ["softplus"], indirect=True)
+def test_the_curvature_drawn_reaches_a_quarter_of_beta(explorer):
+    beta, span, *_ = explorer[0].children
+    for beta.value, span.value in itertools.product((0.01, 0.3, 2.0, 77.0, 1000.0), (0.1, 4.0, 100.0)):
+        for line in explorer[1][2].lines[1:]:
+            assert line.get_ydata().max() == pytest.approx(beta.value / 4)
 
 
 def test_the_models_given_are_not_changed():
