@@ -151,6 +151,7 @@ def cost(frame: pd.DataFrame) -> Figure:
     for place, end, ratio in zip(places, high, middle, strict=True):
         axis.text(end + 0.05, place, f"{ratio:.2g}×", va="center", fontsize=9)
     axis.set_yticks(places, [style["label"] for style in known])
+    axis.axvline(1, color="black", linewidth=1, linestyle=":")
     axis.grid(axis="y", visible=False)
     axis.set(xlabel="time of a training step / Standard's (median, quartiles)", xlim=(0, None))
     return figure
