@@ -14,6 +14,7 @@ from .style import (
     MARKS,
     accuracy_points,
     legend_below,
+    legend_beside,
     log_axis,
     look,
     looks,
@@ -42,16 +43,13 @@ def training_curves(histories: dict[str, pd.DataFrame]) -> Figure:
 
 
 def layers(frame: pd.DataFrame) -> Figure:
-    """β and γ of every layer over training. Columns: epoch, kind, layer, value (``measurements.layer_frame``)."""
+    """β and γ of every layer, a line an epoch. Columns: epoch, kind, layer, value (``measurements.layer_frame``)."""
     figure, axes = plt.subplots(1, 2, figsize=(10, 3.6))
     for axis, (kind, title) in zip(axes, KIND.items(), strict=True):
         part = frame[frame.kind == kind]
-        series(axis, part, "epoch", "value", "layer", shades(part.layer), marker="o", markersize=3)
-        for layer, line in part.groupby("layer"):
-            end = (line.epoch.iloc[-1], line.value.iloc[-1])
-            axis.annotate(f"{layer}", end, (4, -3), textcoords="offset points", fontsize=8)
-        axis.set(title=title, xlabel="epoch", ylabel=f"{title[0]} of layer 1 (input) to {part.layer.max()} (output)")
-        log_axis(axis, "y")
+        series(axis, part, "layer", "value", "epoch", shades(part.epoch), marker="o", markersize=4)
+        axis.set(title=title, xlabel="layer, from input (1) to output", ylabel=title[0], xticks=part.layer.unique())
+    legend_beside(axes[1], "epoch")
     return figure
 
 
@@ -70,7 +68,7 @@ def accuracy_against_curvature(frame: pd.DataFrame) -> Figure:
 
 def lambdas(frame: pd.DataFrame, layers: pd.DataFrame) -> Figure:
     """What λ does: accuracy and C over seeds (mean ± standard deviation), and the trained β and γ of every layer.
-    ``frame``: of ``measurements.runs_frame``, runs that differ in λ. ``layers``: of ``measurements.lambda_layers``."""
+    ``frame``: of ``measurements.runs_frame``, runs that differ in λ. ``layers``: of ``measurements.trained_layers``."""
     figure, axes = plt.subplots(1, 4, figsize=(12, 3.4))
     lams = sorted(frame.lambda_beta.unique())
     place = {lam: index for index, lam in enumerate(lams)}

@@ -23,6 +23,7 @@ UNWANTED = {
     "a path of this machine": re.compile(r"(^|[^A-Za-z0-9_.])(/(work|root|home|tmp|Users)/|[A-Z]:\\Users\\)", re.M),
     "an address in memory": re.compile(r"\bat 0x[0-9a-fA-F]{6,}"),
 }
+NAN = re.compile(r"\bnan\b", re.IGNORECASE)
 by_name = pytest.mark.parametrize("path", runner.NOTEBOOKS, ids=lambda path: path.stem)
 
 
@@ -75,6 +76,9 @@ def test_stored_notebook(path):
     assert notebook.cells[0].source.startswith("# ")
     assert [what for cell in code for what, pattern in BANNED.items() if pattern.search(cell.source)] == []
     assert output_problems(notebook) == []
+    on_purpose = [cell for cell in code if "shows-nan" in cell.metadata.get("tags", [])]
+    shown = [text_of(output) for cell in code if cell not in on_purpose for output in cell.outputs]
+    assert [text for text in shown if NAN.search(text)] == [], "a NaN: measure it, or say what is missing"
     assert [cell.execution_count for cell in code] == list(range(1, len(code) + 1)), "run from top to bottom"
     assert "fast mode on" not in text
     assert len(text.encode()) < MAX_BYTES
