@@ -177,8 +177,8 @@ def _robustness(of: pd.DataFrame, over: pd.DataFrame) -> Interval:
 
 
 def held_images(curves: pd.DataFrame) -> np.ndarray:
-    """Which images a table of curves says are held, 1 or 0: (rows, images)."""
-    return np.array([[character == "1" for character in held] for held in curves.held.astype(str)], dtype=float)
+    """Which images a table of curves says are held, 1 or 0: (rows, images); no images where none were noted."""
+    return np.array([[character == "1" for character in held] for held in curves.held.fillna("")], dtype=float)
 
 
 def _accuracy(of: pd.DataFrame, over: pd.DataFrame, dataset: str) -> Interval:
