@@ -23,7 +23,8 @@ LOSSES = {"margin": ("margin", -1), "ce": ("loss", 1)}  # what is climbed: a sca
 ROUNDING = 512  # ulps by which an attacked prediction must be wrong: other batch sizes round differently
 Box = tuple[float, float] | None
 UNIT: Box = (0.0, 1.0)  # of pixels
-Objective = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]  # points, their indices among x → climbed, score: (n,)
+# points, their indices among x, which ascent (0: only x is looked at) → climbed, score: (n,)
+Objective = Callable[[Tensor, Tensor, int], tuple[Tensor, Tensor]]
 
 
 def scale(v: Tensor, by: Tensor) -> Tensor:
@@ -95,7 +96,7 @@ def ascend(
             if not len(index):
                 break
             with torch.set_grad_enabled(step < last):
-                climbed, score = objective(x_adv.requires_grad_(step < last), index)
+                climbed, score = objective(x_adv.requires_grad_(step < last), index, number)
             score = score.detach().to(top)
             better, going = score > top[index], score < 0
             best[index[better]], top[index[better]] = x_adv.detach()[better], score[better]
@@ -131,7 +132,9 @@ def pgd(
     Args:
         model, x, y: of logits (N, K), left as it was; images (N, C, H, W) or points (N, d); labels (N,), int64.
         eps: largest length of the step in the ``norm`` (``l2`` or ``linf``), in units of x; a number, or (N,).
-        loss: what is climbed: ``margin``, max_{j≠y} z_j − z_y, or ``ce``, cross-entropy.
+        loss: what is climbed: ``margin``, max_{j≠y} z_j − z_y, or ``ce``, cross-entropy. The margin's second start
+            climbs z_j − z_y for the runner-up j at x, its third for the next class, and so on: from the same start,
+            max may lead to the boundary of a class whose own is farther away (and 27 such starts miss what 5 find).
         step_size: of each of the ``steps``; default: 2ε at first, falling to 0 along a cosine (notebook 7 says why).
         restarts, random_start: ascents, each from anywhere in the ball; the first from x if ``random_start`` is off.
         box: smallest and largest value allowed; None for points that may lie anywhere.
@@ -146,16 +149,23 @@ def pgd(
         radius = check(x, eps, norm, box, steps=steps, restarts=restarts)
         drawn = random_steps(x, radius, norm, restarts - (not random_start), generator)
         starts = drawn if random_start else itertools.chain([torch.zeros_like(x)], drawn)
-        return ascend(fooling(model, y, loss), x, radius, starts, norm, steps, box, step_size)[0]
+        return ascend(fooling(model, x, y, loss), x, radius, starts, norm, steps, box, step_size)[0]
 
 
-def fooling(model: nn.Module, y: Tensor, loss: str = "margin") -> Objective:
-    """The objective of PGD: climb the loss, and keep the point of the largest :func:`margin_loss`."""
+def fooling(model: nn.Module, x: Tensor, y: Tensor, loss: str = "margin") -> Objective:
+    """The objective of :func:`pgd`: climb the loss, and keep the point of the largest :func:`margin_loss`."""
     scalar, sign = LOSSES[check_choice(loss, tuple(LOSSES), "loss")]
+    with torch.no_grad():
+        others = model(x).scatter(1, y[:, None], -torch.inf)
+    rivals = others.argsort(1, descending=True)[:, :-1]  # the other classes, the nearest logit first
 
-    def objective(x_adv: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
-        logits = model(x_adv)
-        return sign * scalar_of(logits, y[index], scalar), margin_loss(logits.detach(), y[index])
+    def objective(x_adv: Tensor, index: Tensor, ascent: int) -> tuple[Tensor, Tensor]:
+        logits, label = model(x_adv), y[index]
+        score = margin_loss(logits.detach(), label)
+        if loss == "ce" or ascent < 2:
+            return sign * scalar_of(logits, label, scalar), score
+        rival = rivals[index, (ascent - 2) % rivals.shape[1]]
+        return (logits.gather(1, rival[:, None]) - logits.gather(1, label[:, None])).squeeze(1), score
 
     return objective
 

@@ -54,7 +54,7 @@ def minimal_radius(
             todo = torch.where(fooled, (halved < BISECTIONS) & (radius - low > 1e-3 * radius), low < largest)
             eps = torch.where(fooled, (low + radius) / 2, (2 * low).clamp(min=start)).where(todo, 0)
             starts = [project(point - x, eps, norm), *random_steps(x, eps, norm, restarts - 1, generator)]
-            tried, loss = ascend(fooling(model, y), x, eps, starts, norm, steps, box)
+            tried, loss = ascend(fooling(model, x, y), x, eps, starts, norm, steps, box)
             won = todo & (loss >= 0)
             point[won] = _shortened(model, x[won], y[won], tried[won], box)
             halved += todo & fooled

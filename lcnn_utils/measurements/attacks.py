@@ -23,11 +23,11 @@ def path(
     visited: list[Tensor] = []
     with measuring(model):
         x, y = prepare(model, x, y)
-        margin, radius = fooling(model, y), check(x, eps, norm, None)
+        margin, radius = fooling(model, x, y), check(x, eps, norm, None)
 
-        def objective(x_adv: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
+        def objective(x_adv: Tensor, *which) -> tuple[Tensor, Tensor]:
             visited.append(x_adv.detach().clone())
-            return margin(x_adv, index)
+            return margin(x_adv, *which)
 
         starts = random_steps(x, radius, norm, 1, None)
         ascend(objective, x, radius, starts, norm, steps, None, step_size)

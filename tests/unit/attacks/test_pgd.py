@@ -33,6 +33,24 @@ def test_the_worst_point_of_a_linear_network(norm, loss, random_start):
 
 
 @pytest.mark.parametrize("norm", NORMS)
+def test_as_many_starts_as_classes_fool_a_linear_network_wherever_it_can_be(norm):
+    """Its radius is min_j m_j/‖w_y − w_j‖, often that of another class than the one whose logit is next."""
+    torch.manual_seed(0)
+    model = nn.Linear(20, 6).double()
+    x, y = predicted(model, 200, 20, dtype=torch.float64)
+    margins, ways = model(x).gather(1, y[:, None]) - model(x), model.weight[y][:, None] - model.weight
+    order = 2 if norm == "l2" else 1
+    radius, nearest = (margins / ways.norm(order, dim=2)).nan_to_num(torch.inf).detach().min(1)
+    assert 0.1 < (model(x).topk(2).indices[:, 1] != nearest).double().mean()
+    left = lambda factor, n: (
+        margin_loss(model, pgd(model, x, y, factor * radius, norm=norm, box=None, restarts=n), y) < 0
+    )
+    assert left(0.999, 6).all()
+    assert left(1.01, 1).any(), "the class that leads on the way is the wrong one"
+    assert not left(1.01, 6).any()
+
+
+@pytest.mark.parametrize("norm", NORMS)
 @pytest.mark.parametrize("loss", LOSSES)
 @pytest.mark.parametrize("step_size", [None, 0.03])
 def test_pgd_written_out(norm, loss, step_size):
