@@ -41,8 +41,8 @@ def paths(panels: Sequence[dict]) -> Figure:
 
 def landscape(axis: Axes, x1: np.ndarray, x2: np.ndarray, loss: np.ndarray) -> tuple[Artist, Artist]:
     """The margin loss on a grid, wrong side red, and the decision boundary."""
-    top = float(np.abs(loss).max())
-    mesh = axis.pcolormesh(x1, x2, loss, cmap=MARGIN_MAP, vmin=-top, vmax=top, alpha=0.75, shading="gouraud")
+    pale = 1.3 * float(np.abs(loss).max())
+    mesh = axis.pcolormesh(x1, x2, loss, cmap=MARGIN_MAP, vmin=-pale, vmax=pale, shading="gouraud")
     boundary = axis.contour(x1, x2, loss, levels=[0], colors="k", linewidths=1.5)
     axis.grid(False)
     return mesh, boundary
