@@ -132,9 +132,9 @@ def pgd(
     Args:
         model, x, y: of logits (N, K), left as it was; images (N, C, H, W) or points (N, d); labels (N,), int64.
         eps: largest length of the step in the ``norm`` (``l2`` or ``linf``), in units of x; a number, or (N,).
-        loss: what is climbed: ``margin``, max_{j≠y} z_j − z_y, or ``ce``, cross-entropy. The margin's second start
-            climbs z_j − z_y for the runner-up j at x, its third for the next class, and so on: from the same start,
-            max may lead to the boundary of a class whose own is farther away (and 27 such starts miss what 5 find).
+        loss: what is climbed: ``margin``, max_{j≠y} z_j − z_y, or ``ce``, cross-entropy. The margin follows the class
+            that leads on the way, whose boundary need not be the nearest; so its second start climbs z_j − z_y for the
+            runner-up j at x, the third for the next class, and so on.
         step_size: of each of the ``steps``; default: 2ε at first, falling to 0 along a cosine (notebook 7 says why).
         restarts, random_start: ascents, each from anywhere in the ball; the first from x if ``random_start`` is off.
         box: smallest and largest value allowed; None for points that may lie anywhere.

@@ -32,7 +32,7 @@ def _is_wrong(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
 
 
 def minimal_radius(
-    model: nn.Module, x: Tensor, y: Tensor, *, norm: str = "l2", steps: int = 50, restarts: int = 2, box: Box = UNIT
+    model: nn.Module, x: Tensor, y: Tensor, *, norm: str = "l2", steps: int = 20, restarts: int = 5, box: Box = UNIT
 ) -> tuple[Tensor, Tensor]:
     """The smallest step found that makes the network wrong about each sample: (its length (N,), the point, like ``x``).
 

@@ -8,6 +8,7 @@ from typing import Any
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
@@ -38,12 +39,13 @@ def paths(panels: Sequence[dict]) -> Figure:
     return figure
 
 
-def landscape(axis: Axes, x1: np.ndarray, x2: np.ndarray, loss: np.ndarray) -> None:
+def landscape(axis: Axes, x1: np.ndarray, x2: np.ndarray, loss: np.ndarray) -> tuple[Artist, Artist]:
     """The margin loss on a grid, wrong side red, and the decision boundary."""
-    top = float(np.abs(loss).max())
-    axis.contourf(x1, x2, loss, levels=np.linspace(-top, top, 25), cmap=MARGIN_MAP, alpha=0.75)
-    axis.contour(x1, x2, loss, levels=[0], colors="k", linewidths=1.5)
+    pale = 1.3 * float(np.abs(loss).max())
+    mesh = axis.pcolormesh(x1, x2, loss, cmap=MARGIN_MAP, vmin=-pale, vmax=pale, shading="gouraud")
+    boundary = axis.contour(x1, x2, loss, levels=[0], colors="k", linewidths=1.5)
     axis.grid(False)
+    return mesh, boundary
 
 
 def _ball(axis: Axes, centre: np.ndarray, eps: float, norm: str) -> None:
@@ -68,8 +70,8 @@ def step_sizes(frame: pd.DataFrame) -> Figure:
 def logit_scale(frame: pd.DataFrame) -> Figure:
     """Accuracy left by each loss when logits are multiplied. Columns: loss, scale, accuracy, low, high (shares)."""
     figure, axis = plt.subplots(figsize=(5.6, 3.5))
-    losses = {"ce": dict(label="cross-entropy", color=CYCLE[3], marker="o"),
-              "margin": dict(label="margin loss", color=CYCLE[0], marker="s")}  # fmt: skip
+    losses = {"ce": dict(label="cross-entropy", color=CYCLE[4], marker="o"),
+              "margin": dict(label="margin loss", color=CYCLE[5], marker="s")}  # fmt: skip
     series(axis, frame, "scale", "accuracy", "loss", losses)
     axis.set(xscale="log", xlabel="logits multiplied by", ylabel="accuracy left by PGD", ylim=(-0.03, 1.03))
     percent(axis)
@@ -112,7 +114,7 @@ def examples(rows: Sequence[dict], classes: Sequence[str]) -> Figure:
         difference = row["found"] - row["image"]
         top = max(float(np.abs(difference).max()), 1e-9)
         picture(image, row["image"], f"{row['title']}\nfrom: {classes[row['before']]}")
-        picture(added, difference, f"added, from −{top:.2f} to {top:.2f}", signed=top)
+        picture(added, 0.5 + difference / (2 * top), f"added: black −{top:.2f}, white +{top:.2f}")
         picture(found, row["found"], f"seen as {classes[row['after']]}\n({row['confidence']:.0%} sure)")
     return figure
 

@@ -24,9 +24,10 @@ def path_explorer(model: nn.Module, x: Tensor, y: Tensor, resolution: int = 60) 
     x1, x2 = grid.view(resolution, resolution, 2).permute(2, 0, 1).numpy()
     margin, _ = moons_fields(model, grid)
     axis = panels((6.4, 4.2))
-    landscape(axis, x1, x2, -margin.view(resolution, resolution).numpy())
+    loss = -margin.view(resolution, resolution).numpy()  # of the points of class 1
+    mesh, boundary = landscape(axis, x1, x2, loss)
     axis.set(xlabel="x₁", ylabel="x₂", xlim=MOONS_BOX[:2], ylim=MOONS_BOX[2:], aspect="equal")
-    axis.set_title("logit₀ − logit₁ and the decision boundary", fontsize=9)
+    axis.set_title("blue: the network is right, red: wrong; line: its decision boundary", fontsize=9)
     (ring,) = axis.plot([], [], "k--", lw=1.2)
     (way,) = axis.plot([], [], ".-", color="k", lw=1, ms=5)
     (begin,) = axis.plot([], [], "o", color="white", mec="k", ms=9)
@@ -37,6 +38,7 @@ def path_explorer(model: nn.Module, x: Tensor, y: Tensor, resolution: int = 60) 
 
     def update(point: int, norm: str, eps: float, steps: int, length: float) -> str:
         start, label = x[[point]], y[[point]]
+        mesh.set_array(loss if label else -loss)
         points = path(model, start, label, eps, norm=norm, steps=steps, step_size=length * eps)
         ring.set_data(*(start.T.numpy() + eps * spheres[norm]))
         way.set_data(*points[1:].T.numpy())
@@ -49,7 +51,7 @@ def path_explorer(model: nn.Module, x: Tensor, y: Tensor, resolution: int = 60) 
         return f"From a random start, {taken} step{'s' * (taken != 1)} of {length * eps:.3g}: the network is {verdict}"
 
     return explore(
-        Picture([ring, way, begin, end]), update,
+        Picture([mesh, boundary, ring, way, begin, end]), update,
         point=widgets.IntSlider(0, 0, len(x) - 1, description="point number"),
         norm=widgets.Dropdown(options=NORMS, description="norm"),
         eps=widgets.FloatSlider(0.4, min=0.05, max=1.2, step=0.05, description="ε: radius"),
@@ -64,11 +66,11 @@ def attack_explorer(scene: Scene, steps: int = 10) -> widgets.VBox:
     left, middle, right, bars = panels((9.6, 3.2), 1, 4, width_ratios=(1, 1, 1, 1.6))
     empty = np.zeros(scene.x.shape[-2:])
     image = picture(left, empty, "image")
-    change = picture(middle, empty, "added (red +, blue −)", signed=1.0)
+    change = picture(middle, empty, "added (grey: nothing)")
     attacked_image = picture(right, empty, "sum")
     places = np.arange(len(scene.classes))
     before = bars.barh(places - 0.2, 0 * places, 0.38, color="0.75", label="image")
-    after = bars.barh(places + 0.2, 0 * places, 0.38, color="#332288", label="sum")
+    after = bars.barh(places + 0.2, 0 * places, 0.38, color="0.35", label="sum")
     bars.set(xlim=(0, 1), title="probability of each class")
     bars.set_yticks(places, [name[:10] for name in scene.classes], fontsize=8)
     bars.invert_yaxis()
@@ -81,8 +83,9 @@ def attack_explorer(scene: Scene, steps: int = 10) -> widgets.VBox:
         with torch.no_grad(), evaluating(model):
             p_before, p_after = model(torch.cat([x, x_adv])).softmax(1).tolist()
         delta = (x_adv - x)[0]
+        largest = delta.abs().max().item()
         show(image, x[0])
-        show(change, delta.sum(0, keepdim=True) / delta.abs().sum(0).max().clamp(min=1e-9))
+        show(change, 0.5 + delta / (2 * max(largest, 1e-9)))
         show(attacked_image, x_adv[0])
         for bar, probability in zip([*before, *after], p_before + p_after, strict=True):
             bar.set_width(probability)
@@ -91,7 +94,7 @@ def attack_explorer(scene: Scene, steps: int = 10) -> widgets.VBox:
         return (
             f"{METHOD[method][0]}: a {scene.classes[label]}, {verdict} <b>{scene.classes[seen]}</b> "
             f"(<b>{p_after[seen]:.0%}</b> sure; before <b>{p_before[label]:.0%}</b>). Radius {radius:.3g}; the largest "
-            f"change of a pixel is <b>{delta.abs().max():.3g}</b>."
+            f"change of a pixel is <b>{largest:.3g}</b>."
         )
 
     nets = [(METHOD[method][0], method) for method in scene.nets]

@@ -5,11 +5,11 @@ import importlib
 import pandas as pd
 import pytest
 import torch
-from networks import Scale, cnn, left_as_found, length, margin_loss, means_of_digits, net, predicted, seeded
+from networks import Scale, cnn, left_as_found, margin_loss, means_of_digits, net, predicted
 from torch import nn
 
 from lcnn_utils.attacks import Headed, masking_checks, pgd
-from lcnn_utils.attacks.pgd import NORMS, random_steps
+from lcnn_utils.attacks.pgd import NORMS
 from lcnn_utils.data import Images, load
 from lcnn_utils.experiments import run
 from lcnn_utils.training import recipe
@@ -121,23 +121,6 @@ def test_confidence_masks_cross_entropy_but_not_the_margin(plain):
     assert row(loud, ZERO_CE).value > clean - 0.02
     for name in (FGSM, LONGER, SEARCH, BOX, SCALED, ZERO):
         assert row(loud, name).value == pytest.approx(row(quiet, name).value, abs=0.011)
-
-
-def test_the_search_draws_its_first_half_anywhere_and_keeps_the_best(monkeypatch):
-    monkeypatch.setattr(masking, "QUERIES", 40)
-    model = net(1, torch.float64)
-    x, y = predicted(model, 20, 12, dtype=torch.float64)
-    eps = 0.25
-    point = masking._search(model, x, y, eps, "l2", 3)
-    assert (length(point - x, "l2") <= eps * (1 + 1e-6)).all()
-    assert ((point >= 0) & (point <= 1)).all()
-    found = margin_loss(model, point, y)
-    half = random_steps(x, x.new_full((20,), eps), "l2", 20, seeded(3))
-    drawn = torch.stack([margin_loss(model, x, y), *(margin_loss(model, (x + s).clamp(0, 1), y) for s in half)])
-    fooled = (drawn > 0).any(0)
-    assert (found[fooled] > 0).all()
-    assert (found[~fooled] >= drawn.amax(0)[~fooled] - 1e-9).all()
-    assert (found > drawn.amax(0) + 1e-3)[~fooled].double().mean() > 0.8, "the second half improves on the first"
 
 
 def test_the_seed_decides_the_referee_has_its_row_and_the_networks_are_left_as_found(monkeypatch):

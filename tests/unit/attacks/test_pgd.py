@@ -42,9 +42,8 @@ def test_as_many_starts_as_classes_fool_a_linear_network_wherever_it_can_be(norm
     order = 2 if norm == "l2" else 1
     radius, nearest = (margins / ways.norm(order, dim=2)).nan_to_num(torch.inf).detach().min(1)
     assert (model(x).topk(2).indices[:, 1] != nearest).double().mean() > 0.1
-    left = lambda factor, n: (
-        margin_loss(model, pgd(model, x, y, factor * radius, norm=norm, box=None, restarts=n), y) < 0
-    )
+    attack = lambda factor, n: pgd(model, x, y, factor * radius, norm=norm, box=None, restarts=n)
+    left = lambda factor, n: margin_loss(model, attack(factor, n), y) < 0
     assert left(0.999, 6).all()
     assert left(1.01, 1).any(), "the class that leads on the way is the wrong one"
     assert not left(1.01, 6).any()

@@ -134,10 +134,10 @@ def test_a_curve_has_its_accuracy_on_top_and_its_intervals_around():
 
 @pytest.fixture(scope="module")
 def judged(tmp_path_factory) -> tuple[nn.Module, torch.Tensor, torch.Tensor]:
-    """An MLP that has learnt the digits, test images and their labels."""
+    """An LCNN that has learnt the digits, test images and their labels; its classes' boundaries lie close together."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("LCNN_STORE", str(tmp_path_factory.mktemp("store")))
-        model, _ = fit(Recipe("digits", "standard", "mlp", width=32, epochs=5, batch_size=64), progress=False)
+        model, _ = fit(Recipe("digits", "lcnn", "mlp", width=32, epochs=5, batch_size=64), progress=False)
     images = load("digits", "test", subset=30)
     return model, images.float(), images.y
 
@@ -159,10 +159,10 @@ def test_foolbox_finds_no_more(judged):
 @pytest.mark.slow
 def test_autoattack_finds_no_more(judged):
     pytest.importorskip("pyautoattack")
-    model, (x, y) = judged[0], (part[:12] for part in judged[1:])
-    ours = first_success(model, x, y, [0.5], restarts=5).isinf().sum()
-    theirs = (margin_loss(model, autoattack(model, x, y, 0.5), y) < 0).sum()
-    assert 0 < theirs < 12
+    model, x, y = judged
+    ours = first_success(model, x, y, [0.65], restarts=5).isinf().sum()
+    theirs = (margin_loss(model, autoattack(model, x, y, 0.65), y) < 0).sum()
+    assert 0 < theirs < 15
     assert -1 <= ours - theirs <= 1
 
 

@@ -190,7 +190,7 @@ def check_attack(axes):
     x, net = SCENE.x[[2]], SCENE.nets["lcnn"]
     x_adv = attacks.pgd(net, x, SCENE.y[[2]], 0.1, norm="linf", steps=3)
     delta = (x_adv - x)[0, 0]
-    for axis, expected in zip(axes, (x[0, 0], delta / delta.abs().max(), x_adv[0, 0]), strict=False):
+    for axis, expected in zip(axes, (x[0, 0], 0.5 + delta / (2 * delta.abs().max()), x_adv[0, 0]), strict=False):
         np.testing.assert_allclose(axis.images[0].get_array(), expected, atol=1e-6)
     before, after = net(torch.cat([x, x_adv])).softmax(1).detach()
     for bars, expected in zip(axes[3].containers, (before, after), strict=True):
