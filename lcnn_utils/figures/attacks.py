@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
+from matplotlib.collections import QuadMesh
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 from matplotlib.patches import Circle, Rectangle
@@ -39,7 +40,7 @@ def paths(panels: Sequence[dict]) -> Figure:
     return figure
 
 
-def landscape(axis: Axes, x1: np.ndarray, x2: np.ndarray, loss: np.ndarray) -> tuple[Artist, Artist]:
+def landscape(axis: Axes, x1: np.ndarray, x2: np.ndarray, loss: np.ndarray) -> tuple[QuadMesh, Artist]:
     """The margin loss on a grid, wrong side red, and the decision boundary."""
     pale = 1.3 * float(np.abs(loss).max())
     mesh = axis.pcolormesh(x1, x2, loss, cmap=MARGIN_MAP, vmin=-pale, vmax=pale, shading="gouraud")
