@@ -173,7 +173,7 @@ def ratio_of_means(of: pd.DataFrame, over: pd.DataFrame, column: str) -> Interva
 
 def _robustness(of: pd.DataFrame, over: pd.DataFrame) -> Interval:
     """Difference of what an attack leaves, in points."""
-    return _points(of.accuracy, over.accuracy, [held_images(side) for side in (of, over)])
+    return _points(of.correct / of.n, over.correct / over.n, [held_images(side) for side in (of, over)])
 
 
 def held_images(curves: pd.DataFrame) -> np.ndarray:
