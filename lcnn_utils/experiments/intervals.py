@@ -57,7 +57,7 @@ def _interval(sides: list[np.ndarray], value: float, by_image: np.ndarray, image
     """The value with its interval, from one or two methods' means by seed."""
     from scipy.stats import t  # here: it takes half a second to import
 
-    if np.isnan(value) or min(map(len, sides)) < 2:
+    if np.isnan(value) or min(len(by_image), *map(len, sides)) < 2:
         return value, np.nan, np.nan
     variances = np.array([side.var(ddof=1) / len(side) for side in sides])
     freedom = [len(side) - 1 for side in sides]
