@@ -49,15 +49,15 @@ def evaluate(dataset: str = "digits", scale: str | None = None, only: str | None
     Args:
         dataset: ``digits``, ``cifar10`` or ``cifar100``.
         scale: of CIFAR's networks (default: tiny); their tables' names have it in them (cifar10_tiny_curves).
-        only: one of KINDS or of ON_DEMAND: steps (of training, timed in turn), masking (with AutoAttack: tens of
-            minutes) and, of digits, lambda_search (trains 30 networks).
+        only: one of KINDS, or steps (of training, timed in turn), or, of digits, masking (ten minutes) or
+            lambda_search (trains 30 networks).
         train: train the missing networks of the paper's tables first.
 
     ValueError: an unknown name. FileNotFoundError: no network is here. RuntimeError: a training failed.
     """
     digits = check_choice(dataset, ("digits", "cifar10", "cifar100"), "dataset to evaluate") == "digits"
     scale = check_choice(scale or ("lab" if digits else "tiny"), tuple(PLANS), "scale")
-    on_demand = ON_DEMAND if digits else {kind: ON_DEMAND[kind] for kind in ("steps", "masking")}
+    on_demand = ON_DEMAND if digits else {"steps": steps}
     check_choice(only or "runs", (*KINDS, *on_demand), "kind of table")
     recipes = ordered([dataset], PAPER if train else tuple(METHODS), PLANS[scale]["seeds"], scale)
     one_thread()
@@ -148,10 +148,9 @@ def steps(dataset: str, scale: str) -> tuple[pd.DataFrame, dict[str, Any]]:
 
 def masking(dataset: str, scale: str) -> tuple[pd.DataFrame, dict[str, Any]]:
     """The checks for masked gradients of four networks, with AutoAttack as a referee."""
-    eps = 0.5 if dataset == "digits" else 0.1
     scene = saliency.scene(pick_device(), dataset=dataset).first(200)
-    frame = attacks.masking_frame(scene.nets, scene.x, scene.y, eps, referee=True)
-    return frame, {"runs": list(scene.nets), "n": 200, "eps": eps}
+    frame = attacks.masking_frame(scene.nets, scene.x, scene.y, 0.5, referee=True)
+    return frame, {"runs": list(scene.nets), "n": 200, "eps": 0.5}
 
 
 def lambda_search(dataset: str, scale: str) -> tuple[pd.DataFrame, dict[str, Any]]:

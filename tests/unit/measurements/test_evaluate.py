@@ -94,7 +94,7 @@ def test_the_search_for_lambda_measures_the_held_out_part(small, monkeypatch):
     assert how_measured("digits_lambda_search")["chosen"] in (0.0, 0.1)
 
 
-@pytest.mark.parametrize("args", [["mnist"], ["digits", "--scale", "wide"], ["cifar10", "--only", "lambda_search"]])
+@pytest.mark.parametrize("args", [["mnist"], ["digits", "--scale", "wide"], ["cifar10", "--only", "masking"]])
 def test_what_evaluate_refuses(args, store, capsys):
     assert cli.main(["evaluate", *args]) == 1
     assert "unknown" in capsys.readouterr().err
