@@ -9,7 +9,7 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from ..attacks import PAPER_EPS, masking_checks, wilson
+from ..attacks import PAPER_EPS, masking_checks
 from ..attacks.pgd import ascend, check, fooling, random_steps
 from ..curvature import measuring, prepare
 from ..experiments import held_images, mean_interval, plus_minus, published
@@ -37,16 +37,12 @@ def path(
 
 def over_seeds(frame: pd.DataFrame) -> pd.DataFrame:
     """A point a method and ε: columns dataset, method, label, norm, eps, accuracy, low, high, seeds. Means over seeds,
-    with :func:`experiments.mean_interval`, cut to [0, 1]; of one network, Wilson's interval over its images."""
+    with :func:`experiments.mean_interval` (none of one network), cut to [0, 1]."""
     by = ["dataset", "method", "label", "norm", "eps"]
     rows = []
     for key, part in frame.groupby(by, sort=False):
-        if len(part) > 1:
-            interval = mean_interval(part.accuracy.to_numpy(), held_images(part).mean(0))
-            accuracy, low, high = np.clip(interval, 0, 1)
-        else:
-            accuracy, low, high = part.accuracy.iloc[0], *wilson(int(part.correct.iloc[0]), int(part.n.iloc[0]))
-        rows.append((*key, accuracy, low, high, len(part)))  # type: ignore[misc]
+        interval = mean_interval(part.accuracy.to_numpy(), held_images(part).mean(0))
+        rows.append((*key, *np.clip(interval, 0, 1), len(part)))  # type: ignore[misc]
     return pd.DataFrame(rows, columns=[*by, "accuracy", "low", "high", "seeds"])
 
 

@@ -9,7 +9,7 @@ import torch
 from scipy import stats
 from torch import nn
 
-from lcnn_utils.attacks import pgd, wilson
+from lcnn_utils.attacks import pgd
 from lcnn_utils.experiments import measured
 from lcnn_utils.figures.style import METHOD
 from lcnn_utils.measurements import attacks as measurements
@@ -77,9 +77,9 @@ def test_over_seeds_by_hand(shares, half):
     assert (row.accuracy, row.low, row.high, row.seeds) == pytest.approx(expected)
 
 
-def test_one_network_has_wilsons_interval():
+def test_one_network_has_no_interval():
     (row,) = measurements.over_seeds(curve(0.3)).itertuples()
-    assert (row.accuracy, row.low, row.high, row.seeds) == pytest.approx((0.3, *wilson(300, 1000), 1))
+    assert (row.accuracy, row.low, row.high, row.seeds) == pytest.approx((0.3, np.nan, np.nan, 1), nan_ok=True)
 
 
 def test_table_has_our_means():
