@@ -10,6 +10,7 @@ from .paper import (
     comparison,
     held_images,
     ours,
+    points_kept,
     published,
     ratio_of_means,
 )
@@ -19,5 +20,16 @@ from .sweep import Outcome, ordered, plan, sweep
 
 __all__ = ["BEYOND", "CLAIMS", "SHIPPED", "Claim", "Outcome", "append", "by_seed_and_image", "claims", "comparison"]
 __all__ += ["geometric_interval", "has", "held_images", "how_measured", "load_weights", "mean_interval", "measure"]
-__all__ += ["measured", "ordered", "ours", "plan", "plus_minus", "published", "ratio_of_means", "results", "run"]
+__all__ += [
+    "measured",
+    "ordered",
+    "ours",
+    "plan",
+    "plus_minus",
+    "points_kept",
+    "published",
+    "ratio_of_means",
+    "results",
+    "run",
+]
 __all__ += ["sweep", "with_interval"]

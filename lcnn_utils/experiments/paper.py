@@ -151,7 +151,7 @@ def _ours(claim: Claim, dataset: str) -> Interval:
         case "accuracy":
             return _accuracy(of, over, dataset)
         case "robustness":
-            return _robustness(*(side[(side.norm == "l2") & np.isclose(side.eps, 0.1)] for side in (of, over)))
+            return points_kept(*(side[(side.norm == "l2") & np.isclose(side.eps, 0.1)] for side in (of, over)))
         case "gradient change":
             of, over = (_random_noise(side[np.isclose(side.eps, 0.01)]) for side in (of, over))
             return ratio_of_means(of, over, "relative_change")
@@ -171,8 +171,9 @@ def ratio_of_means(of: pd.DataFrame, over: pd.DataFrame, column: str) -> Interva
     return ratio_interval(wide["of"].to_numpy(float).T, wide["over"].to_numpy(float).T)
 
 
-def _robustness(of: pd.DataFrame, over: pd.DataFrame) -> Interval:
-    """Difference of what an attack leaves, in points."""
+def points_kept(of: pd.DataFrame, over: pd.DataFrame) -> Interval:
+    """What an attack leaves of one method minus what it leaves of another, in points, with its interval. Rows of a
+    table of curves at one norm and ε, one for each seed."""
     return _points(of.correct / of.n, over.correct / over.n, [held_images(side) for side in (of, over)])
 
 

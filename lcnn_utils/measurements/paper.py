@@ -83,7 +83,7 @@ def timed_in_turn(contestants: Mapping[str, Callable[[], Any]], rounds: int, sec
 
 
 def as_trained(recipe: Recipe) -> nn.Module:
-    """A new network with every γ at 1, where training takes it, so that most channels are clipped."""
+    """A new network with every γ at 1, so that most channels are clipped: trained nets keep larger ones."""
     model = training.build(recipe)
     for module in model.modules():
         if isinstance(module, LipschitzBatchNorm2d):

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import training
-from ..experiments import measure, published, run
+from ..experiments import measure, run
 from ..figures.style import METHOD
 from ..nn import CenteredSoftplus
 from ..training import Recipe
@@ -36,18 +36,6 @@ def runs_frame(recipes: Iterable[Recipe], progress: bool = True) -> pd.DataFrame
         row |= dict(lambda_beta=recipe.lambda_beta, lambda_gamma=recipe.lambda_gamma)
         rows.append(row | result.metrics | {"seconds": result.provenance["seconds"]})
     return pd.DataFrame(rows)
-
-
-def geometry_table(frame: pd.DataFrame) -> pd.DataFrame:
-    """Ours beside the paper's Table 1 (another dataset and net): mean ± standard deviation over seeds, a row a method.
-    ``frame``: of :func:`runs_frame`."""
-    table = means_table(frame, "label", GEOMETRY).rename(columns={"label": "net"})
-    paper = published("paper table 1").set_index(["quantity", "method"])
-    for title, column in GEOMETRY.items():
-        rows = paper.loc[column]
-        cells = rows["mean"].map("{:g}".format) + " ± " + rows.sd.map("{:g}".format)
-        table[f"paper: {title}"] = table.net.map(cells).fillna("–")
-    return table
 
 
 def layer_frame(history: pd.DataFrame) -> pd.DataFrame:

@@ -9,8 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from lcnn_utils.experiments import SHIPPED, how_measured, measured, published, run
-from lcnn_utils.figures.style import METHOD
+from lcnn_utils.experiments import SHIPPED, how_measured, measured, run
 from lcnn_utils.measurements import training as measurements
 from lcnn_utils.measurements.curvature import layer_calls
 from lcnn_utils.measurements.evaluate import SEARCHED
@@ -50,19 +49,6 @@ def test_the_notebook_trains_nothing_on_digits():
     assert {run_name(one) for one in recipes} <= {path.stem for path in SHIPPED.glob("*.json")}
     with_weights = [recipe("digits", "standard", seed) for seed in SEEDS] + [arm[0] for arm in failures.values()]
     assert {run_name(one) for one in with_weights} <= {path.stem for path in SHIPPED.glob("*.safetensors")}
-
-
-def test_geometry_table_has_our_means_and_the_papers_numbers():
-    numbers = dict(grad_norm=[1.0, 3.0], hessian_norm=[4.0, 8.0], curvature=[100.0, 300.0], accuracy=[0.5, 0.7])
-    labels = [METHOD[method][0] for method in METHODS]
-    table = measurements.geometry_table(pd.concat(pd.DataFrame({"label": name} | numbers) for name in labels))
-    assert table.net.tolist() == labels
-    table = table.set_index("net")
-    assert table.loc["LCNN"].iloc[:4].tolist() == ["2.00 ± 1.41", "6.00 ± 2.83", "200 ± 141", "60.0 ± 14.1"]
-    assert table.loc["Standard"].iloc[4:].tolist() == [
-        "19.66 ± 0.33", "6061.96 ± 968.05", "270.89 ± 75.04", "77.42 ± 0.11"
-    ]  # fmt: skip
-    assert set(table.index[table["paper: C"] != "–"]) == set(published("paper table 1").method)
 
 
 def test_layers_are_numbered_from_input_to_output():
