@@ -77,7 +77,7 @@ def is_progress(output: NotebookNode) -> bool:
     """Whether an output is stderr that holds nothing but progress bars."""
     if output.output_type != "stream" or output.name != "stderr":
         return False
-    lines = [line for line in re.split(r"[\r\n]+", output.text) if line.strip()]
+    lines = [line for line in re.split(r"(?:[\r\n]|\x1b\[A)+", output.text) if line.strip()]  # bars within bars, too
     return all(PROGRESS.search(line) for line in lines)
 
 
