@@ -28,14 +28,14 @@ def claim_explorer(tables: Mapping[str, pd.DataFrame]) -> widgets.VBox:
     limits = [axis.axvline(0, color="0.3", ls="--") for _ in range(2)]
     axis.set_title("dot: ours, filled where the claim holds; diamond: published; dashed: the limit", fontsize=9)
     axis.set_yticks(range(len(dots)), list(dots))
-    axis.set_ylim(len(dots) - 0.4, -0.6)
+    axis.set(ylim=(len(dots) - 0.4, -0.6), xlabel="times")  # laid out with a label
     picture = Picture([*limits, *intervals.values(), *dots.values(), *diamonds.values()])
 
     def begin(_=None) -> None:
         """Axis and slider for another claim."""
         chosen = CLAIMS[claim.value]
         numbers = [table.loc[claim.value, ["theirs", "ours"]].astype(float) for table in tables.values()]
-        largest = 2 * float(np.nanmax([own_limit(chosen), *np.abs(pd.concat(numbers))]))
+        largest = 2.1 * float(np.nanmax([own_limit(chosen), *np.abs(pd.concat(numbers))]))
         in_points = "points" in chosen.value
         with DRAWING:
             axis.set(xlim=(-largest if in_points else 0, largest), xlabel="percentage points" if in_points else "times")
