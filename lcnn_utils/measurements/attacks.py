@@ -78,7 +78,7 @@ def masking_frame(nets: Mapping[str, nn.Module], x: Tensor, y: Tensor, eps: floa
 
 def masking_table(frame: pd.DataFrame) -> pd.DataFrame:
     """A row a check, a column a net: the other attack's accuracy or the share, in %, and ✓ or ✗."""
-    frame = frame.assign(check=frame.check.str.removeprefix("share of "))  # pandas shows 50 characters
+    frame = frame.assign(check=frame.check.str.removeprefix("share of "))  # the heading says it
     percent = lambda shares: (100 * shares).map("{:.1f}".format)
     frame["shown"] = percent(frame.value) + frame.passed.map({True: " ✓", False: " ✗"}).fillna("")
     table = frame.pivot(index="check", columns="net", values="shown").loc[frame.check.unique(), frame.net.unique()]
