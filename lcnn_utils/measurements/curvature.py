@@ -16,7 +16,7 @@ from ..curvature import evaluating, geometry, gradient_and_hvp
 from ..experiments import plus_minus
 from ..figures.style import METHOD
 from ..nn import relu_reading, set_beta
-from ..training import Recipe, accuracy, fit, recipe, samples
+from ..training import Recipe, accuracy, fit_recipe, recipe, samples
 
 MOONS_BOX = (-2.0, 3.0, -1.5, 2.0)  # x₁ from, to; x₂ from, to
 
@@ -104,7 +104,7 @@ def digits_nets(
     """Of each seed Standard, its weights read as ReLU, and LCNN: method, seed, net, test images and labels."""
     for seed, method in itertools.product(seeds, ("standard", "lcnn")):
         this_recipe = digits_recipe(method, seed, epochs=epochs)
-        net, _ = fit(this_recipe, device=device, progress=progress)
+        net, _ = fit_recipe(this_recipe, device=device, progress=progress)
         x, y = samples(this_recipe, "test", next(net.parameters()).device)
         yield method, seed, net, x, y
         if method == "standard":
