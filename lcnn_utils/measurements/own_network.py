@@ -23,7 +23,7 @@ from ..saliency import stability, summary
 SHARP = 1000.0  # β of the softplus that stands in for a ReLU, whose kinks no Hessian sees: the paper's Standard
 PRODUCTS, TOLERANCE = 10, 0.1  # Hessian-vector products at most, relative error of C: small beside its interval
 STEPS = 10  # of PGD
-KINKED = re.compile(r"(Leaky|P|R)?Relu\w*|(Adaptive)?MaxPool|Hard\w+|Abs|A?max|Maximum")  # of autograd's operations
+KINKED = re.compile(r"(Leaky|P|R)?Relu\w*|(Adaptive)?MaxPool|Hard\w+|A?max|Maximum")  # of autograd's operations
 # (measure, ε or None) → a number an image, NaN where it has none, or whether the image passes: (N,)
 Values = dict[tuple[str, float | None], Tensor]
 
