@@ -79,7 +79,11 @@ def report(
             try:
                 values, note = measure(net, x[index], y[index], lengths, batch_size)
             except Exception as error:  # whatever a network raises
-                values, note, reason = {(name, None): torch.empty(0) for name in names}, "", str(error)
+                values, note, reason = (
+                    {(name, None): torch.empty(0) for name in names},
+                    "",
+                    str(error) or type(error).__name__,
+                )
             for key, of_images in values.items():
                 value, low, high, n = _value_and_interval(of_images)
                 p = _sign_test(of_images, first[key]) if key in first else math.nan
