@@ -175,7 +175,7 @@ def _value_and_interval(of_images: Tensor) -> tuple[float, float, float, int]:
 
 def _sign_test(of: Tensor, over: Tensor) -> float:
     """p of the two-sided sign test; NaN where either was not measured. Ties and NaNs count for neither side."""
-    if len(of) != len(over):
+    if 0 in (len(of), len(over)):
         return math.nan
     above, below = int((of > over).sum()), int((of < over).sum())
     return binomtest(above, above + below).pvalue if above + below else 1.0

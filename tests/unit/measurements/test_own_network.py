@@ -152,7 +152,9 @@ def test_what_can_not_be_measured_has_a_reason():
     _, x, _ = case()
     net = Cubes()
     wrong = (net(x).argmax(1) + 1) % 3
-    frame = report(net, x, wrong, eps=EPS)
+    frame = report({"first": net, "again": net}, x, wrong, eps=EPS)
+    assert (frame.p.isna() == ((frame.network == "first") | (frame.n == 0))).all()
+    frame = frame[frame.network == "again"]
     lacking = frame[frame.n == 0].set_index("measure")
     assert set(lacking.index) == {*(ONCE - {"accuracy"}), "certified_accuracy", "relative_change"}
     assert lacking.value.isna().all()
