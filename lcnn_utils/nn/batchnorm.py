@@ -133,11 +133,11 @@ class LipschitzBatchNorm2d(_NormBase):
 
 @torch.no_grad()
 def refresh_statistics(model: nn.Module, x: Tensor, batch_size: int = 512) -> nn.Module:
-    """Take the running statistics of every BatchNorm again, from what arrives for x (N, …): ``model``, changed in place.
+    """Take the running statistics of every BatchNorm again, from what arrives there for x (N, …), in place: ``model``.
 
-    Layer after layer, each behind those already measured; all other layers in the mode they are in. Of more than
-    ``batch_size`` samples it is the mean over batches (``torch.optim.swa_utils.update_bn`` misses γ-BatchNorms, and
-    switches dropout on). ValueError, of the layers: one value a channel.
+    All other layers are in the mode they are in. Of more than ``batch_size`` samples it is the mean over batches
+    (``torch.optim.swa_utils.update_bn`` passes over γ-BatchNorms, and switches dropout on). ValueError, of a layer: one
+    value a channel.
     """
     norms = [layer for layer in model.modules() if isinstance(layer, _NormBase) and layer.running_mean is not None]
     before = [(norm.momentum, norm.training) for norm in norms]

@@ -182,9 +182,9 @@ def softened(model: nn.Module, beta: float, *, trainable: bool = False) -> nn.Mo
     stays as it is. So a trained net loses curvature without training, at the price of accuracy where β is small.
 
     ``model``: any ``nn.Module``; its layers are replaced, so ``F.relu`` in a forward is not seen and keeps its kink.
-    ``trainable``: whether each β is a parameter, to be trained if those before it are. Its one number is what *Curvature
-    Tuning* (L. Hu, M. Gamba, R. Balestriero, NeurIPS 2025, arXiv:2502.07783) turns, with another activation: a mixture
-    of SiLU and softplus. Raises ValueError: no such layer, β outside ``softplus.BETA_RANGE``.
+    ``trainable``: whether each β is a parameter, to be trained if those before it are. One number for a whole net is
+    what *Curvature Tuning* turns (L. Hu, M. Gamba, R. Balestriero, NeurIPS 2025, arXiv:2502.07783), of a mixture of
+    SiLU and softplus. Raises ValueError: no such layer, β outside ``softplus.BETA_RANGE``.
     """
     copied = copy.deepcopy(model)
     kinds = (*RELUS, CenteredSoftplus)
