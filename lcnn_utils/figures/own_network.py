@@ -38,7 +38,7 @@ def softening(frame: pd.DataFrame, reference: pd.DataFrame | None = None) -> Fig
         for label, part in reference.groupby("label", sort=False):
             style, values = look(str(label)), part.set_index("quantity")
             for quantity, axis in panels.items():
-                value, low, high = values.loc[quantity, ["value", "low", "high"]]
+                value, low, high = values.loc[quantity, ["value", "low", "high"]].to_numpy(float)
                 if value > 0:
                     axis.axhline(value, color=style["color"], linestyle="--", linewidth=1.5)
                     axis.axhspan(low, high, color=style["color"], alpha=0.15, linewidth=0)

@@ -14,7 +14,7 @@ def softening_explorer(frame: pd.DataFrame) -> widgets.VBox:
     values = frame.pivot(index=["statistics", "beta"], columns="quantity", values="value")[list(QUANTITY)]
     betas = sorted(frame.beta.unique(), reverse=True)
     kinds = list(frame.statistics.unique())
-    sharpest = values.loc[(kinds[0], betas[0])]
+    sharpest = values.loc[kinds[0]].loc[betas[0]]
     left, right = panels((10.5, 3.6), 1, 2, width_ratios=(5, 6))
     for kind, style in looks(kinds, "statistics {}").items():
         left.plot(values.loc[kind].curvature, values.loc[kind].accuracy, **style, ms=4)
@@ -31,9 +31,9 @@ def softening_explorer(frame: pd.DataFrame) -> widgets.VBox:
     picture = Picture([ring, dots])
 
     def update(statistics: str, beta: float) -> str:
-        net = values.loc[(statistics, beta)]
+        net = values.loc[statistics].loc[beta]
         ring.set_data([net.curvature], [net.accuracy])
-        dots.set_data(ratios.loc[(statistics, beta)], range(len(QUANTITY)))
+        dots.set_data(ratios.loc[statistics].loc[beta], range(len(QUANTITY)))
         return (
             f"β = {beta:g}, statistics {statistics}: accuracy <b>{net.accuracy:.1%}</b>, "
             f"<b>{net.robust:.1%}</b> after PGD; C of the loss <b>{net.curvature:.3g}</b>, of the margin "
