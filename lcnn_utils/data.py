@@ -220,6 +220,35 @@ def _download(urls: list[str], part: Path, md5: str, timeout: float) -> Path:
     raise RuntimeError("\n".join([f"no mirror gave {part.stem}:", *failures, way_out]))
 
 
+def image_folder(folder: str | Path, size: int = 64) -> Images:
+    """The images of a folder with one subfolder a class, as torchvision's ``ImageFolder`` finds them: PNG, JPEG, ….
+
+    Each is resized on its shorter side and cut out in the middle: RGB bytes (N, 3, ``size``, ``size``), all in memory.
+    Classes are the subfolders in alphabetical order, and the name is the folder's.
+    Raises FileNotFoundError: no such folder, no subfolder, or one without images. ValueError: a single class, or a
+    damaged image.
+    """
+    from torchvision import transforms
+    from torchvision.datasets import ImageFolder
+
+    folder = Path(folder).expanduser().absolute()
+    layout = "it should hold one subfolder a class, with that class's images, such as cats/1.jpg and dogs/2.png"
+    to_bytes = transforms.Compose([transforms.Resize(size), transforms.CenterCrop(size), transforms.PILToTensor()])
+    try:
+        images = ImageFolder(folder, to_bytes)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"no images in {folder} ({error}): {layout}") from error
+    if len(images.classes) < 2:
+        raise ValueError(f"{folder} has a single class, {images.classes[0]}: {layout}")
+    x = torch.empty(len(images), 3, size, size, dtype=torch.uint8)
+    for index, (path, _) in enumerate(tqdm(images.samples, desc=folder.name, unit="image", leave=False)):
+        try:
+            x[index], _ = images[index]
+        except (OSError, SyntaxError) as error:  # SyntaxError is PIL's for a broken PNG
+            raise ValueError(f"{path} is damaged ({error}): delete or replace it") from error
+    return Images(x, torch.tensor(images.targets), tuple(images.classes), folder.name)
+
+
 def two_moons(n: int = 400, noise: float = 0.1, seed: int = 0) -> tuple[Tensor, Tensor]:
     """Two interleaved half circles (scikit-learn's ``make_moons``): points float32 (n, 2), labels int64 (n,); ``noise``
     is the standard deviation of the Gaussian noise on each coordinate."""

@@ -11,9 +11,17 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from .style import BY_LABEL, METHOD, error_bars, log_axis, look, looks, percent, series
+from .style import BY_LABEL, METHOD, error_bars, legend_below, log_axis, look, looks, percent, series
 
 CURVATURE = {"curvature": "of the loss", "margin_curvature": "of the margin"}
+QUANTITY = {  # of softening
+    "accuracy": "accuracy",
+    "robust_accuracy": "accuracy left by PGD",
+    "relative_change": "relative change of the gradient",
+    "curvature": "C of the loss (1/unit of x)",
+    "margin_curvature": "C of the margin (1/unit of x)",
+}
+SHARES = ("accuracy", "robust_accuracy")
 PANELS = {  # title: the measures it shows
     "left by PGD (solid), certified (dashed)": ("robust_accuracy", "certified_accuracy"),
     "normalised curvature C, median": tuple(CURVATURE),
@@ -41,6 +49,46 @@ def report(frame: pd.DataFrame) -> Figure:
     handles = [plt.Line2D([], [], **known[name]) for name in names]
     figure.legend(handles=handles, loc="outside upper center", ncols=2)
     figure.supxlabel("\n".join(_remarks(frame)), fontsize=8, x=0.01, ha="left")
+    return figure
+
+
+def softening(frame: pd.DataFrame, reference: pd.DataFrame | None = None) -> Figure:
+    """Every measure against β, and accuracy against C of the loss on the way, a line for each kind of statistics.
+
+    ``frame``: of ``measurements.own_network.softening``. ``reference``: of ``report``, of nets named by their method,
+    and for the same ε: dashed lines with their interval as a band (none where the value is 0), and points.
+    """
+    figure, axes = plt.subplots(2, 3, figsize=(11, 6.4))
+    panels, trade = dict(zip(QUANTITY, axes.flat, strict=False)), axes[1, 2]
+    styles = looks(frame.statistics.unique(), "softened, statistics {}")
+    for measure, axis in panels.items():
+        series(axis, frame[frame.measure == measure], "beta", "value", "statistics", styles, markersize=4)
+        axis.set(xlabel="sharpness β", ylabel=QUANTITY[measure])
+        log_axis(axis)
+    for statistics, part in frame.groupby("statistics", sort=False):
+        path = part.pivot(index="beta", columns="measure", values="value")
+        trade.plot(path.curvature, path.accuracy, **styles[statistics], markersize=4)
+    if reference is not None:
+        measured = reference[(reference.n > 0) & (reference.eps != 0)]
+        for name, part in measured.groupby("network", sort=False):
+            style, values = look(str(name)), part.set_index("measure")
+            for measure, axis in panels.items():
+                value, low, high = values.loc[measure, ["value", "low", "high"]].to_numpy(float)
+                if value > 0:
+                    axis.axhline(value, color=style["color"], linestyle="--", linewidth=1.5)
+                    axis.axhspan(low, high, color=style["color"], alpha=0.15, linewidth=0)
+            x, y = values.loc[["curvature"]], values.loc[["accuracy"]]
+            errors = dict(xerr=error_bars(x.value, x.low, x.high), yerr=error_bars(y.value, y.low, y.high))
+            trade.errorbar(x.value, y.value, **errors, linestyle="none", markersize=8, **style)
+    trade.set(xlabel=QUANTITY["curvature"], ylabel=QUANTITY["accuracy"])
+    for measure, axis in [*panels.items(), ("accuracy", trade)]:
+        if measure in SHARES:
+            axis.set_ylim(-0.03, 1.03)
+            percent(axis)
+        else:
+            log_axis(axis, "y")
+    log_axis(trade)
+    legend_below(figure)
     return figure
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import itertools
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
@@ -15,7 +14,7 @@ from torch import Tensor, nn
 from ..curvature import evaluating, geometry, gradient_and_hvp
 from ..experiments import plus_minus
 from ..figures.style import METHOD
-from ..nn import relu_reading, set_beta
+from ..nn import relu_reading
 from ..training import Recipe, accuracy, fit_recipe, recipe, samples
 
 MOONS_BOX = (-2.0, 3.0, -1.5, 2.0)  # x₁ from, to; x₂ from, to
@@ -40,11 +39,6 @@ def moons_fields(model: nn.Module, grid: Tensor) -> tuple[Tensor, Tensor]:
     with torch.no_grad(), evaluating(model):
         logits = model(grid)
     return logits[:, 1] - logits[:, 0], curvature
-
-
-def with_beta(model: nn.Module, beta: float) -> nn.Module:
-    """A copy of ``model`` in which every activation has the sharpness ``beta``."""
-    return set_beta(copy.deepcopy(model), beta)
 
 
 def fields_frame(models: Mapping[Any, nn.Module], resolution: int, column: str = "method") -> pd.DataFrame:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import copy
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 import pandas as pd
 import torch
@@ -16,13 +15,15 @@ from tqdm import tqdm
 from ..attacks import first_success, wilson
 from ..attacks.pgd import UNIT
 from ..curvature import certified_radius, curvature_bound, geometry, measuring, prepare
-from ..nn import CenteredSoftplus, replace_layers
+from ..nn import refresh_statistics, softened
 from ..nn.convert import RELUS
 from ..saliency import stability, summary
+from .lipschitz import STATISTICS
 
 SHARP = 1000.0  # β of the softplus that stands in for a ReLU, whose kinks no Hessian sees: the paper's Standard
 PRODUCTS, TOLERANCE = 10, 0.1  # Hessian-vector products at most, relative error of C: small beside its interval
 STEPS = 10  # of PGD
+BETAS = (1000, 100, 30, 10, 5, 3, 2, 1, 0.5, 0.3)  # of softening
 KINKED = re.compile(r"(Leaky|P|R)?Relu\w*|(Adaptive)?MaxPool|Hard\w+|A?max|Maximum")  # of autograd's operations
 # (measure, ε or None) → a number an image, NaN where it has none, or whether the image passes: (N,)
 Values = dict[tuple[str, float | None], Tensor]
@@ -37,6 +38,7 @@ def report(
     images: int = 100,
     curvature_images: int = 25,
     batch_size: int = 25,
+    certify: bool = True,
 ) -> pd.DataFrame:
     """What can be measured of classifiers: a row a network, measure and ε (L2, in units of x).
 
@@ -51,6 +53,7 @@ def report(
         nets: of logits (N, K), on the device of x; or several, by name. Used in eval mode, left as they were.
         x, y: images (N, C, H, W) in [0, 1] or points (N, d), floating; labels (N,), int64.
         batch_size: images measured at once (memory).
+        certify: whether certified radii are computed.
 
     Columns: network, measure, eps (NaN: none), value, low, high, n (images), p, note. Shares have 95 % Wilson
     intervals, all else is medians with bootstrap intervals. p: of the exact sign test that an image's value is as often
@@ -61,16 +64,21 @@ def report(
     lengths = sorted({float(e) for e in eps})
     if not lengths or not all(0 < e < math.inf for e in lengths):
         raise ValueError(f"eps must hold lengths, finite and above 0, in units of x; got {lengths}")
-    for net in nets.values():
-        with measuring(net):
-            prepare(net, x, y, precise=True)
-    plan = {
+    for name, net in nets.items():
+        try:
+            with measuring(net):
+                prepare(net, x, y, precise=True)
+        except ValueError as error:
+            raise ValueError(f"{name}: {error}") from error
+    plan: dict[tuple[str, ...], tuple[Callable, int]] = {
         ("accuracy",): (_accuracy, len(x)),
         ("robust_accuracy",): (_robust_accuracy, images),
         ("certified_radius", "certified_accuracy"): (_certificates, images),
         ("relative_change",): (_relative_change, images),
         ("curvature", "margin_curvature"): (_curvature, curvature_images),
     }
+    if not certify:
+        del plan["certified_radius", "certified_accuracy"]
     rows, first = list[tuple](), Values()
     for network, net in nets.items():
         for names, (measure, wanted) in tqdm(plan.items(), f"measuring {network}", leave=False):
@@ -79,11 +87,8 @@ def report(
             try:
                 values, note = measure(net, x[index], y[index], lengths, batch_size)
             except Exception as error:  # whatever a network raises
-                values, note, reason = (
-                    {(name, None): torch.empty(0) for name in names},
-                    "",
-                    str(error) or type(error).__name__,
-                )
+                values, note = {(name, None): torch.empty(0) for name in names}, ""
+                reason = str(error) or type(error).__name__
             for key, of_images in values.items():
                 value, low, high, n = _value_and_interval(of_images)
                 p = _sign_test(of_images, first[key]) if key in first else math.nan
@@ -91,6 +96,26 @@ def report(
             if network == next(iter(nets)):
                 first |= values
     return pd.DataFrame(rows, columns=["network", "measure", "eps", "value", "low", "high", "n", "p", "note"])
+
+
+def softening(
+    net: nn.Module, x: Tensor, y: Tensor, betas: Iterable[float] = BETAS, *, train: Tensor | None = None,
+    eps: float = 0.25, **options: int,
+) -> pd.DataFrame:  # fmt: skip
+    """:func:`report` (``options``) of a net that is :func:`nn.softened` to each β, the largest first, and not trained.
+
+    ``train``: images (N, C, H, W) on which BatchNorm's running statistics are measured again, as a second series:
+    softer activations send other values. Columns beta and statistics (of ``STATISTICS``) are added. ValueError: nothing
+    to soften, and as of :func:`report`.
+    """
+    parts = []
+    for beta in tqdm(sorted(betas, reverse=True), desc="β", leave=False):
+        soft = {STATISTICS[0]: softened(net, beta).eval()}
+        if train is not None:
+            soft[STATISTICS[1]] = refresh_statistics(softened(net, beta).eval(), train)
+        frame = report(soft, x, y, eps=(eps,), certify=False, **options)
+        parts.append(frame[frame.eps != 0].assign(beta=beta).rename(columns={"network": "statistics"}))
+    return pd.concat(parts, ignore_index=True)
 
 
 def _spread(n: int, wanted: int) -> Tensor:
@@ -129,7 +154,7 @@ def _curvature(net: nn.Module, x: Tensor, y: Tensor, lengths: list[float], batch
     """C of both scalars, and what was read as something else, isn't seen, or isn't exact."""
     values, notes = Values(), []
     if any(type(layer) in RELUS for layer in net.modules()):
-        net = _softened(net)
+        net = softened(net, SHARP, only_relus=True)
         notes.append(f"ReLUs read as softplus, β = {SHARP:g}")
     if kinks := _kinks(net, x):
         notes.append(f"too small: a Hessian does not see the kinks of {', '.join(kinks)}")
@@ -139,18 +164,6 @@ def _curvature(net: nn.Module, x: Tensor, y: Tensor, lengths: list[float], batch
         if inexact := int((g.residual > TOLERANCE).sum()):
             notes.append(f"of the {scalar}, {inexact} images may have {TOLERANCE:.0%} more")
     return values, "; ".join(notes)
-
-
-def _softened(net: nn.Module) -> nn.Module:
-    """A copy whose ReLUs are centered softplus with β = ``SHARP``."""
-    like = next(net.parameters())
-
-    def new(layer: nn.Module) -> nn.Module | None:
-        if type(layer) not in RELUS:
-            return None
-        return CenteredSoftplus(SHARP, trainable=False, cap=6.0 if type(layer) is nn.ReLU6 else None).to(like)
-
-    return replace_layers(copy.deepcopy(net), new)
 
 
 def _kinks(net: nn.Module, x: Tensor) -> list[str]:

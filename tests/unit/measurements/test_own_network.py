@@ -2,6 +2,7 @@
 
 import copy
 
+import networks
 import numpy as np
 import pytest
 import torch
@@ -13,7 +14,7 @@ from lcnn_utils.attacks import curve_of, first_success, wilson
 from lcnn_utils.curvature import certified_radius, geometry
 from lcnn_utils.measurements import own_network
 from lcnn_utils.measurements.own_network import report
-from lcnn_utils.nn import mlp
+from lcnn_utils.nn import mlp, refresh_statistics, softened
 from lcnn_utils.saliency import stability
 
 EPS = [0.05, 0.3]
@@ -183,3 +184,21 @@ def test_points_have_no_box():
     frame = report(net, x, net(x).argmax(1), eps=EPS)
     assert (frame.n > 0).all()
     assert set(frame[frame.eps.isna()].measure) == ONCE
+
+
+def test_softening_reports_softened_nets_with_both_statistics():
+    net, x, y = networks.case("relu", n=10)
+    before = copy.deepcopy(net.state_dict())
+    frame = own_network.softening(net, x, y, (1.0, 100.0), train=x, images=3)
+    assert frame.beta.unique().tolist() == [100, 1]
+    soft = softened(net, 1.0)
+    for statistics, model in (("as trained", copy.deepcopy(soft)), ("measured again", refresh_statistics(soft, x))):
+        part = frame[(frame.beta == 1) & (frame.statistics == statistics)]
+        alone = report(model, x, y, eps=[0.25], images=3, certify=False)
+        assert part.value.tolist() == pytest.approx(alone[alone.eps != 0].value.tolist())
+    again = frame.statistics == "measured again"
+    assert frame[again].value.tolist() != frame[~again].value.tolist()
+    assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
+    assert set(own_network.softening(net, x, y, (1.0,), images=3).statistics) == {"as trained"}
+    with pytest.raises(ValueError, match="nothing to soften"):
+        own_network.softening(nn.Sequential(nn.Flatten(), nn.Linear(64, 4)), x, y)
