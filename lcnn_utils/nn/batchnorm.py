@@ -143,12 +143,11 @@ def refresh_statistics(model: nn.Module, x: Tensor | Iterable[Tensor], batch_siz
     """
     norms = [layer for layer in model.modules() if isinstance(layer, _NormBase) and layer.running_mean is not None]
     before = [(norm.momentum, norm.training) for norm in norms]
-    for norm in norms:
-        norm.reset_running_stats()
-        norm.momentum = None  # the plain mean over batches
-        norm.train()
     batches = x.tensor_split(math.ceil(len(x) / batch_size)) if isinstance(x, Tensor) else x  # of equal sizes
-    for part in batches:
+    for index, part in enumerate(batches):
+        for norm in norms:
+            norm.momentum = 1 / (index + 1)  # the plain mean over batches
+            norm.train()
         model(part)
     for norm, (momentum, training) in zip(norms, before, strict=True):
         norm.momentum = momentum

@@ -273,7 +273,8 @@ def _run(
         finally:
             if compiles(recipe, device):
                 torch._dynamo.reset()  # the number of versions that it keeps of a function is limited
-    refresh_norms(model)
+    if n is None:  # else _settle has done it
+        refresh_norms(model)
     history = pd.DataFrame(state.history)
     history.attrs |= state.about
     return model.eval(), history
