@@ -38,7 +38,7 @@ from .checkpoint import State, epochs_done, locked, state_path
 from .objectives import OBJECTIVES
 from .recipe import INPUTS, METHODS, ONLY, Recipe, Training
 
-SETTLE = 1000  # training images on which BatchNorm's statistics are taken again in the end
+SETTLE = 512  # training images on which BatchNorm's statistics are taken again in the end
 PRODUCTS = 4  # Hessian-vector products of the history's curvature
 Watch = Callable[[pd.DataFrame, nn.Module], None] | None  # history, model
 
@@ -296,7 +296,7 @@ def fit(
     **settings: Any,
 ) -> tuple[nn.Module, pd.DataFrame]:
     """Train any network on any data, in place → (it in eval mode, history with a row an epoch). At the end spectral
-    norms are refreshed, and BatchNorm's statistics taken again from up to 1000 training images.
+    norms are refreshed, and BatchNorm's statistics taken again from about 500 training images.
 
     Args:
         model: gives logits (N, K). For ``lcnn``, ``lcnn_gradreg`` and ``minimal`` with layers of ``nn``, as
