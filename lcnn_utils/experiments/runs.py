@@ -118,7 +118,7 @@ def results() -> pd.DataFrame:
                 warnings.warn(f"left out: {error}", RuntimeWarning, stacklevel=2)
                 continue
             about = {name: run.provenance[name] for name in ("seconds", "device", "date")}
-            rows.setdefault(path.stem, dataclasses.asdict(run.recipe) | run.metrics | about)
+            rows.setdefault(path.stem, {"dataset": ""} | dataclasses.asdict(run.recipe) | run.metrics | about)
     return pd.DataFrame(list(rows.values()))
 
 

@@ -179,7 +179,7 @@ def test_a_plan(monkeypatch, tmp_path):
     wider = replace(one, width=5, seed=1, epochs=7)
     table = plan([replace(one, seed=1), one, other, third, wider, replace(one, lr=0.2, lambda_beta=0.5, epochs=5)])
     assert list(table.run) == [run_name(r) for r in (one, other, third, wider)] + [table.run[4]]
-    assert list(table.columns[1:-4]) == ["method", "width", "seed", "lr", "lambda_beta"], "what they differ in"
+    assert list(table.columns[1:-4]) == ["method", "seed", "lr", "lambda_beta", "width"], "what they differ in"
     assert list(table.done) == [0, 1, 0, 0, 0]
     assert list(table.seconds.fillna(-1)) == pytest.approx([3 * 12.0, 2 * 7.0, -1, -1, 5 * 12.0])
     assert list(table.device) == [HERE, "another", "unknown", "unknown", HERE]
