@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from lcnn_utils.curvature import geometry
 from lcnn_utils.measurements.curvature import digits_recipe
-from lcnn_utils.training import fit, samples
+from lcnn_utils.training import fit_recipe, samples
 
 N, EPOCHS, STARTS, LONGEST, TOL, ROUNDING = 64, 3, 2, 80, 1e-2, 1e-3  # the last: float32's
 PUBLISHED = [("published", 0, "|uᵀHu|"), ("published, graph rebuilt", 0, "|uᵀHu|"), ("published", 1, "‖Hu‖")]
@@ -91,7 +91,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as store, mock.patch.dict(os.environ, LCNN_STORE=store):
         for method in ("standard", "lcnn"):
             wanted = digits_recipe(method, epochs=EPOCHS)
-            model = fit(wanted, device="cpu", progress=False)[0].requires_grad_(False)
+            model = fit_recipe(wanted, device="cpu", progress=False)[0].requires_grad_(False)
             x, y = (part[:N] for part in samples(wanted, "test"))
             rows += compare(method, model, x, y)
     notes = [

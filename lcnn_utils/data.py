@@ -72,7 +72,12 @@ class Images:
 
     def float(self) -> Tensor:
         """All pixels as float32 (N, C, H, W) in [0, 1]."""
-        return self.x.float() / 255
+        return pixels(self.x)
+
+
+def pixels(x: Tensor) -> Tensor:
+    """Bytes of images as float32 in [0, 1]; numbers as they are."""
+    return x.float().div_(255) if x.dtype == torch.uint8 else x
 
 
 def floats(images: Images | tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
@@ -215,6 +220,35 @@ def _download(urls: list[str], part: Path, md5: str, timeout: float) -> Path:
     raise RuntimeError("\n".join([f"no mirror gave {part.stem}:", *failures, way_out]))
 
 
+def image_folder(folder: str | Path, size: int = 64) -> Images:
+    """The images of a folder with one subfolder a class, as torchvision's ``ImageFolder`` finds them: PNG, JPEG, ….
+
+    Each is resized on its shorter side and cut out in the middle: RGB bytes (N, 3, ``size``, ``size``), all in memory.
+    Classes are the subfolders in alphabetical order, and the name is the folder's.
+    Raises FileNotFoundError: no such folder, no subfolder, or one without images. ValueError: a single class, or a
+    damaged image.
+    """
+    from torchvision import transforms
+    from torchvision.datasets import ImageFolder
+
+    folder = Path(folder).expanduser().absolute()
+    layout = "it should hold one subfolder a class, with that class's images, such as cats/1.jpg and dogs/2.png"
+    to_bytes = transforms.Compose([transforms.Resize(size), transforms.CenterCrop(size), transforms.PILToTensor()])
+    try:
+        images = ImageFolder(folder, to_bytes)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"no images in {folder} ({error}): {layout}") from error
+    if len(images.classes) < 2:
+        raise ValueError(f"{folder} has a single class, {images.classes[0]}: {layout}")
+    x = torch.empty(len(images), 3, size, size, dtype=torch.uint8)
+    for index, (path, _) in enumerate(tqdm(images.samples, desc=folder.name, unit="image", leave=False)):
+        try:
+            x[index], _ = images[index]
+        except (OSError, SyntaxError) as error:  # SyntaxError is PIL's for a broken PNG
+            raise ValueError(f"{path} is damaged ({error}): delete or replace it") from error
+    return Images(x, torch.tensor(images.targets), tuple(images.classes), folder.name)
+
+
 def two_moons(n: int = 400, noise: float = 0.1, seed: int = 0) -> tuple[Tensor, Tensor]:
     """Two interleaved half circles (scikit-learn's ``make_moons``): points float32 (n, 2), labels int64 (n,); ``noise``
     is the standard deviation of the Gaussian noise on each coordinate."""
@@ -225,14 +259,15 @@ def two_moons(n: int = 400, noise: float = 0.1, seed: int = 0) -> tuple[Tensor, 
 
 
 def batches(
-    images: Images,
+    images: Images | tuple[Tensor, Tensor],
     batch_size: int,
     *,
     augment: bool = False,
     generator: Generator | None = None,
     drop_last: bool = False,
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield every image once: x float32 (B, C, H, W) in [0, 1] and y int64 (B,), made on the device of ``images``.
+    """Yield every image of a split, or of (x, y), once: x float32 (B, C, H, W) in [0, 1] and y int64 (B,), made on the
+    device of ``images``.
 
     Shuffled with a (CPU) generator or with ``augment``, else in order. Only ``images`` travels to the device, once, and
     the random numbers of a round, together: they are the CPU's, so every device sees the same batches.
@@ -242,11 +277,12 @@ def batches(
         generator: source of the order and of the augmentation; the same seed gives the same batches.
         drop_last: leave out a last, smaller batch (unless it is the only one), so that all have one shape.
     """
-    if not isinstance(images, Images) or batch_size < 1:
-        raise ValueError(f"pass Images of data.load and a batch_size ≥ 1, not {type(images).__name__}, {batch_size}")
-    n, device = len(images), images.x.device
+    if batch_size < 1:
+        raise ValueError(f"batch_size is {batch_size}: use 1 or more")
+    x_all, y_all = (images.x, images.y) if isinstance(images, Images) else floats(images)
+    n, device = len(x_all), x_all.device
+    padding, mirror = AUGMENTATION.get(getattr(images, "name", ""), (4, True))
     order = places = flips = None
-    padding, mirror = AUGMENTATION.get(images.name, (4, True))
     if augment or generator is not None:
         order = torch.randperm(n, generator=generator).to(device)
     if augment:
@@ -257,12 +293,12 @@ def batches(
     for start in range(0, end, batch_size):
         batch = slice(start, min(start + batch_size, n))
         picked = batch if order is None else order[batch]
-        x = images.x[picked]
+        x = x_all[picked]
         if places is not None:
             x = _cropped(x, padding, *places[:, batch])
         if flips is not None:
             x = torch.where(flips[batch, None, None, None], x.flip(-1), x)
-        yield x.float().div_(255), images.y[picked]
+        yield pixels(x), y_all[picked]
 
 
 def _cropped(x: Tensor, padding: int, top: Tensor, left: Tensor) -> Tensor:

@@ -24,7 +24,7 @@ from ..measurements.curvature import means_table
 from ..measurements.paper import NAME, datasets, title
 from ..measurements.softplus import activation_frame, composition_frame, normalised_curvature_frame
 from ..saliency import MAPS, explain
-from ..training import fit, recipe, samples
+from ..training import fit_recipe, recipe, samples
 
 Made = Iterator[tuple[str, Figure | pd.DataFrame, dict[str, Any]]]
 SEEDS = (0, 1, 2)
@@ -60,7 +60,7 @@ def activations() -> Made:
 
 
 def moons() -> Made:
-    models = {method: fit(recipe("moons", method), progress=False)[0] for method in ("standard", "lcnn")}
+    models = {method: fit_recipe(recipe("moons", method), progress=False)[0] for method in ("standard", "lcnn")}
     fields, points = curvature_measurements.moons_study(models)
     yield "figure_1ab", curvature.moons(fields, points), {"dataset": "two moons", "seeds": [0], "source": TRAINED}
 
@@ -73,7 +73,7 @@ def digits() -> Made:
 
 def convergence() -> Made:
     net = curvature_measurements.digits_recipe("standard")
-    model, (x, y) = fit(net, progress=False)[0], samples(net, "test")
+    model, (x, y) = fit_recipe(net, progress=False)[0], samples(net, "test")
     frame = curvature_measurements.convergence_frame(model, x[:32], y[:32], products=20)
     yield "convergence", curvature.convergence(frame), about_digits(TRAINED, [0]) | {"n": 32}
 
@@ -82,7 +82,7 @@ def bounds() -> Made:
     nets = {"LCNN, 3-layer MLP": bound_measurements.certificate_recipe("lcnn")}
     for method in ("lcnn", "standard"):
         nets[f"{METHOD[method][0]}, ResNet-10"] = curvature_measurements.digits_recipe(method)
-    models = {name: fit(net, progress=False)[0] for name, net in nets.items()}
+    models = {name: fit_recipe(net, progress=False)[0] for name, net in nets.items()}
     terms = [layer_terms(model, input_shape=(1, 8, 8)).assign(net=name) for name, model in models.items()]
     about: dict[str, Any] = {"dataset": "digits", "seeds": [0], "source": TRAINED}
     yield "bound_waterfall", bound.waterfall(pd.concat(terms, ignore_index=True)), about

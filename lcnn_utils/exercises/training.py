@@ -102,7 +102,7 @@ def lowest_gamma(gamma: float, rates: Tensor, lam: float, momentum: float) -> fl
     return lower(gamma, fall(rates, lam, momentum))
 
 
-BASE = Recipe("digits", "lcnn", "mlp", width=8, seed=3, epochs=8)
+BASE = Recipe(dataset="digits", method="lcnn", model="mlp", width=8, seed=3, epochs=8)
 OTHER = dict(  # not BASE's in any field
     dataset="cifar10", method="minimal", model="resnet18", width=9, seed=4, epochs=9, batch_size=64, lr=0.2,
     momentum=0.5, weight_decay=0.1, schedule="steps", augment=True, beta=4, softplus=4, gamma=4, lambda_beta=0.1,

@@ -22,9 +22,10 @@ from torch import nn
 from ..curvature import geometry
 from ..lab import PROJECT, pick_device, store_root, write_text
 from ..nn import refresh_norms
-from ..training import Recipe, accuracy, build, fit, run_name, samples, state_path
+from ..training import Recipe, accuracy, build, fit_recipe, run_name, samples, state_path
+from ..training.batches import Device
 from ..training.checkpoint import DAMAGE, Damaged, epochs_done, read, recipe_of
-from ..training.fit import Device, Watch
+from ..training.fit import Watch
 
 SHIPPED = PROJECT / "data" / "checkpoints"
 GEOMETRY = 1000  # images whose curvature is measured, at most
@@ -68,7 +69,7 @@ def run(
 
     ``weights=False`` asks for the numbers only, which are shipped for more runs than weights are. What ``watch``
     raises ends the training: its state is kept, nothing recorded. RuntimeError: what is on disk is damaged, no dataset
-    can be had; ``watch`` and other errors as in ``training.fit``."""
+    can be had; ``watch`` and other errors as in ``training.fit_recipe``."""
     device = pick_device(device)
     for folder in places():
         path = folder / f"{run_name(recipe)}.json"
@@ -81,8 +82,8 @@ def run(
             model = load_weights(path.with_suffix(".safetensors"), recipe).to(device)
             return dataclasses.replace(result, model=model)
         if folder != SHIPPED and epochs_done(state_path(recipe)) == recipe.epochs:
-            return dataclasses.replace(result, model=fit(recipe, device=device, progress=progress)[0])
-    model, history = fit(recipe, device=device, progress=progress, watch=watch)
+            return dataclasses.replace(result, model=fit_recipe(recipe, device=device, progress=progress)[0])
+    model, history = fit_recipe(recipe, device=device, progress=progress, watch=watch)
     metrics, sittings = measure(model, recipe), history.attrs["made_on"]
     about = sittings[-1] | {"device": " and ".join(dict.fromkeys(sitting["device"] for sitting in sittings))}
     about |= {"seconds": history.attrs["seconds"], "seed": recipe.seed, "date": datetime.date.today().isoformat()}

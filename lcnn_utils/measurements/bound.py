@@ -23,7 +23,7 @@ from ..curvature import (
 )
 from ..experiments import plus_minus
 from ..nn import CenteredSoftplus, LipschitzBatchNorm2d, mlp, refresh_norms
-from ..training import Recipe, accuracy, fit, samples
+from ..training import Recipe, accuracy, fit_recipe, samples
 
 
 def scramble(model: nn.Module, seed: int) -> nn.Module:
@@ -88,7 +88,7 @@ def audit_frame(nets: Iterable[int], points: int) -> pd.DataFrame:
 def certificate_recipe(method: str, seed: int = 0, *, penalty_weight: float = 1e-2, epochs: int = 20) -> Recipe:
     """Digits with an MLP 64–64–64–10, shallow enough for certificates; ``penalty_weight`` is λ_β = λ_γ (LCNN)."""
     penalty: dict[str, Any] = dict(lambda_beta=penalty_weight, lambda_gamma=penalty_weight)
-    return Recipe("digits", method, "mlp", width=64, seed=seed, epochs=epochs, **penalty)
+    return Recipe(dataset="digits", method=method, model="mlp", width=64, seed=seed, epochs=epochs, **penalty)
 
 
 def certificates(nets: dict[str, nn.Module], x: Tensor, y: Tensor, **attack: Any) -> pd.DataFrame:
@@ -119,7 +119,7 @@ def certificate_study(seeds: Iterable[int], *, epochs: int = 20, images: int = 3
         recipes = {"Standard": certificate_recipe("standard", seed, epochs=epochs)}
         for weight in (0.01, 0.1):
             recipes[f"LCNN, λ = {weight:g}"] = certificate_recipe("lcnn", seed, penalty_weight=weight, epochs=epochs)
-        nets = {name: fit(recipe, device="cpu", progress=False)[0] for name, recipe in recipes.items()}
+        nets = {name: fit_recipe(recipe, device="cpu", progress=False)[0] for name, recipe in recipes.items()}
         nets["Linear"] = linear_net(*samples(recipes["Standard"], "train"))
         x, y = samples(recipes["Standard"], "test")
         parts.append(certificates(nets, x[:images], y[:images], **attack).assign(seed=seed))

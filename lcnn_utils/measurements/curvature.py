@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import itertools
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
@@ -15,8 +14,8 @@ from torch import Tensor, nn
 from ..curvature import evaluating, geometry, gradient_and_hvp
 from ..experiments import plus_minus
 from ..figures.style import METHOD
-from ..nn import relu_reading, set_beta
-from ..training import Recipe, accuracy, fit, recipe, samples
+from ..nn import relu_reading
+from ..training import Recipe, accuracy, fit_recipe, recipe, samples
 
 MOONS_BOX = (-2.0, 3.0, -1.5, 2.0)  # x₁ from, to; x₂ from, to
 
@@ -40,11 +39,6 @@ def moons_fields(model: nn.Module, grid: Tensor) -> tuple[Tensor, Tensor]:
     with torch.no_grad(), evaluating(model):
         logits = model(grid)
     return logits[:, 1] - logits[:, 0], curvature
-
-
-def with_beta(model: nn.Module, beta: float) -> nn.Module:
-    """A copy of ``model`` in which every activation has the sharpness ``beta``."""
-    return set_beta(copy.deepcopy(model), beta)
 
 
 def fields_frame(models: Mapping[Any, nn.Module], resolution: int, column: str = "method") -> pd.DataFrame:
@@ -104,7 +98,7 @@ def digits_nets(
     """Of each seed Standard, its weights read as ReLU, and LCNN: method, seed, net, test images and labels."""
     for seed, method in itertools.product(seeds, ("standard", "lcnn")):
         this_recipe = digits_recipe(method, seed, epochs=epochs)
-        net, _ = fit(this_recipe, device=device, progress=progress)
+        net, _ = fit_recipe(this_recipe, device=device, progress=progress)
         x, y = samples(this_recipe, "test", next(net.parameters()).device)
         yield method, seed, net, x, y
         if method == "standard":

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from .. import training
 from ..experiments import measure, run
 from ..figures.style import METHOD
-from ..nn import CenteredSoftplus
+from ..nn import CenteredSoftplus, softened
 from ..training import Recipe
-from .curvature import layer_calls, means_table, with_beta
+from .curvature import layer_calls, means_table
 
 LAMBDAS = (0.0, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1)  # λ_β = λ_γ of the shipped runs on digits
 GEOMETRY = {"‖∇f‖": "grad_norm", "‖∇²f‖": "hessian_norm", "C": "curvature", "accuracy %": "accuracy"}
@@ -133,7 +133,7 @@ def softened_frame(seeds: Sequence[int], beta: float) -> pd.DataFrame:
     rows = []
     for seed in seeds:
         standard = training.recipe("digits", "standard", seed)
-        metrics = measure(with_beta(trained_net(standard), beta), standard)
+        metrics = measure(softened(trained_net(standard), beta), standard)
         rows.append({"arm": f"Standard, trained; then β set to {beta:g}", "seed": seed} | metrics)
     return pd.DataFrame(rows)
 

@@ -129,3 +129,25 @@ class LipschitzBatchNorm2d(_NormBase):
 
     def extra_repr(self) -> str:
         return f"{self.num_features}, gamma={self.gamma.item():.3g}, affine={self.affine}"
+
+
+@torch.no_grad()
+def refresh_statistics(model: nn.Module, x: Tensor, batch_size: int = 512) -> nn.Module:
+    """Take the running statistics of every BatchNorm again, from what arrives there for x (N, …), in place: ``model``.
+
+    All other layers are in the mode they are in. Of more than ``batch_size`` samples it is the mean over batches
+    (``torch.optim.swa_utils.update_bn`` passes over γ-BatchNorms, and switches dropout on). ValueError, of a layer: one
+    value a channel.
+    """
+    norms = [layer for layer in model.modules() if isinstance(layer, _NormBase) and layer.running_mean is not None]
+    before = [(norm.momentum, norm.training) for norm in norms]
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None  # the plain mean over batches
+        norm.train()
+    for part in x.tensor_split(math.ceil(len(x) / batch_size)):  # of equal sizes: each batch weighs the same
+        model(part)
+    for norm, (momentum, training) in zip(norms, before, strict=True):
+        norm.momentum = momentum
+        norm.train(training)
+    return model

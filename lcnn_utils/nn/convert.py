@@ -1,6 +1,7 @@
 """From any torchvision-style network to its low-curvature version, keeping what it computes where that is possible.
 
 A graph by torch.fx, run on an example, tells the image size of every convolution, what reads it, and what stays.
+:func:`softened` changes the activations alone, and needs neither.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import re
 import threading
 import warnings
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, TypeGuard
 
 import torch
@@ -159,24 +160,56 @@ def _lipschitz_from(bn: nn.BatchNorm2d, gamma: float, scale: float) -> Lipschitz
     return lipschitz
 
 
+def _with_neighbours(model: nn.Module) -> Iterator[tuple[nn.Module, nn.Parameter]]:
+    """Each layer, and the parameter that a new one in its place is like: the layer's own, or the one before."""
+    like = next(model.parameters(), nn.Parameter(torch.zeros(())))
+    for layer in model.modules():
+        like = next(layer.parameters(recurse=False), like)
+        yield layer, like
+
+
+def _softplus_for(activation: nn.Module, beta: float, like: nn.Parameter, trainable: bool = True) -> CenteredSoftplus:
+    """What stands in for a ReLU, a ReLU6 or a centered softplus."""
+    cap = 6.0 if type(activation) is nn.ReLU6 else getattr(activation, "cap", None)
+    softplus = CenteredSoftplus(beta, trainable, cap).to(like).train(activation.training)
+    softplus.beta = beta  # in the model's precision
+    softplus.log_beta.requires_grad_(trainable and like.requires_grad)
+    return softplus
+
+
+def softened(model: nn.Module, beta: float, *, trainable: bool = False, only_relus: bool = False) -> nn.Module:
+    """A copy whose ReLUs, ReLU6s and centered softplus layers (unless ``only_relus``) are centered softplus of one
+    sharpness ``beta``; all else stays as it is. So a trained net loses curvature without training, at the price of
+    accuracy where β is small.
+
+    ``model``: any ``nn.Module``; its layers are replaced, so ``F.relu`` in a forward is not seen and keeps its kink.
+    ``trainable``: whether each β is a parameter, to be trained if those before it are. One number for a whole net is
+    what *Curvature Tuning* turns (L. Hu, M. Gamba, R. Balestriero, NeurIPS 2025, arXiv:2502.07783), of a mixture of
+    SiLU and softplus. Raises ValueError: no such layer, β outside ``softplus.BETA_RANGE``.
+    """
+    copied = copy.deepcopy(model)
+    kinds = RELUS if only_relus else (*RELUS, CenteredSoftplus)
+    pairs = [(layer, like) for layer, like in _with_neighbours(copied) if type(layer) in kinds]
+    if not pairs:
+        raise ValueError(
+            f"{type(model).__name__} has nothing to soften: no nn.ReLU, nn.ReLU6 or CenteredSoftplus module was found; "
+            "write nn.ReLU() in place of F.relu, which is not seen"
+        )
+    return replace_layers(copied, {layer: _softplus_for(layer, beta, like, trainable) for layer, like in pairs}.get)
+
+
 def _replacements(
     model: nn.Module, scales: dict[nn.Module, float], beta: float, gamma: float
 ) -> dict[nn.Module, nn.Module]:
     """What stands in for each BatchNorm and ReLU."""
     replacements: dict[nn.Module, nn.Module] = {}
-    # the parameter that γ and β are like: the layer's own, or the one before
-    like = next(model.parameters(), nn.Parameter(torch.zeros(())))
-    for layer in model.modules():
-        like = next(layer.parameters(recurse=False), like)
+    for layer, like in _with_neighbours(model):
         if _is_batch_norm(layer):
             batch_norm = _lipschitz_from(layer, gamma, scales.get(layer, 1.0))
             batch_norm.log_gamma.requires_grad_(like.requires_grad)
             replacements[layer] = batch_norm
         elif type(layer) in RELUS:
-            softplus = CenteredSoftplus(beta, cap=6.0 if type(layer) is nn.ReLU6 else None).to(like)
-            softplus.beta = beta  # in the model's precision
-            softplus.log_beta.requires_grad_(like.requires_grad)
-            replacements[layer] = softplus
+            replacements[layer] = _softplus_for(layer, beta, like)
     return replacements
 
 

@@ -156,16 +156,6 @@ def mlp(
     return nn.Sequential(*layers, nn.Linear(sizes[-2], sizes[-1]))
 
 
-def set_beta(model: nn.Module, beta: float) -> nn.Module:
-    """Give every centered softplus of ``model`` the sharpness ``beta``, in place (ValueError: there is none)."""
-    layers = [module for module in model.modules() if isinstance(module, CenteredSoftplus)]
-    if not layers:
-        raise ValueError("this model has no CenteredSoftplus: convert it with to_low_curvature first")
-    for layer in layers:
-        layer.beta = beta
-    return model
-
-
 def relu_reading(model: nn.Module) -> nn.Module:
     """A copy with the same weights whose activations are ReLUs (the limit β → ∞)."""
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 import numbers
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -60,11 +61,15 @@ def centered_softplus(x: Tensor, beta: float | Tensor, cap: float | None = None)
         beta = torch.where(beta > 0, beta, torch.nan).to(z.dtype)
     else:
         beta = z.new_tensor(check_positive(beta, "beta"))
-    if cap is None:
-        return _centered(z, beta).to(x.dtype)
-    reach, least = 40 / beta.detach(), z.new_tensor(-check_positive(cap, "cap"))
-    z = torch.clamp(z, -reach, cap + reach)  # beyond, the slope is 0 in float64, and infinities give NaN
-    return (_centered(z, beta) - _centered(z - cap, beta) + _centered(least, beta)).to(x.dtype)
+    soft = lambda z: _centered(z, beta)
+    return (soft(z) if cap is None else _capped(soft, z, beta, cap)).to(x.dtype)
+
+
+def _capped(soft: Callable[[Tensor], Tensor], z: Tensor, beta: Tensor, cap: float) -> Tensor:
+    """s₀(z) − s₀(z − c) + s₀(−c), of a cap c."""
+    reach = 40 / beta.detach()
+    z = torch.clamp(z, -reach, check_positive(cap, "cap") + reach)  # beyond, the slope is 0, and infinities give NaN
+    return soft(z) - soft(z - cap) + soft(z.new_tensor(-cap))
 
 
 def beta_of(log_beta: Tensor) -> Tensor:
@@ -123,8 +128,10 @@ class _OneBeta(torch.autograd.Function):
 @fx.wrap
 def _activation(x: Tensor, log_beta: Tensor, cap: float | None) -> Tensor:
     """What :class:`CenteredSoftplus` computes: one node of a graph that torch.fx traces."""
-    if cap is None and eager():
-        return _OneBeta.apply(wide(x), log_beta).to(x.dtype)
+    if eager():
+        soft = lambda z: _OneBeta.apply(z, log_beta)
+        y = soft(wide(x)) if cap is None else _capped(soft, wide(x), beta_of(log_beta), cap)
+        return y.to(x.dtype)
     beta = beta_of(log_beta)
     if torch.compiler.is_compiling() and x.ndim == 4:
         beta = beta.expand(1, x.shape[1], 1, 1)  # so its gradient is summed along with BatchNorm's

@@ -26,7 +26,7 @@ from ..attacks.pgd import UNIT, Box, check, scale
 from ..curvature import evaluating, geometry, length, measuring, prepare, scalar_of
 from ..data import Images, floats
 from ..lab import check_choice
-from ..nn import refresh_norms
+from ..nn import refresh_norms, refresh_statistics
 from .attribution import explain
 
 LENGTHS = (1e-3, 2.5e-3, 5e-3, 1e-2, 2.5e-2, 5e-2, 1e-1)  # ‖η‖₂ of the paper's figure
@@ -272,10 +272,7 @@ def randomized(model: nn.Module, x: Tensor, seed: int = 0) -> nn.Module:
                 p.copy_(p.flatten()[torch.randperm(p.numel(), generator=generator).to(p.device)].view_as(p))
         refresh_norms(copied)
         for module in copied.modules():
-            if isinstance(getattr(module, "running_mean", None), Tensor):  # BatchNorm of either kind
-                module.momentum = 1.0  # type: ignore[assignment]  # nothing is left of what was
+            if isinstance(module, parametrize.ParametrizationList):
                 module.train()
-            elif isinstance(module, parametrize.ParametrizationList):
-                module.train()
-        copied(x)
+        refresh_statistics(copied, x)
     return copied.eval()

@@ -17,7 +17,7 @@ from safetensors.torch import save
 from torch import Generator, Tensor, nn
 
 from ..lab import atomic_path, store_root
-from .recipe import Recipe
+from .recipe import Recipe, Training
 
 GONE = {"penalty_eval": False, "published": False, "channels_last": None}  # older recipes' fields, as all had them
 RENAMED = {"held_out": "validation_fraction"}
@@ -35,17 +35,17 @@ class Damaged(RuntimeError):
 def run_name(recipe: Recipe) -> str:
     """A recipe's file name: it ends in a hash of every field that is not at its default. ValueError: no recipe."""
     if not isinstance(recipe, Recipe):
-        raise ValueError(f"a {type(recipe).__name__} is no recipe: use Recipe(dataset, method, …)")
+        raise ValueError(f"a {type(recipe).__name__} is no recipe: use Recipe(dataset=…, method=…)")
     defaults = {field.name: field.default for field in dataclasses.fields(Recipe)}
     changed = {name: value for name, value in dataclasses.asdict(recipe).items() if value != defaults[name]}
     code = hashlib.sha256(json.dumps(changed, sort_keys=True).encode()).hexdigest()[:12]
     return f"{recipe.dataset}-{recipe.method}-seed{recipe.seed}-{code}"
 
 
-def recipe_of(fields: dict[str, Any]) -> Recipe:
-    """The recipe of the fields in a file, of which older ones name some that are ``GONE`` or ``RENAMED``."""
+def recipe_of(fields: dict[str, Any], kind: type[Training] = Recipe) -> Any:
+    """The recipe (or Training) of the fields in a file; older ones name some that are ``GONE`` or ``RENAMED``."""
     kept = {name: value for name, value in fields.items() if (name, value) not in GONE.items()}
-    return Recipe(**{RENAMED.get(name, name): value for name, value in kept.items()})
+    return kind(**{RENAMED.get(name, name): value for name, value in kept.items()})
 
 
 def state_path(recipe: Recipe) -> Path:
@@ -108,12 +108,15 @@ def epochs_done(path: Path) -> int:
 
 @dataclass
 class State:
-    """All that training needs to go on. ``about``: the seconds it took so far, and where."""
+    """All that training needs to go on. ``n``: samples of own data, as a check that they are the same; ``random``: the
+    state of torch's global generator; ``about``: the seconds it took so far, and where."""
 
-    recipe: Recipe
+    recipe: Training
     model: nn.Module
     momenta: list[Tensor]
     generator: Generator
+    n: int | None = None
+    random: Tensor = field(default_factory=lambda: Generator().manual_seed(0).get_state())
     history: list[dict[str, float]] = field(default_factory=list)
     about: dict[str, Any] = field(default_factory=lambda: {"seconds": 0.0, "made_on": []})
 
@@ -126,20 +129,24 @@ class State:
             "recipe": json.dumps(dataclasses.asdict(self.recipe)),
             "history": json.dumps(self.history),
             "about": json.dumps(self.about),
+            "samples": json.dumps(self.n),
         }
-        write(path, tensors | {"generator": self.generator.get_state()}, metadata)
+        write(path, tensors | {"generator": self.generator.get_state(), "random": self.random}, metadata)
 
     def load(self, path: Path) -> None:
         """Put a saved state back, in place. Raises Damaged: also if it is another recipe's, or of another version."""
         try:
             tensors, metadata = read(path)
-            if recipe_of(json.loads(metadata["recipe"])) != self.recipe:
+            if recipe_of(json.loads(metadata["recipe"]), type(self.recipe)) != self.recipe:
                 raise ValueError("it is the state of another recipe")
+            if json.loads(metadata.get("samples", "null")) != self.n:
+                raise ValueError(f"it is the state of a training on {metadata['samples']} samples, not {self.n}")
             weights = {k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")}
             self.model.load_state_dict(weights)
             for index, value in enumerate(self.momenta):
                 value.copy_(tensors[f"momentum.{index}"].reshape(value.shape))
             self.generator.set_state(tensors["generator"])
+            self.random = tensors.get("random", self.random)
             self.history, self.about = json.loads(metadata["history"]), json.loads(metadata["about"])
         except DAMAGE as error:
             raise Damaged(path, error, "delete it, or call fit(…, resume=False) to train again") from None

@@ -1,13 +1,14 @@
-"""Training: a recipe's samples and network, one step, and the loop, which goes on where it was stopped."""
+"""Training: a recipe's network, one step, and the loop for any network, which goes on where it was stopped."""
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import math
 import platform
 import time
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ import torch
 from torch import Generator, Tensor, nn
 from tqdm import tqdm
 
-from .. import __version__, data
+from .. import __version__
 from ..curvature import geometry
 from ..lab import check_choice, keep_memory, pick_device
 from ..nn import (
@@ -30,69 +31,13 @@ from ..nn import (
     sigma_error,
     vgg11,
 )
+from .batches import Batch, Device, Feed, Samples, own_feed, read_batches, recipe_feed
 from .checkpoint import State, epochs_done, locked, state_path
 from .objectives import OBJECTIVES
-from .recipe import INPUTS, METHODS, ONLY, Recipe
+from .recipe import INPUTS, METHODS, ONLY, Recipe, Training
 
-TRAINING = {"moons": 400, "digits": 1437, "cifar10": 50_000, "cifar100": 50_000, "svhn": 73_257}  # samples to train on
-MOONS_TEST = 1000, 1_000_000  # points to test on, and what is added to the seed for them
-MOONS_STEPS = 20  # an epoch, each on all points
-SPLIT_SEED = 20_221_128  # of the one permutation that says what is held out
-PROBES, PRODUCTS = 16, 4  # training images of the history's curvature, and its Hessian-vector products
-Batch = tuple[Tensor, Tensor]
-Device = str | torch.device | None
+PRODUCTS = 4  # Hessian-vector products of the history's curvature
 Watch = Callable[[pd.DataFrame, nn.Module], None] | None  # history, model
-
-
-def validation_split(n: int, fraction: float) -> tuple[Tensor, Tensor]:
-    """Ascending indices of those of n samples to train on, and of those held out: the same for all methods and seeds; a
-    larger fraction holds out the same and more. ValueError: one of the two parts would be empty."""
-    count = round(fraction * n)
-    if fraction and not 0 < count < n:
-        what = f"validation_fraction={fraction:g} holds out {count} of {n} samples"
-        raise ValueError(f"{what}: leave at least one on each side")
-    order = torch.randperm(n, generator=Generator().manual_seed(SPLIT_SEED))
-    return order[count:].sort().values, order[:count].sort().values
-
-
-def _split(recipe: Recipe, split: str, device: Device) -> Batch:
-    """:func:`samples`, but images as bytes: CIFAR's training set as float32 would be 600 MB."""
-    check_choice(split, ("train", "validation", "test"), "split")
-    if split == "validation" and not recipe.validation_fraction:
-        raise ValueError("this recipe holds nothing out: give it validation_fraction=0.2, say, or ask for 'test'")
-    source = "test" if split == "test" else "train"
-    if recipe.dataset == "moons":
-        points, offset = MOONS_TEST if source == "test" else (TRAINING["moons"], 0)
-        x, y = data.two_moons(points, noise=0.15, seed=recipe.seed + offset)
-    else:
-        images = data.load(recipe.dataset, source)  # on the CPU, so that the device never holds what isn't chosen
-        x, y = images.x, images.y
-    if source == "train" and recipe.validation_fraction:
-        kept, out = validation_split(len(y), recipe.validation_fraction)
-        chosen = out if split == "validation" else kept
-        x, y = x[chosen], y[chosen]
-    device = pick_device(device)
-    return x.to(device), y.to(device)
-
-
-def _floats(x: Tensor) -> Tensor:
-    """Bytes of images as numbers in [0, 1]; points as they are."""
-    return x.float() / 255 if x.dtype == torch.uint8 else x
-
-
-def samples(recipe: Recipe, split: str, device: torch.device | str = "cpu") -> Batch:
-    """A split as (x, y): images (N, C, H, W) in [0, 1] or points (N, 2), and labels (N,). ``split``: ``train`` without
-    what is held out, ``validation`` or ``test``. ValueError: another split, or nothing is held out."""
-    x, y = _split(recipe, split, device)
-    return _floats(x), y
-
-
-def steps_an_epoch(recipe: Recipe) -> int:
-    """Training steps an epoch, the last partial batch left out. Moons: the full batch, 20 times."""
-    if recipe.dataset == "moons":
-        return MOONS_STEPS
-    n = TRAINING[recipe.dataset]
-    return max(1, (n - round(recipe.validation_fraction * n)) // recipe.batch_size)
 
 
 def build(recipe: Recipe) -> nn.Module:
@@ -124,7 +69,7 @@ def accuracy(model: nn.Module, x: Tensor, y: Tensor, batch_size: int = 1024) -> 
     return torch.cat(hits).float().mean().item()
 
 
-def learning_rate(recipe: Recipe, progress: float) -> float:
+def learning_rate(recipe: Training, progress: float) -> float:
     """The rate after a share ``progress`` in [0, 1] of training. ``onecycle``: up to ``recipe.lr`` over the first 30 %,
     then along a cosine to 0 (L. Smith, N. Topin, arXiv:1708.07120). ``steps``: the authors'."""
     if recipe.schedule == "steps":
@@ -134,19 +79,20 @@ def learning_rate(recipe: Recipe, progress: float) -> float:
     return recipe.lr * 0.5 * (1 + math.cos(math.pi * (progress - 0.3) / 0.7))
 
 
-def make_optimizer(recipe: Recipe, model: nn.Module) -> tuple[torch.optim.SGD, list[Tensor]]:
+def make_optimizer(recipe: Training, model: nn.Module) -> tuple[torch.optim.SGD, list[Tensor]]:
     """Nesterov's SGD, no decay on log β and log γ, and its momenta, made at once so that a state can be put back."""
-    ours = [p for name, p in model.named_parameters() if name.endswith(("log_beta", "log_gamma"))]
-    plain = [p for name, p in model.named_parameters() if not name.endswith(("log_beta", "log_gamma"))]
+    trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    ours = [p for name, p in trained if name.endswith(("log_beta", "log_gamma"))]
+    plain = [p for name, p in trained if not name.endswith(("log_beta", "log_gamma"))]
     groups: list[dict[str, Any]] = [{"params": plain}, {"params": ours, "weight_decay": 0.0}]
-    options: dict[str, Any] = dict(weight_decay=recipe.weight_decay, fused=plain[0].device.type in ("cpu", "cuda"))
+    options: dict[str, Any] = dict(weight_decay=recipe.weight_decay, fused=trained[0][1].device.type in ("cpu", "cuda"))
     optimizer = torch.optim.SGD(groups, recipe.lr, recipe.momentum, nesterov=recipe.momentum > 0, **options)
     for p in (*plain, *ours):
         optimizer.state[p]["momentum_buffer"] = torch.zeros_like(p)
     return optimizer, [optimizer.state[p]["momentum_buffer"] for p in (*plain, *ours)]
 
 
-def autocast(recipe: Recipe, device: torch.device) -> torch.autocast:
+def autocast(recipe: Training, device: torch.device) -> torch.autocast:
     """bfloat16 as the recipe says; by default where a GPU computes in it."""
     able = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
     return torch.autocast(device.type, torch.bfloat16, enabled=able if recipe.bfloat16 is None else recipe.bfloat16)
@@ -164,12 +110,12 @@ def has_compiler(device: torch.device) -> bool:
     return True
 
 
-def compiles(recipe: Recipe, device: torch.device) -> bool:
-    """As the recipe says. By default on a GPU (a CPU's fused kernels are faster than what the compiler makes), a CNN
-    without second derivatives, which compiled code doesn't have."""
+def compiles(recipe: Training, device: torch.device) -> bool:
+    """As the recipe says. By default on a GPU (a CPU's fused kernels are faster than what the compiler makes), a CNN of
+    ours without second derivatives, which compiled code doesn't have."""
     if recipe.compile is not None:
         return recipe.compile
-    if device.type != "cuda" or recipe.model == "mlp":
+    if device.type != "cuda" or not isinstance(recipe, Recipe) or recipe.model == "mlp":
         return False
     if recipe.derivative == "exact" and recipe.method in ONLY["derivative"]:
         return False
@@ -177,12 +123,12 @@ def compiles(recipe: Recipe, device: torch.device) -> bool:
 
 
 def training_step(
-    recipe: Recipe, model: nn.Module, optimizer: torch.optim.Optimizer, x: Tensor, y: Tensor, **told: Any
+    recipe: Training, model: nn.Module, optimizer: torch.optim.Optimizer, x: Tensor, y: Tensor, **told: Any
 ) -> dict[str, Tensor]:
     """Loss of a batch, gradients, optimiser → the objective's terms. ``told``: what else the objective is told
     (``progress``, ``generator``). Within ``nn.norms_once_a_step``, call its function before each step."""
     with autocast(recipe, x.device):
-        loss, terms = OBJECTIVES[recipe.method](model, x, y, recipe, **told)
+        loss, terms = OBJECTIVES[recipe.method](model, x, y, **recipe.objective(), **told)
     optimizer.zero_grad(set_to_none=True)
     loss.backward()
     optimizer.step()
@@ -199,11 +145,13 @@ def made_on(device: torch.device) -> dict[str, Any]:
 
 def _measured(model: nn.Module, probe: Batch) -> dict[str, float]:
     """What the history says of the model after an epoch."""
-    try:
-        curvature = geometry(model, *probe, method="power", max_iter=PRODUCTS).curvature.mean().item()
-    except ValueError:  # derivatives overflow while the running statistics are still far off
-        curvature = math.nan
-    row = {"curvature": curvature, "sigma_error": sigma_error(model)}
+    row = {}
+    if len(probe[0]):
+        try:
+            row["curvature"] = geometry(model, *probe, method="power", max_iter=PRODUCTS).curvature.mean().item()
+        except ValueError:  # derivatives overflow while the running statistics are still far off
+            row["curvature"] = math.nan
+    row["sigma_error"] = sigma_error(model)
     for name, module in model.named_modules():
         if isinstance(module, CenteredSoftplus) and isinstance(module.log_beta, nn.Parameter):
             row[f"beta {name}"] = module.beta.item()
@@ -212,24 +160,46 @@ def _measured(model: nn.Module, probe: Batch) -> dict[str, float]:
     return row
 
 
-def _batches(recipe: Recipe, x: Tensor, y: Tensor, generator: Generator) -> Iterable[Batch]:
-    """An epoch's batches."""
-    if recipe.dataset == "moons":
-        return [(x, y)] * MOONS_STEPS
-    images = data.Images(x, y, (), recipe.dataset)
-    return data.batches(images, recipe.batch_size, augment=recipe.augment, generator=generator, drop_last=True)
+def _validated(model: nn.Module, val: Samples | None, classes: int, device: torch.device) -> dict[str, float]:
+    """What the history says of the samples held out."""
+    if val is None:
+        return {}
+    model.eval()
+    parts = [(accuracy(model, x, y), len(y)) for x, y in read_batches(val, classes, device)]
+    return {"val_accuracy": sum(part * n for part, n in parts) / sum(n for _, n in parts)}
+
+
+class Ceilings:
+    """``max_beta`` and ``max_gamma``: what no β and no γ may exceed as training goes on."""
+
+    def __init__(self, recipe: Training, model: nn.Module) -> None:
+        self.falls: list[tuple[list[Tensor], float, float]] = []  # log β or log γ of all layers; the ceiling's two ends
+        for kind, name, end in (
+            (CenteredSoftplus, "log_beta", recipe.max_beta),
+            (LipschitzBatchNorm2d, "log_gamma", recipe.max_gamma),
+        ):
+            logs = [getattr(module, name).detach() for module in model.modules() if isinstance(module, kind)]
+            if end is not None and logs:
+                self.falls.append((logs, max(log.item() for log in logs), math.log(end)))
+
+    def lower(self, progress: float) -> None:
+        """Cut every β and γ to its ceiling after a share ``progress`` in [0, 1] of training."""
+        for logs, start, end in self.falls:
+            ceiling = start + (end - start) * min(2 * progress, 1.0)
+            for log in logs:
+                log.clamp_(max=ceiling)
 
 
 def _train(
-    state: State, path: Path, optimizer: torch.optim.SGD, device: torch.device, progress: bool, watch: Watch
-) -> None:
+    state: State, path: Path | None, optimizer: torch.optim.SGD, feed: Feed, ceilings: Ceilings, val: Samples | None,
+    progress: bool, watch: Watch,
+) -> None:  # fmt: skip
     """All epochs that are missing from the state, which is written to ``path`` after each."""
+    device = feed.probe[0].device
     begun = time.perf_counter() - state.about["seconds"]
     if (place := made_on(device)) not in state.about["made_on"]:
         state.about["made_on"].append(place)
     recipe, model, generator = state.recipe, state.model, state.generator
-    x_train, y_train = _split(recipe, "train", device)
-    probe = _floats(x_train[:PROBES]), y_train[:PROBES]
     network: Any = torch.compile(model, dynamic=False) if compiles(recipe, device) else model
     missing = range(len(state.history), recipe.epochs)
     bar = tqdm(missing, f"{recipe.method} seed {recipe.seed}", leave=False, disable=not progress)
@@ -237,61 +207,127 @@ def _train(
         for epoch in bar:
             model.train()
             log: list[Tensor] = []
-            for index, (x, y) in enumerate(_batches(recipe, x_train, y_train, generator)):
-                done = (epoch + index / steps_an_epoch(recipe)) / recipe.epochs
+            for index, (x, y) in enumerate(feed.batches(generator)):
+                done = (epoch + index / feed.steps) / recipe.epochs
                 for group in optimizer.param_groups:
                     group["lr"] = learning_rate(recipe, done)
+                ceilings.lower(done)
                 advance()
                 terms = training_step(recipe, network, optimizer, x, y, progress=done, generator=generator)
                 log.append(torch.stack([term.float() for term in terms.values()]))
+            ceilings.lower((epoch + 1) / recipe.epochs)
             advance()
             values = torch.stack(log).cpu()  # waits for the device
             if not all(bool(value.isfinite().all()) for value in (values, *model.state_dict().values())):
                 what = f"the loss or a weight is not finite in epoch {epoch + 1} of {recipe}"
                 raise RuntimeError(f"{what}: lower lr (now {recipe.lr:g}), or the λ of its penalty")
             means = dict(zip(terms, values.mean(0).tolist(), strict=True))
-            state.history.append({"epoch": epoch + 1} | means | _measured(model, probe))
+            means |= _validated(model, val, feed.classes, device)
+            state.history.append({"epoch": epoch + 1} | means | _measured(model, feed.probe))
             state.about["seconds"] = round(time.perf_counter() - begun, 3)
-            state.save(path)
+            state.random = torch.get_rng_state()
+            if path is not None:
+                state.save(path)
             if watch is not None:
                 watch(pd.DataFrame(state.history), model)
-            bar.set_postfix({name: f"{state.history[-1][name]:.3g}" for name in (*means, "curvature")})
+            shown = {name: value for name, value in state.history[-1].items() if name in (*means, "curvature")}
+            bar.set_postfix({name: f"{value:.3g}" for name, value in shown.items()})
 
 
-def fit(
-    recipe: Recipe, *, device: Device = None, progress: bool = True, resume: bool = True, watch: Watch = None
-) -> tuple[nn.Module, pd.DataFrame]:
-    """Train the recipe: (model in eval mode with its norms refreshed, history with one row an epoch).
-
-    After each epoch the whole state is written, so a run that was stopped goes on from there, on the CPU bit for bit,
-    and one that is finished is read back; processes that want the same run take turns.
-    ``resume=False`` trains again over an older state; ``watch`` is called with history and model after each epoch.
-
-    The history's columns: epoch; the objective's terms, means over the epoch's steps; ``curvature``, mean C_f of 16
-    training images after 4 Hessian-vector products; ``sigma_error``; β and γ of each layer. ``history.attrs``: the
-    ``seconds`` of all sittings together, and where they were ``made_on``. RuntimeError: no such device, a loss or a
-    weight is not finite, not enough memory, or a damaged state. OSError: it cannot be written.
-    """
-    device, path = pick_device(device), state_path(recipe)
-    with nullcontext() if resume and epochs_done(path) == recipe.epochs else locked(path):
-        keep_memory()
-        model = build(recipe).to(device)
-        optimizer, momenta = make_optimizer(recipe, model)
-        state = State(recipe, model, momenta, Generator().manual_seed(recipe.seed))
-        if resume and path.exists():
-            state.load(path)
-        if len(state.history) < recipe.epochs:
-            try:
-                _train(state, path, optimizer, device, progress, watch)
-            except RuntimeError as error:
-                if isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error):
-                    why = f"not enough memory on {device} for {recipe}: use a smaller batch_size"
-                    raise RuntimeError(why) from None
-                raise
-            finally:
-                if compiles(recipe, device):
-                    torch._dynamo.reset()  # the number of versions that it keeps of a function is limited
+def _run(
+    recipe: Training, model: nn.Module, feed: Callable[[], Feed], path: Path | None, device: torch.device,
+    val: Samples | None, progress: bool, resume: bool, watch: Watch, n: int | None = None,
+) -> tuple[nn.Module, pd.DataFrame]:  # fmt: skip
+    """Train ``model``, or read it back from ``path``: what both ``fit`` and ``fit_recipe`` do."""
+    keep_memory()
+    model.to(device)
+    optimizer, momenta = make_optimizer(recipe, model)
+    ceilings = Ceilings(recipe, model)
+    state = State(recipe, model, momenta, Generator().manual_seed(recipe.seed), n)
+    if resume and path is not None and path.exists():
+        state.load(path)
+    if len(state.history) < recipe.epochs:
+        try:
+            with torch.random.fork_rng(devices=[]):  # dropout draws from the global generator
+                torch.set_rng_state(state.random)
+                _train(state, path, optimizer, feed(), ceilings, val, progress, watch)
+        except RuntimeError as error:
+            if isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error):
+                why = f"not enough memory on {device} for {recipe}: use a smaller batch_size"
+                raise RuntimeError(why) from None
+            raise
+        finally:
+            if compiles(recipe, device):
+                torch._dynamo.reset()  # the number of versions that it keeps of a function is limited
     refresh_norms(model)
     history = pd.DataFrame(state.history)
     history.attrs |= state.about
     return model.eval(), history
+
+
+def fit(
+    model: nn.Module,
+    train: Samples,
+    training: Training | None = None,
+    *,
+    val: Samples | None = None,
+    state: str | Path | None = None,
+    device: Device = None,
+    progress: bool = True,
+    resume: bool = True,
+    workers: int = 0,
+    curvature: bool = True,
+    watch: Watch = None,
+    **settings: Any,
+) -> tuple[nn.Module, pd.DataFrame]:
+    """Train any network on any data, in place → (it in eval mode with its norms refreshed, history, a row an epoch).
+
+    Args:
+        model: gives logits (N, K). For ``lcnn``, ``lcnn_gradreg`` and ``minimal`` with layers of ``nn``, as
+            ``nn.to_low_curvature`` makes them. What lies outside [0, 1] it normalises itself: begin it with
+            ``torchvision.transforms.Normalize``.
+        train: images (N, C, H, W) in [0, 1] or points (N, d), with labels (N,) in 0..K−1: a pair of tensors, Images,
+            or a torch Dataset, which ``workers`` processes read. The last, smaller batch of an epoch is left out.
+        val: samples held out, for the history's ``val_accuracy``.
+        training, settings: fields of :class:`Training`: ``method="lcnn"``, ``epochs``, ``batch_size``, ``lr``,
+            ``lambda_beta``, …
+        state: a file (safetensors) that is written after each epoch: what was stopped goes on from there, on the CPU
+            bit for bit, and what is finished is read back; ``resume=False`` trains again over it.
+        curvature: whether the history has C, the mean over one training image for 250, 16 at most, after 4
+            Hessian-vector products; this takes about as long as a few steps.
+        watch: called with history and model after each epoch.
+
+    The history's columns: epoch; the objective's terms, means over the epoch's steps; ``val_accuracy``; ``curvature``;
+    ``sigma_error``; β and γ of each layer.
+    ``history.attrs``: the ``seconds`` of all sittings together, and where they were ``made_on``.
+
+    Raises ValueError before training: unknown settings, images that are not float in [0, 1], labels out of range or all
+    the same, a model that can't be trained on them or has nothing that the method penalises. RuntimeError: no such
+    device, a loss or a weight is not finite, not enough memory, a damaged state. OSError: it cannot be written.
+    """
+    known = tuple(field.name for field in dataclasses.fields(training or Training))
+    for name in settings:
+        check_choice(name, known, "setting of a training")
+    training = dataclasses.replace(training or Training(), **settings)
+    device, path = pick_device(device), None if state is None else Path(state).expanduser()
+    model.to(device)
+    feed = own_feed(model, train, training, device, workers, watched=curvature)
+    for _ in () if val is None else read_batches(val, feed.classes, device, training.batch_size):
+        break  # the first batch is looked at now
+    with nullcontext() if path is None else locked(path):
+        return _run(training, model, lambda: feed, path, device, val, progress, resume, watch, feed.n)
+
+
+def fit_recipe(
+    recipe: Recipe, *, device: Device = None, progress: bool = True, resume: bool = True, watch: Watch = None
+) -> tuple[nn.Module, pd.DataFrame]:
+    """Train the network of a recipe on its dataset: what it returns, ``watch`` and the errors as of :func:`fit`.
+
+    Its state lies in the store, under a name made of the recipe. A run that is finished is read back; processes that
+    want the same run take turns. ``resume=False`` trains again over an older state. The history's ``curvature`` is the
+    mean over 16 training images.
+    """
+    device, path = pick_device(device), state_path(recipe)
+    feed = lambda: recipe_feed(recipe, device)
+    with nullcontext() if resume and epochs_done(path) == recipe.epochs else locked(path):
+        return _run(recipe, build(recipe), feed, path, device, None, progress, resume, watch)

@@ -1,10 +1,11 @@
 """What each method minimises.
 
-Every objective is a function of (model in training mode, x (N, …), y (N,), recipe) that returns the loss of the batch
-and the terms to log. Two are told more: ``progress``, how far training has come (0 to 1), and the ``generator`` of
-random starts. ℓ is the cross-entropy of one sample's true label, gₙ the input gradient of the batch's Σℓ at sample n.
-Penalties on gradients are exact, by a second backward pass, or (``recipe.derivative``) a difference along a direction,
-which also runs compiled. Only a step's first pass moves running statistics, and all draw the same masks of dropout.
+Every objective is a function of (model in training mode, x (N, …), y (N,)) and its own few hyper-parameters, by name,
+that returns the loss of the batch and the terms to log. ``fit`` also tells it ``progress``, how far training has come
+(0 to 1), and the ``generator`` of random starts. ℓ is the cross-entropy of one sample's true label, gₙ the input
+gradient of the batch's Σℓ at sample n. Penalties on gradients are exact, by a second backward pass, or (``derivative``)
+a "difference" along a direction, which also runs compiled. Only a step's first pass moves running statistics, and all
+draw the same masks of dropout.
 
 References: S. Srinivas et al., NeurIPS 2022, arXiv:2206.07144; H. Drucker, Y. LeCun, IEEE TNN 3 (1992) and C. Finlay,
 A. Oberman, arXiv:1905.11468 (GradReg, exact and by differences); S.-M. Moosavi-Dezfooli et al., CVPR 2019,
@@ -29,59 +30,66 @@ from ..attacks import perturb
 from ..curvature import evaluating, scalar_of
 from ..data import check_images
 from ..nn import CenteredSoftplus, LipschitzBatchNorm2d, SpectralNorm, beta_of
-from .recipe import Recipe
 
 STEP = 1e-2  # of differences: the root mean square over the samples of how far they move; C. Finlay and A. Oberman's h
 Terms = tuple[Tensor, dict[str, Tensor]]
 Network = Callable[[Tensor], Tensor]
 
 
-def standard(model: nn.Module, x: Tensor, y: Tensor, recipe: Recipe, **_: Any) -> Terms:
+def standard(model: nn.Module, x: Tensor, y: Tensor, **_: Any) -> Terms:
     """Cross-entropy: mean ℓ. (``softplus_wd`` and ``relu`` too: only their nets differ.)"""
     logits = model(x)
     loss = F.cross_entropy(logits, y)
     return loss, {"loss": loss.detach(), "accuracy": (logits.detach().argmax(1) == y).float().mean()}
 
 
-def lcnn(model: nn.Module, x: Tensor, y: Tensor, recipe: Recipe, **_: Any) -> Terms:
+def lcnn(model: nn.Module, x: Tensor, y: Tensor, *, lambda_beta: float, lambda_gamma: float = 0.0, **_: Any) -> Terms:
     """mean ℓ + λ_β Σ_l β_l + λ_γ Σ_l |log γ_l|, over activations and γ-BatchNorms."""
-    loss, terms = standard(model, x, y, recipe)
-    penalty, sums = layer_penalty(model, recipe)
+    loss, terms = standard(model, x, y)
+    penalty, sums = layer_penalty(model, lambda_beta, lambda_gamma)
     return loss + penalty, terms | sums
 
 
-def gradreg(model: nn.Module, x: Tensor, y: Tensor, recipe: Recipe, **_: Any) -> Terms:
+def gradreg(
+    model: nn.Module, x: Tensor, y: Tensor, *, lambda_grad: float, derivative: str = "exact", **_: Any
+) -> Terms:
     """mean ℓ + λ_grad · mean ‖gₙ‖² (GradReg), with BatchNorm in training mode: in eval mode shrinking a weight would
     flatten the function of the running statistics, which lag behind, but not the one being trained."""
     x, again = x.detach().requires_grad_(), repeated(model, x)
-    loss, terms = standard(model, x, y, recipe)
-    loss, squared = squared_gradient(model, x, y, loss, recipe, again=again)
-    return loss + recipe.lambda_grad * squared, terms | {"squared_gradient": squared.detach()}
+    loss, terms = standard(model, x, y)
+    loss, squared = squared_gradient(model, x, y, loss, derivative, again=again)
+    return loss + lambda_grad * squared, terms | {"squared_gradient": squared.detach()}
 
 
-def lcnn_gradreg(model: nn.Module, x: Tensor, y: Tensor, recipe: Recipe, **_: Any) -> Terms:
+def lcnn_gradreg(
+    model: nn.Module, x: Tensor, y: Tensor, *, lambda_beta: float, lambda_gamma: float = 0.0, **gradient: Any
+) -> Terms:
     """:func:`gradreg` with the penalties of :func:`lcnn`. In a net without Lipschitz layers this is ``minimal``."""
-    loss, terms = gradreg(model, x, y, recipe)
-    penalty, sums = layer_penalty(model, recipe)
+    loss, terms = gradreg(model, x, y, **gradient)
+    penalty, sums = layer_penalty(model, lambda_beta, lambda_gamma)
     return loss + penalty, terms | sums
 
 
-def cure(model: nn.Module, x: Tensor, y: Tensor, recipe: Recipe, *, progress: float = 1.0, **_: Any) -> Terms:
+def cure(
+    model: nn.Module, x: Tensor, y: Tensor, *, lambda_cure: float, h: float = 1.0, derivative: str = "exact",
+    progress: float = 1.0, **_: Any,
+) -> Terms:  # fmt: skip
     """mean ℓ + λ_cure · mean ‖∇ℓ(x + hz) − ∇ℓ(x)‖², z = sign(g)/‖sign(g)‖ (CURE).
 
-    h grows linearly from a tenth of ``recipe.h`` to all of it in the first half of training, as its authors raise it
-    step by step. In code-22 h is fixed, and the penalty's passes move the running statistics too.
+    The step grows linearly from a tenth of h to all of it in the first half of training, as its authors raise it. In
+    code-22 it is fixed, and the penalty's passes move the running statistics too.
     """
     again = repeated(model, x)
-    loss, terms = standard(model, x, y, recipe)
-    h = recipe.h * (0.1 + 0.9 * min(progress / 0.5, 1.0))
-    change = gradient_change(model, x, y, recipe, h, again=again)
-    return loss + recipe.lambda_cure * change, terms | {"gradient_change": change.detach()}
+    loss, terms = standard(model, x, y)
+    h *= 0.1 + 0.9 * min(progress / 0.5, 1.0)
+    change = gradient_change(model, x, y, h, derivative, again=again)
+    return loss + lambda_cure * change, terms | {"gradient_change": change.detach()}
 
 
 def adversarial(
-    model: nn.Module, x: Tensor, y: Tensor, recipe: Recipe, *, generator: Generator | None = None, **_: Any
-) -> Terms:
+    model: nn.Module, x: Tensor, y: Tensor, *, eps: float, attack_steps: int = 3, generator: Generator | None = None,
+    **_: Any,
+) -> Terms:  # fmt: skip
     """mean ℓ(x + δ), with δ from ``attack_steps`` steps of L2 PGD on ℓ within ε, each of length 2.5 ε/steps.
 
     The attack knows the true labels, and the net is in eval mode meanwhile. In code-22 it takes steps of 0.01 away from
@@ -91,13 +99,13 @@ def adversarial(
     box = None if x.dim() == 2 else (0.0, 1.0)
     if box:
         check_images(x)
-    steps, length = recipe.attack_steps, 2.5 * recipe.eps / recipe.attack_steps
+    length = 2.5 * eps / attack_steps
     with evaluating(model):
-        moved = perturb(model, x, y, recipe.eps, steps=steps, step_size=length, box=box, generator=generator)
-    return standard(model, moved, y, recipe)
+        moved = perturb(model, x, y, eps, steps=attack_steps, step_size=length, box=box, generator=generator)
+    return standard(model, moved, y)
 
 
-OBJECTIVES = {
+OBJECTIVES: dict[str, Callable[..., Terms]] = {
     "standard": standard,
     "lcnn": lcnn,
     "gradreg": gradreg,
@@ -110,7 +118,7 @@ OBJECTIVES = {
 }
 
 
-def layer_penalty(model: nn.Module, recipe: Recipe) -> Terms:
+def layer_penalty(model: nn.Module, lambda_beta: float, lambda_gamma: float) -> Terms:
     """λ_β Σ_l β_l + λ_γ Σ_l |log γ_l|, and the two sums."""
     log_betas: list[Tensor] = [m.log_beta for m in model.modules() if isinstance(m, CenteredSoftplus)]
     log_gammas: list[Tensor] = [m.log_gamma for m in model.modules() if isinstance(m, LipschitzBatchNorm2d)]
@@ -118,7 +126,7 @@ def layer_penalty(model: nn.Module, recipe: Recipe) -> Terms:
     sum_beta = beta_of(torch.stack(log_betas)).sum() if log_betas else zero
     sum_gamma = torch.stack(log_gammas).abs().sum() if log_gammas else zero
     sums = {"sum_beta": sum_beta.detach(), "sum_abs_log_gamma": sum_gamma.detach()}
-    return recipe.lambda_beta * sum_beta + recipe.lambda_gamma * sum_gamma, sums
+    return lambda_beta * sum_beta + lambda_gamma * sum_gamma, sums
 
 
 def squared_gradient(
@@ -126,7 +134,7 @@ def squared_gradient(
     x: Tensor,
     y: Tensor,
     loss: Tensor,
-    recipe: Recipe,
+    derivative: str = "exact",
     step: float = STEP,
     again: Network | None = None,
 ) -> tuple[Tensor, Tensor]:
@@ -136,7 +144,7 @@ def squared_gradient(
     weights that turns ∇loss leaves that slope, the largest of all, as it is to first order, so d needs no derivative.
     ``again`` is the model with the masks of dropout that ``loss`` was computed with.
     """
-    if recipe.derivative == "exact":
+    if derivative == "exact":
         (gradient,) = torch.autograd.grad(loss, x, create_graph=True)
         return loss, len(x) * gradient.square().sum()
     weights = [p for p in model.parameters() if p.requires_grad]
@@ -150,11 +158,12 @@ def squared_gradient(
 
 
 def gradient_change(
-    model: nn.Module, x: Tensor, y: Tensor, recipe: Recipe, h: float, step: float = STEP, again: Network | None = None
-) -> Tensor:
+    model: nn.Module, x: Tensor, y: Tensor, h: float, derivative: str = "exact", step: float = STEP,
+    again: Network | None = None,
+) -> Tensor:  # fmt: skip
     """mean ‖∇ℓ(x + hz) − ∇ℓ(x)‖², a scalar, with each sample's own z; as a difference: of the slopes at both places
     along the direction in which the whole batch's gradient changed. ``again`` as in :func:`squared_gradient`."""
-    exact, run = recipe.derivative == "exact", again or model
+    exact, run = derivative == "exact", again or model
 
     def gradient(x: Tensor) -> Tensor:
         x = x.detach().requires_grad_()

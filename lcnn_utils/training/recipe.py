@@ -1,4 +1,4 @@
-"""A recipe, everything that determines a training run, and the recipes of each method at each scale."""
+"""How a network is trained, a recipe (all that determines a run), and the recipes of each method at each scale."""
 
 from __future__ import annotations
 
@@ -51,9 +51,10 @@ CHOICES = {
     "derivative": ("exact", "difference"),
 }
 AT_LEAST_ONE = ("width", "epochs", "batch_size", "attack_steps")
-POSITIVE = ("lr", "beta", "softplus", "gamma", "h", "eps")  # all other numbers may be 0
+POSITIVE = ("lr", "beta", "softplus", "gamma", "h", "eps", "max_beta", "max_gamma")  # all other numbers may be 0
 BELOW_ONE = ("momentum", "validation_fraction")
 LIMITS = {int: 2**31, float: math.inf}  # numpy and scikit-learn take seeds below 2**32, and `samples` adds to them
+OF_THE_NET = ("beta", "gamma", "softplus")  # what a method's network starts with, not its objective
 
 
 def _number(name: str, value: Any, kind: type) -> int | float:
@@ -68,17 +69,15 @@ def _number(name: str, value: Any, kind: type) -> int | float:
     return kind(value) + 0
 
 
-@dataclass(frozen=True)
-class Recipe:
-    """Everything that determines a training run; equal recipes give equal models (bit for bit on one CPU with one
-    number of threads). Fields that a method doesn't use (``ONLY``) are ignored. ValueError: an unknown name, or a value
-    out of range. Sources: code-22 and code-23 are the authors' code of October 2022 and March 2023; "ours" the lab's.
+@dataclass(frozen=True, kw_only=True)
+class Training:
+    """How a network is trained, whatever it is and on whatever data: what :func:`fit` takes as ``**settings``.
+
+    What a method doesn't use is ignored. ValueError: an unknown name, or a value out of range. Sources: code-22 and
+    code-23 are the authors' code of October 2022 and March 2023; "ours" the lab's.
     """
 
-    dataset: str = "digits"
-    method: str = "standard"
-    model: str = "resnet10"
-    width: int = 16
+    method: str = "lcnn"
     seed: int = 0
     epochs: int = 30
     batch_size: int = 128  # code-22
@@ -87,9 +86,6 @@ class Recipe:
     weight_decay: float = 5e-4  # code-22; none on log β and log γ
     schedule: str = "onecycle"  # ours: short schedules; "steps", ×0.1 at 75 % and 87.5 %, is code-22's
     augment: bool = False
-    beta: float = 5.0  # code-22: start of a trained β
-    softplus: float = 10.0  # code-22: the fixed β of softplus_wd
-    gamma: float = 10.0  # code-22: start
     lambda_beta: float = 1e-3  # code-22; code-23 has 1e-2. Its pull is λ·Σ lr/(1 − μ): a λ belongs to a schedule
     lambda_gamma: float = 1e-3  # code-22; code-23 has 1e-2
     lambda_grad: float = 1e-3  # ours, for short schedules; code-22: 6.1e-3 (its 1e5, divided by the batch size squared)
@@ -98,25 +94,51 @@ class Recipe:
     derivative: str = "exact"  # of penalties on ∇ℓ: by double backward, or by "difference"
     eps: float = 0.1  # code-22: radius of the L2 attack in adversarial training, in pixel units
     attack_steps: int = 3  # code-22
-    validation_fraction: float = 0.0  # of the training set, to choose λ by instead of the test set
-    compile: bool | None = None  # by torch.compile; None: where it works on a GPU, CNNs without second derivatives
+    max_beta: float | None = None  # ours, to fine-tune: all β and γ end at or below these. The ceilings fall from the
+    max_gamma: float | None = None  # largest β and γ at the start, geometrically over the first half; None: no ceiling
+    compile: bool | None = None  # by torch.compile; None: where it works on a GPU, recipes' CNNs, first derivatives
     bfloat16: bool | None = None  # mixed precision; None: on a GPU that computes in it
 
     def __post_init__(self) -> None:
-        for name, choices in CHOICES.items():
-            check_choice(getattr(self, name), choices, name)
         for field in dataclasses.fields(self):
-            value, kind = getattr(self, field.name), type(field.default)
-            if kind in (int, float):
-                object.__setattr__(self, field.name, _number(field.name, value, kind))
-            elif kind is not str and type(value) not in (bool, kind):
-                raise ValueError(
-                    f"{field.name} must be True or False{' or None' if kind is not bool else ''}, got {value!r}"
-                )
-        if self.dataset == "moons" and self.model != "mlp":
-            raise ValueError(f"moons are points (N, 2), which {self.model} cannot take: use model='mlp'")
+            name, value, default = field.name, getattr(self, field.name), field.default
+            if name in CHOICES:
+                check_choice(value, CHOICES[name], name)
+            elif isinstance(default, int | float) and not isinstance(default, bool):
+                object.__setattr__(self, name, _number(name, value, type(default)))
+            elif name in POSITIVE and value is not None:
+                object.__setattr__(self, name, _number(name, value, float))
+            elif value is not default and type(value) is not bool:
+                choices = "True, False or None" if default is None else "True or False"
+                raise ValueError(f"{name} must be {choices}, got {value!r}")
         if self.compile and self.derivative == "exact" and self.method in ONLY["derivative"]:
             raise ValueError("compiled code has no second derivatives: use derivative='difference' or compile=None")
+
+    def objective(self) -> dict[str, Any]:
+        """What the method's objective is given besides the model and its batch."""
+        names = (name for name, methods in ONLY.items() if self.method in methods and name not in OF_THE_NET)
+        return {name: getattr(self, name) for name in names}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe(Training):
+    """A training, a dataset and a network: everything that determines a run. Equal recipes give equal models (bit for
+    bit on one CPU with one number of threads). ValueError: as :class:`Training`.
+    """
+
+    dataset: str = "digits"
+    method: str = "standard"
+    model: str = "resnet10"
+    width: int = 16
+    beta: float = 5.0  # code-22: start of a trained β
+    softplus: float = 10.0  # code-22: the fixed β of softplus_wd
+    gamma: float = 10.0  # code-22: start
+    validation_fraction: float = 0.0  # of the training set, to choose λ by instead of the test set
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.dataset == "moons" and self.model != "mlp":
+            raise ValueError(f"moons are points (N, 2), which {self.model} cannot take: use model='mlp'")
 
 
 LAB: dict[str, Any] = dict(lambda_beta=1e-2, lambda_gamma=1e-2, lambda_grad=1e-2, eps=0.3)  # λ·Σ lr is what acts

@@ -7,8 +7,8 @@ import pandas as pd
 from torch import Tensor, nn
 
 from ..figures.style import CLASS_COLOURS, CURVATURE_MAP, CYCLE, METHOD
-from ..measurements.curvature import MOONS_BOX, moons_fields, moons_grid, with_beta
-from ..nn import CenteredSoftplus
+from ..measurements.curvature import MOONS_BOX, moons_fields, moons_grid
+from ..nn import CenteredSoftplus, softened
 from ..training import accuracy
 from .engine import Picture, beta_slider, explore, panels
 
@@ -40,7 +40,7 @@ def moons_explorer(models: dict[str, nn.Module], x: Tensor, y: Tensor, resolutio
         trained[method] = [layer.beta.item() for layer in model.modules() if isinstance(layer, CenteredSoftplus)]
 
     def update(method: str, beta: float) -> str:
-        model = with_beta(models[method], beta)
+        model = softened(models[method], beta)
         margin, curvature = (field.view(resolution, resolution).numpy() for field in moons_fields(model, grid))
         regions.set_data(margin)
         heat.set_data(np.log10(curvature + 1e-12))

@@ -5,6 +5,7 @@ import hashlib
 import http.server
 import io
 import os
+import shutil
 import socket
 import tarfile
 import threading
@@ -17,6 +18,7 @@ import torch
 from helpers import files_of_at_most
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 from sklearn.datasets import load_digits
 
 from lcnn_utils import data
@@ -78,6 +80,59 @@ def test_svhn_puts_the_label_10_to_0(tmp_path, monkeypatch):
     with pytest.raises(RuntimeError, match=r"test_32x32.mat is incomplete or altered: delete it.*lcnn data svhn"):
         data.load("svhn", "test", root=tmp_path)
     assert path.read_bytes() == b"altered"
+
+
+# ---------------------------------------------------------------- a folder of images
+
+SHAPES = {"ants/1.png": (30, 20, 3), "bees/1.png": (17, 40, 3), "bees/2.jpg": (20, 20), "bees/3.png": (8, 8, 4)}
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Two classes: wide, high, grey, and with a transparent channel."""
+    rng = np.random.default_rng(0)
+    for name, shape in SHAPES.items():
+        path = tmp_path / "insects" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(rng.integers(0, 256, shape, dtype=np.uint8)).save(path)
+    return tmp_path / "insects"
+
+
+def test_a_folder_of_images_against_pil(folder, monkeypatch):
+    monkeypatch.chdir(folder)
+    images = data.image_folder(".", size=10)
+    assert (images.classes, images.name) == (("ants", "bees"), "insects")
+    assert images.y.tolist() == [0, 1, 1, 1]
+    for x, name in zip(images.x, SHAPES, strict=True):
+        image = Image.open(folder / name).convert("RGB")
+        width, height = image.size
+        scale = 10 / min(width, height)
+        image = image.resize((int(width * scale), int(height * scale)), Image.Resampling.BILINEAR)
+        left, top = round((image.width - 10) / 2), round((image.height - 10) / 2)
+        expected = np.asarray(image.crop((left, top, left + 10, top + 10)))
+        np.testing.assert_array_equal(x.permute(1, 2, 0).numpy(), expected)
+
+
+def half(path):
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+SPOILT = {
+    "absent": (lambda folder: folder.rename(folder.with_name("moved")), FileNotFoundError, "insects.*subfolder"),
+    "empty": (lambda folder: (shutil.rmtree(folder), folder.mkdir()), FileNotFoundError, "insects.*subfolder"),
+    "empty class": (lambda folder: (folder / "ants" / "1.png").unlink(), FileNotFoundError, "ants.*subfolder"),
+    "one class": (lambda folder: shutil.rmtree(folder / "ants"), ValueError, "single class, bees"),
+    "truncated": (lambda folder: half(folder / "bees" / "1.png"), ValueError, r"bees.1.png is damaged.*delete"),
+    "no image": (lambda folder: (folder / "bees" / "2.jpg").write_text("?"), ValueError, r"bees.2.jpg is damaged"),
+}
+
+
+@pytest.mark.parametrize("case", SPOILT)
+def test_a_folder_that_cannot_be_read(folder, case):
+    spoil, error, message = SPOILT[case]
+    spoil(folder)
+    with pytest.raises(error, match=message):
+        data.image_folder(folder)
 
 
 # ---------------------------------------------------------------- batches

@@ -13,7 +13,7 @@ from lcnn_utils.attacks import autoattack, curve_of, first_success, minimal_radi
 from lcnn_utils.attacks.pgd import NORMS
 from lcnn_utils.attacks.robustness import wilson
 from lcnn_utils.data import load
-from lcnn_utils.training import Recipe, fit
+from lcnn_utils.training import Recipe, fit_recipe
 
 GRIDS = {"l2": (0.05, 0.1, 0.2, 0.3), "linf": (0.02, 0.05, 0.08, 0.12)}
 
@@ -137,7 +137,9 @@ def judged(tmp_path_factory) -> tuple[nn.Module, torch.Tensor, torch.Tensor]:
     """An LCNN that has learnt the digits, test images and their labels; its classes' boundaries lie close together."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("LCNN_STORE", str(tmp_path_factory.mktemp("store")))
-        model, _ = fit(Recipe("digits", "lcnn", "mlp", width=32, epochs=5, batch_size=64), progress=False)
+        model, _ = fit_recipe(
+            Recipe(dataset="digits", method="lcnn", model="mlp", width=32, epochs=5, batch_size=64), progress=False
+        )
     images = load("digits", "test", subset=30)
     return model, images.float(), images.y
 

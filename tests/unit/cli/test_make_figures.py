@@ -123,8 +123,10 @@ def small_settings(monkeypatch):
 
     monkeypatch.setattr(figure_steps, "SEEDS", (0, 1))
     for module in (figure_steps, curvature, bound):
-        tiny = lambda recipe, fit=module.fit, **_: fit(replace(recipe, width=2, epochs=1, batch_size=512), device="cpu")
-        monkeypatch.setattr(module, "fit", tiny)
+        tiny = lambda recipe, fit=module.fit_recipe, **_: fit(
+            replace(recipe, width=2, epochs=1, batch_size=512), device="cpu"
+        )
+        monkeypatch.setattr(module, "fit_recipe", tiny)
     shrink(curvature, "moons_study", resolution=12)
     shrink(curvature, "digits_study", images=8)
     shrink(curvature, "convergence_frame", products=4)

@@ -13,7 +13,7 @@ from torch import nn
 from lcnn_utils.experiments import load_weights, measure, results, run
 from lcnn_utils.experiments import runs as experiments
 from lcnn_utils.measurements.ship import ship
-from lcnn_utils.training import METHODS, OBJECTIVES, Recipe, accuracy, fit, recipe, run_name, samples
+from lcnn_utils.training import METHODS, OBJECTIVES, Recipe, accuracy, fit_recipe, recipe, run_name, samples
 from lcnn_utils.training.checkpoint import read, recipe_of, write
 
 TINY = recipe("moons", "lcnn", epochs=2, width=4)
@@ -80,7 +80,7 @@ def test_a_run_is_trained_once_and_then_read(store, no_training, monkeypatch):
     second = run(TINY, progress=False)
     assert same_weights(first.model, second.model)
     assert not second.model.training
-    monkeypatch.setattr(experiments, "fit", lambda *_, **__: pytest.fail("the weights were not asked for"))
+    monkeypatch.setattr(experiments, "fit_recipe", lambda *_, **__: pytest.fail("the weights were not asked for"))
     third = run(TINY, progress=False, weights=False)
     assert third.model is None
     for other in (second, third):
@@ -194,7 +194,7 @@ def test_damaged_weights_are_named_and_kept(damage, store, made, shipped, no_tra
 def test_shipped_weights_are_rounded_and_so_are_their_metrics(store, shipped, no_training, monkeypatch, tmp_path):
     monkeypatch.setattr(experiments, "GEOMETRY", 20)
     one = recipe("digits", "lcnn", epochs=2, model="mlp", width=16, batch_size=64)
-    net, state = fit(one, progress=False)[0], torch.random.get_rng_state()
+    net, state = fit_recipe(one, progress=False)[0], torch.random.get_rng_state()
     made = ship(one, shipped, progress=False)
     assert torch.equal(state, torch.random.get_rng_state())
     path, exact = shipped / f"{run_name(one)}.safetensors", net.state_dict()
@@ -247,7 +247,7 @@ def test_every_shipped_net_has_its_accuracy(path, store, no_training, request):
 def test_one_of_them_trained_again_is_as_good(store, shipped):
     one = recipe("digits", "lcnn", 1)
     recorded = experiments.read_record(next(path for path in RECORDS if path.stem == run_name(one)))
-    model, history = fit(one, progress=False)
+    model, history = fit_recipe(one, progress=False)
     assert accuracy(model, *samples(one, "test")) == pytest.approx(recorded.metrics["accuracy"], abs=0.03)
     assert list(history.columns) == list(recorded.history.columns)
     assert history.sum_beta.iloc[-1] == pytest.approx(recorded.history.sum_beta.iloc[-1], rel=0.1)

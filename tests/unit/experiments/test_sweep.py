@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from lcnn_utils.cli import commands as cli
 from lcnn_utils.experiments import ordered, plan, run, runs, sweep
 from lcnn_utils.experiments.sweep import local_cluster
-from lcnn_utils.training import OBJECTIVES, fit, recipe, run_name, state_path
+from lcnn_utils.training import OBJECTIVES, fit_recipe, recipe, run_name, state_path
 from lcnn_utils.training.checkpoint import epochs_done
 from lcnn_utils.training.fit import made_on
 
@@ -173,7 +173,7 @@ def test_a_plan(monkeypatch, tmp_path):
         pretend(replace(one, seed=seed), seconds, device)
     pretend(replace(other, seed=1, epochs=1), 7.0, "another")
     with pytest.raises(KeyboardInterrupt):
-        fit(other, progress=False, watch=lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        fit_recipe(other, progress=False, watch=lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
     state_path(third).write_bytes(b"damaged")
     forbid_training(monkeypatch, "lcnn", "relu", "standard")
     wider = replace(one, width=5, seed=1, epochs=7)

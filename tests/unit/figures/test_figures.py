@@ -15,7 +15,18 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 
 from lcnn_utils.experiments import CLAIMS
-from lcnn_utils.figures import attacks, bound, curvature, lipschitz, paper, saliency, softplus, style, training
+from lcnn_utils.figures import (
+    attacks,
+    bound,
+    curvature,
+    lipschitz,
+    own_network,
+    paper,
+    saliency,
+    softplus,
+    style,
+    training,
+)  # fmt: skip
 from lcnn_utils.figures.style import METHOD, VARIANTS
 from lcnn_utils.lab import use_style
 from lcnn_utils.measurements.softplus import activation_frame, composition_frame, normalised_curvature_frame
@@ -134,6 +145,18 @@ def claims(scale: float = 1.0) -> pd.DataFrame:
     return interval(frame.assign(theirs=2.0 + frame.index), "ours")
 
 
+def softened() -> pd.DataFrame:
+    frame = every(statistics=("as trained", "measured again"), beta=(100, 3, 0.3), measure=tuple(own_network.QUANTITY))
+    return interval(positive(frame, value=0.1), "value")
+
+
+def references() -> pd.DataFrame:
+    """The margin of a ReLU net has no curvature."""
+    frame = every(network=("lcnn", "relu"), measure=tuple(own_network.QUANTITY)).assign(n=9, eps=np.nan)
+    nothing = (frame.network == "relu") & (frame.measure == "margin_curvature")
+    return interval(frame.assign(value=np.where(nothing, 0.0, 0.5)), "value")
+
+
 MAP = np.random.default_rng(0).normal(size=(8, 8))
 EXAMPLE = dict(title="LCNN", image=abs(MAP) / 4, found=abs(MAP[::-1]) / 4, before=0, after=1, confidence=0.9)
 PUBLISHED = every(label=("Standard", "LCNN"), eps=(0.0, 0.1, 0.2)).assign(accuracy=[70, 50, 30, 71, 52, 33], sd=1.0)
@@ -210,6 +233,8 @@ FIGURES = {
     ],
     attacks.curves: lambda: [{"digits, L2": attacked("l2"), "digits, L∞": attacked("linf")}, PUBLISHED],
     attacks.examples: lambda: [[EXAMPLE] * 2, ["zero", "one"]],
+    own_network.report: lambda: [references().assign(note="", eps=0.1)],
+    own_network.softening: lambda: [softened(), references()],
     paper.claims: lambda: [{"digits": claims(), "CIFAR-10": claims(0.1)}],
     paper.layers: lambda: [{"digits": labelled(of_layers(method=NETS[1:3], seed=(0, 1)))}],
     paper.train_test: lambda: [{"digits": labelled(positive(every(method=NETS, seed=(0, 1)), train=3.0, test=3.0))}],
@@ -232,7 +257,7 @@ def test_every_figure(figure_function, drawing):
 
 def test_every_figure_is_tried():
     functions = set()
-    for module in (attacks, bound, curvature, lipschitz, paper, saliency, softplus, training):
+    for module in (attacks, bound, curvature, lipschitz, own_network, paper, saliency, softplus, training):
         for _, function in inspect.getmembers(module, inspect.isfunction):
             if function.__module__ == module.__name__ and function.__annotations__.get("return") == "Figure":
                 functions.add(function)
@@ -279,6 +304,19 @@ def test_what_is_published_is_drawn_beside_ours(drawing):
     tables = {"digits": claims(), "CIFAR-10": claims(0.1)}
     drawn = [line.get_xdata() for axis in draw(paper.claims, tables) for line in axis.lines if line.get_marker() == "D"]
     assert sorted(np.concatenate(drawn)) == sorted([*claims().theirs, *claims().theirs])
+
+
+def test_softening_is_drawn_against_beta_and_beside_other_nets(drawing):
+    frame, axes = softened(), draw(own_network.softening)
+    values = frame.pivot(index=["statistics", "beta"], columns="measure", values="value")
+    for axis, measure in zip(axes, own_network.QUANTITY, strict=False):
+        dashed = [line.get_ydata()[0] for line in axis.lines if line.get_xdata()[-1] == 1]  # across the whole panel
+        assert dashed == [0.5] * (1 if measure == "margin_curvature" else 2)
+        for container, (_, part) in zip(axis.containers, values[measure].groupby("statistics"), strict=True):
+            drawn = sorted(container[0].get_xydata().tolist())
+            np.testing.assert_allclose(drawn, part.reset_index()[["beta", measure]])
+    for line, (_, part) in zip(axes[5].lines, values.groupby("statistics"), strict=False):
+        np.testing.assert_allclose(line.get_xydata(), part[["curvature", "accuracy"]])
 
 
 def test_maps_are_the_right_way_up(drawing):

@@ -12,7 +12,7 @@ from torch import nn
 from lcnn_utils.curvature import geometry
 from lcnn_utils.measurements import curvature as measurements
 from lcnn_utils.nn import CenteredSoftplus, mlp
-from lcnn_utils.training import Recipe, fit, recipe, samples
+from lcnn_utils.training import Recipe, fit_recipe, recipe, samples
 
 pytestmark = pytest.mark.usefixtures("store")
 
@@ -69,13 +69,15 @@ def test_calls_of_layers():
 
 def test_digits_study(monkeypatch):
     def tiny(method, seed=0, *, epochs=1):
-        return Recipe("digits", method, "resnet10", width=2, seed=seed, epochs=epochs, batch_size=512)
+        return Recipe(
+            dataset="digits", method=method, model="resnet10", width=2, seed=seed, epochs=epochs, batch_size=512
+        )
 
     monkeypatch.setattr(measurements, "digits_recipe", tiny)
     frame = measurements.digits_study((0,), epochs=1, device="cpu", images=8, progress=False)
     assert frame.groupby("method", sort=False).size().to_dict() == {"standard": 8, "relu_reading": 8, "lcnn": 8}
     np.testing.assert_allclose(frame.curvature, frame.hessian_norm / (frame.grad_norm + 1e-6), rtol=1e-5)
-    model, _ = fit(tiny("standard"), device="cpu", progress=False)
+    model, _ = fit_recipe(tiny("standard"), device="cpu", progress=False)
     x, y = (part[:8] for part in samples(tiny("standard"), "test"))
     part = frame[frame.method == "standard"]
     np.testing.assert_array_equal(part.correct, model(x).argmax(1) == y)

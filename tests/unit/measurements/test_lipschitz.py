@@ -7,16 +7,16 @@ from lcnn_utils.curvature import geometry
 from lcnn_utils.measurements import lipschitz as measurements
 from lcnn_utils.measurements.curvature import layer_calls
 from lcnn_utils.nn import LipschitzBatchNorm2d
-from lcnn_utils.training import Recipe, accuracy, fit, samples
+from lcnn_utils.training import Recipe, accuracy, fit_recipe, samples
 
-RECIPE = Recipe("digits", "lcnn", "resnet10", width=2, epochs=1, batch_size=256)
+RECIPE = Recipe(dataset="digits", method="lcnn", model="resnet10", width=2, epochs=1, batch_size=256)
 
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("LCNN_STORE", str(tmp_path_factory.mktemp("store")))
-        return fit(RECIPE, device="cpu", progress=False)[0]
+        return fit_recipe(RECIPE, device="cpu", progress=False)[0]
 
 
 def test_statistics_measured_again_are_those_of_what_arrives(trained):

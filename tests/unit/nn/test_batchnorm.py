@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from lcnn_utils.nn import LipschitzBatchNorm2d
+from lcnn_utils.nn import LipschitzBatchNorm2d, refresh_statistics
 
 
 @pytest.mark.parametrize(("shape", "affine", "momentum"), [((8, 3, 4, 5), True, 0.1), ((16, 3), False, None)])
@@ -141,3 +141,25 @@ def test_bad_input_is_named():
     for bad in (0, math.inf, math.nan):
         with pytest.raises(ValueError, match="gamma"):
             LipschitzBatchNorm2d(2, bad)
+
+
+@pytest.mark.parametrize("kind", [nn.BatchNorm2d, LipschitzBatchNorm2d])
+def test_statistics_taken_again_are_those_of_torch(kind):
+    """update_bn's for torch's BatchNorm, whose place the γ-BatchNorm takes with a slack limit; with dropout off."""
+    torch.manual_seed(0)
+    layers = [nn.Conv2d(2, 3, 3), nn.BatchNorm2d(3), nn.ReLU(), nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)]
+    oracle, x = nn.Sequential(*layers).train(), torch.rand(20, 2, 8, 8) + 1
+    model = copy.deepcopy(oracle)
+    for place in (1, 4):
+        model[place] = kind(model[place].num_features).train(place == 1)
+    model = nn.Sequential(*model[:3], nn.Dropout(0.9).eval(), *model[3:])
+    model[1](torch.rand(9, 3, 2, 2))  # something to forget
+    if kind is LipschitzBatchNorm2d:
+        model[1].gamma = model[5].gamma = 1e6
+    torch.optim.swa_utils.update_bn(x.tensor_split(3), oracle)
+    assert refresh_statistics(model, x, batch_size=7) is model
+    for place in (1, 4):
+        ours, theirs = model[place + (place == 4)], oracle[place]
+        torch.testing.assert_close(ours.running_mean, theirs.running_mean)
+        torch.testing.assert_close(ours.running_var, theirs.running_var)
+        assert (ours.momentum, ours.training) == (0.1, place == 1), "as before"

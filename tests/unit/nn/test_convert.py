@@ -10,7 +10,7 @@ import torchvision
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from lcnn_utils.nn import CenteredSoftplus, LipschitzBatchNorm2d, conv_norm, to_low_curvature
+from lcnn_utils.nn import CenteredSoftplus, LipschitzBatchNorm2d, conv_norm, softened, to_low_curvature
 
 
 def warm(model: nn.Module, size: int) -> nn.Module:
@@ -200,3 +200,62 @@ def test_conversion_refuses_with_a_way_out(case):
     build, message = REFUSED[case]
     with pytest.raises(ValueError, match=message):
         to_low_curvature(build(), torch.randn(2, 2, 8, 8))  # both signs reach the ReLU
+
+
+# ---------------------------------------------------------------- activations alone
+
+
+def by_hand(x, beta, cap=None):
+    """Centered softplus by torch's."""
+    s = lambda z: F.softplus(z, beta, threshold=1e9) - F.softplus(torch.zeros(()).to(z), beta)
+    return s(x) if cap is None else s(x) - s(x - cap) + s(torch.tensor(-float(cap)).to(x))
+
+
+@pytest.mark.parametrize("beta", [0.3, 20.0])
+def test_softened_changes_the_activations_alone(beta):
+    """Against the same net by hand; a shared layer stays shared, and every layer in its mode."""
+    torch.manual_seed(0)
+    shared = nn.ReLU(inplace=True)
+    net = nn.Sequential(conv(), bn(), shared, conv(), nn.ReLU6(), conv(), shared, CenteredSoftplus(9.0, cap=2.0))
+    net = net.double().train()
+    net[1].eval()
+    state = copy.deepcopy(net.state_dict())
+    x = 4 * torch.randn(2, 2, 8, 8).double()
+    soft = softened(net, beta)
+    hidden = by_hand(net[1](net[0](x)), beta)
+    hidden = by_hand(net[5](by_hand(net[3](hidden), beta, cap=6)), beta)
+    torch.testing.assert_close(soft(x), by_hand(hidden, beta, cap=2))
+    assert soft[2] is soft[6]
+    assert [layer.training for layer in soft] == [layer.training for layer in net] == [True, False] + 6 * [True]
+    assert soft[2].log_beta.dtype == torch.float64
+    assert list(net.state_dict()) == list(state)
+    assert all(torch.equal(value, state[name]) for name, value in net.state_dict().items())
+    assert isinstance(net[2], nn.ReLU)
+    torch.testing.assert_close(softened(nn.ReLU(), beta)(x.float()), by_hand(x, beta).float(), rtol=1e-5, atol=1e-5)
+
+
+def test_softened_trains_beta_only_where_it_is_asked_to_and_nothing_is_frozen():
+    net = nn.Sequential(nn.Linear(3, 3), nn.ReLU(), nn.Linear(3, 3), nn.ReLU())
+    net[0].requires_grad_(False)
+    assert len(list(softened(net, 2.0).parameters())) == len(list(net.parameters()))
+    trained = softened(net, 2.0, trainable=True)
+    assert [trained[i].log_beta.requires_grad for i in (1, 3)] == [False, True]
+
+
+def test_a_sharp_net_is_the_relu_net():
+    model = warm(torchvision.models.mobilenet_v2(num_classes=7), 32)
+    x = torch.rand(4, 3, 32, 32)
+    torch.testing.assert_close(softened(model, 1e7)(x), model(x), rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("model", "beta", "message"),
+    [
+        (nn.Sequential(nn.Linear(2, 2), nn.GELU()), 1.0, "Sequential has nothing to soften.*F.relu"),
+        (nn.Sequential(nn.ReLU()), 0.0, "beta .* got 0.0"),
+        (nn.Sequential(nn.ReLU()), 1e9, "beta=1000000000.0"),
+    ],
+)
+def test_softened_refuses(model, beta, message):
+    with pytest.raises(ValueError, match=message):
+        softened(model, beta)

@@ -9,16 +9,16 @@ import pytest
 import torch
 from safetensors.torch import load_file, safe_open, save_file
 
-from lcnn_utils.training import Recipe, build, fit, make_optimizer, state_path
+from lcnn_utils.training import Recipe, build, fit_recipe, make_optimizer, state_path
 from lcnn_utils.training.checkpoint import State, digest, epochs_done, locked, read, write
 
 pytestmark = pytest.mark.usefixtures("store")
-MOONS = Recipe("moons", "lcnn", "mlp", width=4, epochs=3)
-CNN = Recipe("digits", "lcnn", "resnet10", width=2, epochs=3, batch_size=512, augment=True)
+MOONS = Recipe(dataset="moons", method="lcnn", model="mlp", width=4, epochs=3)
+CNN = Recipe(dataset="digits", method="lcnn", model="resnet10", width=2, epochs=3, batch_size=512, augment=True)
 
 
 def train(recipe, **options):
-    return fit(recipe, progress=False, **options)
+    return fit_recipe(recipe, progress=False, **options)
 
 
 def test_what_is_written_is_read_and_every_change_is_noticed(tmp_path):

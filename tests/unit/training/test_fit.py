@@ -22,24 +22,25 @@ from lcnn_utils.training import (
     Recipe,
     accuracy,
     build,
-    fit,
+    fit_recipe,
     learning_rate,
     samples,
     state_path,
     steps_an_epoch,
 )
+from lcnn_utils.training.batches import validation_split
 from lcnn_utils.training.checkpoint import epochs_done
 
 module = importlib.import_module("lcnn_utils.training.fit")
 pytestmark = pytest.mark.usefixtures("store")
-MOONS = Recipe("moons", "lcnn", "mlp", width=6, epochs=3)
-DIGITS = Recipe("digits", "lcnn", "resnet10", width=2, epochs=3, batch_size=512, augment=True)
+MOONS = Recipe(dataset="moons", method="lcnn", model="mlp", width=6, epochs=3)
+DIGITS = Recipe(dataset="digits", method="lcnn", model="resnet10", width=2, epochs=3, batch_size=512, augment=True)
 RECIPES = pytest.mark.parametrize("recipe", [MOONS, DIGITS], ids=["moons", "digits"])
 GPU = torch.device("cuda")
 
 
 def train(recipe, **options):
-    return fit(recipe, progress=False, **options)
+    return fit_recipe(recipe, progress=False, **options)
 
 
 def assert_same(a, b) -> None:
@@ -51,13 +52,13 @@ def assert_same(a, b) -> None:
     pd.testing.assert_frame_equal(history_a, history_b, check_exact=True)
 
 
-def after(calls: int, then):
-    """The real objective for so many calls; from then on its result is handed to ``then``."""
-    real, count = OBJECTIVES.copy(), [0]
+def after(calls: int, then, method="lcnn"):
+    """The method's objective for so many calls; from then on its result is handed to ``then``."""
+    real, count = OBJECTIVES[method], [0]
 
-    def objective(model, x, y, recipe, **more):
+    def objective(model, x, y, **more):
         count[0] += 1
-        result = real[recipe.method](model, x, y, recipe, **more)
+        result = real(model, x, y, **more)
         return result if count[0] <= calls else then(model, *result)
 
     return objective
@@ -70,7 +71,7 @@ def interrupt(recipe, calls: int) -> None:
         raise KeyboardInterrupt
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(OBJECTIVES, recipe.method, after(calls, stop))
+        patch.setitem(OBJECTIVES, recipe.method, after(calls, stop, recipe.method))
         with pytest.raises(KeyboardInterrupt):
             train(recipe)
 
@@ -88,7 +89,7 @@ def rows(x) -> list[bytes]:
 
 @pytest.mark.parametrize(("n", "share"), [(2, 0.5), (1437, 0.0), (1437, 0.2), (3000, 0.999)])
 def test_what_is_held_out_and_what_is_not_cover_all(n, share):
-    kept, out = module.validation_split(n, share)
+    kept, out = validation_split(n, share)
     assert len(out) == round(share * n)
     assert torch.equal(torch.cat([kept, out]).sort().values, torch.arange(n))
     assert (kept.diff() > 0).all()
@@ -97,10 +98,10 @@ def test_what_is_held_out_and_what_is_not_cover_all(n, share):
 
 def test_the_choice_is_random_and_fixed():
     torch.manual_seed(7)
-    out = module.validation_split(1437, 0.2)[1]
+    out = validation_split(1437, 0.2)[1]
     assert out[:6].tolist() == [2, 7, 14, 15, 24, 47], "another choice is another experiment"
     assert abs(out.double().mean() - 718) < 60, "from all over the training set: its standard error is 22"
-    assert set(out.tolist()) < set(module.validation_split(1437, 0.3)[1].tolist()), "a larger share: the same and more"
+    assert set(out.tolist()) < set(validation_split(1437, 0.3)[1].tolist()), "a larger share: the same and more"
 
 
 @RECIPES
@@ -115,7 +116,7 @@ def test_samples_are_those_of_scikit_learn_in_parts(recipe):
     else:
         digits = np.round(load_digits().images * 255 / 16).astype(np.uint8)
         assert rows((torch.cat([whole[0], test[0]])[:, 0] * 255).round().byte()) == rows(torch.from_numpy(digits))
-    kept, out = module.validation_split(TRAINING[recipe.dataset], 0.2)
+    kept, out = validation_split(TRAINING[recipe.dataset], 0.2)
     for part, index in (("train", kept), ("validation", out)):
         assert all(torch.equal(a, b[index]) for a, b in zip(samples(one, part), whole, strict=True))
     assert all(torch.equal(a, b) for a, b in zip(samples(one, "test"), test, strict=True))
@@ -152,7 +153,7 @@ def test_learning_rates_are_those_of_torchs_schedulers(total):
 
 def test_against_a_loop_written_out():
     """Nesterov's SGD with decay as in its textbook, no optimiser and no scheduler, in the same order of operations."""
-    recipe = Recipe("moons", "standard", "mlp", width=6, epochs=2, weight_decay=0.01)
+    recipe = Recipe(dataset="moons", method="standard", model="mlp", width=6, epochs=2, weight_decay=0.01)
     net, (x, y) = build(recipe), samples(recipe, "train")
     speed, losses = [torch.zeros_like(p) for p in net.parameters()], []
     for step in range(40):
@@ -183,7 +184,7 @@ def test_weight_decay_spares_beta_and_gamma(monkeypatch):
 
 @pytest.mark.parametrize("method", METHODS)
 def test_digits_are_learnt(method):
-    recipe = Recipe("digits", method, "mlp", width=16, epochs=5, batch_size=64)
+    recipe = Recipe(dataset="digits", method=method, model="mlp", width=16, epochs=5, batch_size=64)
     model, history = train(recipe)
     assert accuracy(model, *samples(recipe, "test"), batch_size=100) > 0.8
     assert history.loss.iloc[-1] < history.loss.iloc[0]
@@ -195,12 +196,12 @@ def test_an_objective_is_told_where_training_stands(batch_size, sizes, monkeypat
     """Batches are of one size, the last one of 413 left out; a batch too large for the data is all of them."""
     told = []
 
-    def objective(model, x, y, recipe, *, progress, generator):
+    def objective(model, x, y, *, progress, generator):
         told.append((len(x), progress, model.training, generator))
-        return OBJECTIVES["lcnn"](model, x, y, recipe)
+        return OBJECTIVES["softplus_wd"](model, x, y)
 
     monkeypatch.setitem(OBJECTIVES, "standard", objective)
-    recipe = Recipe("digits", "standard", "mlp", width=2, epochs=2, batch_size=batch_size)
+    recipe = Recipe(dataset="digits", method="standard", model="mlp", width=2, epochs=2, batch_size=batch_size)
     train(recipe)
     assert [part[:3] for part in told] == [(size, step / len(sizes), True) for step, size in enumerate(sizes)]
     assert torch.equal(told[0][3].get_state(), load_file(state_path(recipe))["generator"]), "its draws are kept"
@@ -261,7 +262,9 @@ def test_the_precision_of_a_step():
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU: there is none here")
 @pytest.mark.parametrize("method", METHODS)
 def test_a_gpu_learns_what_a_cpu_does_and_goes_on(method, monkeypatch, tmp_path):
-    recipe = Recipe("digits", method, "resnet10", width=4, epochs=4, batch_size=64, derivative="difference")
+    recipe = Recipe(
+        dataset="digits", method=method, model="resnet10", width=4, epochs=4, batch_size=64, derivative="difference"
+    )
     results = []
     for device in ("cpu", "cuda"):
         monkeypatch.setenv("LCNN_STORE", str(tmp_path / device))

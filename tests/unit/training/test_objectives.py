@@ -13,7 +13,7 @@ from torch.func import functional_call, grad
 
 from lcnn_utils.attacks import perturb
 from lcnn_utils.nn import CenteredSoftplus, LipschitzBatchNorm2d, spectral_normalize
-from lcnn_utils.training import OBJECTIVES, Recipe, objectives
+from lcnn_utils.training import OBJECTIVES, Recipe, Training, objectives
 from lcnn_utils.training.objectives import gradient_change, squared_gradient
 
 LAMBDAS = dict(lambda_beta=0.3, lambda_gamma=0.2, lambda_grad=0.7, lambda_cure=0.4, h=0.6)
@@ -55,7 +55,7 @@ def points():
 
 
 def objective(net, batch, recipe, **more):
-    return OBJECTIVES[recipe.method](net, *batch, recipe, **more)
+    return OBJECTIVES[recipe.method](net, *batch, **recipe.objective(), **more)
 
 
 def naive(net, weights: dict, x, y, recipe) -> tuple[torch.Tensor, dict]:
@@ -103,10 +103,10 @@ def penalty(cnn, images, recipe, step) -> tuple[float, torch.Tensor]:
     """A penalty alone and its gradient in all weights, where differences are taken over ``step``."""
     net, (x, y) = copy.deepcopy(cnn), images
     if recipe.method == "cure":
-        value = gradient_change(net, x, y, recipe, recipe.h, step=step)
+        value = gradient_change(net, x, y, recipe.h, recipe.derivative, step=step)
     else:
         x = x.clone().requires_grad_()
-        _, value = squared_gradient(net, x, y, F.cross_entropy(net(x), y), recipe, step=step)
+        _, value = squared_gradient(net, x, y, F.cross_entropy(net(x), y), recipe.derivative, step=step)
     gradients = torch.autograd.grad(value, list(net.parameters()), materialize_grads=True)
     return value.item(), torch.cat([g.flatten() for g in gradients])
 
@@ -173,7 +173,7 @@ def test_the_statistics_of_every_norm_move_once_a_step(derivative, method, norm,
 def test_cures_step_grows_in_the_first_half(progress, part, cnn, images):
     recipe = Recipe(method="cure", h=0.8)
     value = objective(copy.deepcopy(cnn), images, recipe, progress=progress)[1]["gradient_change"].item()
-    assert value == pytest.approx(gradient_change(cnn, *images, recipe, 0.8 * part).item(), rel=1e-9)
+    assert value == pytest.approx(gradient_change(cnn, *images, 0.8 * part).item(), rel=1e-9)
 
 
 @each_penalty
@@ -215,7 +215,7 @@ def test_images_of_an_attack_lie_in_the_box_and_points_anywhere(cnn, images, poi
         objective(cnn, (2 * images[0] - 1, images[1]), Recipe(method="adversarial"))
     x, final, net = 3 * points[0], [], nn.Linear(4, 3).double()
     net.register_forward_pre_hook(lambda _, given: final.append(given[0].detach()))
-    objective(net, (x, points[1]), Recipe("moons", "adversarial", "mlp", eps=0.2))
+    objective(net, (x, points[1]), Training(method="adversarial", eps=0.2))
     lengths = (final[-1] - x).norm(dim=1)
     assert ((lengths > 0.1) & (lengths <= 0.2 * (1 + 1e-6))).all(), "none was cut by a box of [0, 1]"
 
@@ -238,8 +238,10 @@ def test_all_passes_of_a_step_draw_one_mask(method, derivative):
     torch.manual_seed(0)
     dropout, x, y = nn.Dropout(0.5), torch.randn(8, 4).double(), torch.arange(8) % 3
     net = nn.Sequential(nn.Linear(4, 16), nn.Softplus(), dropout, nn.Linear(16, 3)).double()
-    recipe = Recipe("moons", method, "mlp", derivative=derivative)
-    expected = list(OBJECTIVES[method](OneMask(net), x, y, replace(recipe, derivative="exact"))[1].values())
+    recipe = Recipe(dataset="moons", method=method, model="mlp", derivative=derivative)
+    expected = list(
+        OBJECTIVES[method](OneMask(net), x, y, **replace(recipe, derivative="exact").objective())[1].values()
+    )
     torch.manual_seed(7)
-    terms = list(OBJECTIVES[method](net, x, y, recipe)[1].values())
+    terms = list(OBJECTIVES[method](net, x, y, **recipe.objective())[1].values())
     assert [term.item() for term in terms] == pytest.approx([term.item() for term in expected], rel=0.03)

@@ -31,9 +31,9 @@ OTHER = dict(
     dataset="svhn", method="lcnn", model="vgg11", width=17, seed=1, epochs=31, batch_size=127, lr=0.2, momentum=0.8,
     weight_decay=1e-4, schedule="steps", augment=True, beta=4.0, softplus=9.0, gamma=9.0, lambda_beta=1e-2,
     lambda_gamma=1e-2, lambda_grad=1e-2, lambda_cure=1e-2, h=0.5, derivative="difference", eps=0.2, attack_steps=4,
-    validation_fraction=0.2, compile=False, bfloat16=True,
+    validation_fraction=0.2, max_beta=4.0, max_gamma=2.0, compile=False, bfloat16=True,
 )  # fmt: skip
-POSITIVE = ("lr", "beta", "softplus", "gamma", "h", "eps")
+POSITIVE = ("lr", "beta", "softplus", "gamma", "h", "eps", "max_beta", "max_gamma")
 AT_LEAST_ZERO = (
     "lambda_beta",
     "lambda_gamma",
@@ -70,7 +70,7 @@ def test_every_field_is_checked_and_named():
             Recipe(**{name: 1.0})
     assert all(getattr(Recipe(**{name: 0}), name) == 0.0 for name in AT_LEAST_ZERO), "0 switches a penalty off"
     with pytest.raises(ValueError, match=r"moons.*mlp"):
-        Recipe("moons", model="resnet10")
+        Recipe(dataset="moons", model="resnet10")
     with pytest.raises(ValueError, match=r"no second derivatives.*difference"):
         Recipe(method="gradreg", compile=True)
 
@@ -82,7 +82,7 @@ def digest(**changed) -> str:
 def test_the_name_holds_a_hash_of_what_is_not_at_its_default():
     """So that a new field, with what was done before as its default, leaves the names of all files as they are."""
     assert run_name(Recipe()) == "digits-standard-seed0-44136fa355b3"
-    assert run_name(Recipe("svhn", lr=0.5)) == f"svhn-standard-seed0-{digest(dataset='svhn', lr=0.5)}"
+    assert run_name(Recipe(dataset="svhn", lr=0.5)) == f"svhn-standard-seed0-{digest(dataset='svhn', lr=0.5)}"
     assert run_name(Recipe(**OTHER)) == f"svhn-lcnn-seed1-{digest(**OTHER)}"
     assert len({run_name(Recipe(**{name: value})) for name, value in OTHER.items()}) == len(OTHER)
     for path in SHIPPED.glob("*.json"):
@@ -127,7 +127,7 @@ def test_each_method_has_its_net(method, model):
 def test_build_fits_the_dataset_and_is_drawn_from_the_seed_alone(dataset):
     shape, classes = {"moons": (2,), "digits": (1, 8, 8)}.get(dataset, (3, 32, 32)), {"moons": 2, "cifar100": 100}
     for model in ("mlp",) if dataset == "moons" else MODELS:
-        one = Recipe(dataset, "lcnn", model, width=2)
+        one = Recipe(dataset=dataset, method="lcnn", model=model, width=2)
         assert build(one).eval()(torch.rand(2, *shape)).shape == (2, classes.get(dataset, 10))
     state = torch.get_rng_state()
     first, second, other = (build(dataclasses.replace(one, seed=seed)).state_dict() for seed in (0, 0, 1))

@@ -20,7 +20,7 @@ from lcnn_utils.experiments import claims
 from lcnn_utils.measurements.curvature import moons_fields, moons_grid
 from lcnn_utils.measurements.saliency import Scene
 from lcnn_utils.training import accuracy
-from lcnn_utils.widgets import bound, curvature, engine, lipschitz, paper, softplus, training
+from lcnn_utils.widgets import bound, curvature, engine, lipschitz, own_network, paper, softplus, training
 from lcnn_utils.widgets.attacks import attack_explorer, path_explorer
 from lcnn_utils.widgets.saliency import noise_explorer
 
@@ -79,6 +79,8 @@ RUNS = grid_of(lambda_beta=LAMBDAS, seed=range(3))
 RUNS[["accuracy", "curvature", "margin_curvature"]] = RNG.uniform(0.1, 1, (len(RUNS), 3))
 LAYERS = grid_of(lambda_=LAMBDAS, kind=["beta", "gamma"], layer=[1, 2, 3])
 LAYERS = LAYERS.assign(value=RNG.uniform(1, 10, len(LAYERS)))
+SOFT = grid_of(statistics=["as trained", "again"], beta=[30.0, 3.0, 0.3], measure=list(own_network.QUANTITY))
+SOFT = SOFT.assign(value=RNG.uniform(0.1, 1, len(SOFT)))
 CLAIMS = claims("digits")
 TABLES = {"ours": CLAIMS.assign(ours=7.0, low=6.0, high=8.0), "missing": CLAIMS.assign(ours=np.nan, low=np.nan)}
 
@@ -156,6 +158,15 @@ def check_lambda(axes):
     return [mean.accuracy, mean.curvature, mean.margin_curvature, medians.beta, medians.gamma]
 
 
+def check_softening(axes):
+    at = SOFT[SOFT.beta == 0.3].set_index(["statistics", "measure"]).value["again"]
+    sharpest = SOFT[SOFT.beta == 30].set_index(["statistics", "measure"]).value["as trained"]
+    np.testing.assert_allclose(axes[0].lines[-1].get_xydata(), [[at.curvature, at.accuracy]])
+    names = list(own_network.QUANTITY)
+    np.testing.assert_allclose(axes[1].lines[0].get_xdata(), (at / sharpest)[names])
+    return at[["accuracy", "robust_accuracy", "curvature", "margin_curvature", "relative_change"]]
+
+
 def check_noise(axes):
     x, y = SCENE.x[[1]], SCENE.y[[1]]
     shown = {axis: torch.tensor(np.asarray(axis.images[0].get_array()), dtype=torch.float32) for axis in axes}
@@ -211,6 +222,7 @@ EXPLORERS = {  # how it is made; a position of its controls; what it must draw a
     "layer": (lambda: bound.layer_explorer(NETS["lcnn"], X, Y), ["6", 30.0, 0.5], check_layer),
     "gamma": (lambda: lipschitz.gamma_explorer(OF_GAMMA), ["lcnn", "again", 4.0], check_gamma),
     "lambda": (lambda: training.lambda_explorer(RUNS, LAYERS), [0.3], check_lambda),
+    "softening": (lambda: own_network.softening_explorer(SOFT), ["again", 0.3], check_softening),
     "noise": (lambda: noise_explorer(SCENE, MAPS), [1, "input_x_gradient", "random", 0.5], check_noise),
     "path": (lambda: path_explorer(NETS["lcnn"], X, LABELS, RESOLUTION), [1, "linf", 1.2, 20, 0.1], check_path),
     "attack": (lambda: attack_explorer(SCENE, steps=3), ["lcnn", 2, "linf", 1.0], check_attack),

@@ -1,0 +1,226 @@
+"""What a network is trained on: a recipe's samples, or anybody's tensors or dataset, checked, as batches."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Generator, Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+
+from .. import data
+from ..curvature.premises import check_logits
+from ..lab import check_choice, pick_device
+from ..nn import CenteredSoftplus, LipschitzBatchNorm2d
+from .objectives import statistics_at_rest
+from .recipe import INPUTS, ONLY, Recipe, Training
+
+TRAINING = {"moons": 400, "digits": 1437, "cifar10": 50_000, "cifar100": 50_000, "svhn": 73_257}  # samples to train on
+MOONS_TEST = 1000, 1_000_000  # points to test on, and what is added to the seed for them
+MOONS_STEPS = 20  # an epoch, each on all points
+SPLIT_SEED = 20_221_128  # of the one permutation that says what is held out
+PROBES = 16  # training images of the history's curvature, at most …
+A_PROBE = 250  # … of own data one for so many, so that it takes no more than a few percent of an epoch
+Batch = tuple[Tensor, Tensor]
+Device = str | torch.device | None
+Samples = data.Images | Batch | Dataset
+
+
+@dataclass(frozen=True)
+class Feed:
+    """What training takes from its data: ``n`` samples of so many ``classes``, ``steps`` an epoch, an epoch's batches
+    (shuffled by the generator), and a few samples to watch the curvature of."""
+
+    n: int
+    classes: int
+    steps: int
+    batches: Callable[[Generator], Iterable[Batch]]
+    probe: Batch
+
+
+def validation_split(n: int, fraction: float) -> tuple[Tensor, Tensor]:
+    """Ascending indices of those of n samples to train on, and of those held out: the same for all methods and seeds; a
+    larger fraction holds out the same and more. ValueError: one of the two parts would be empty."""
+    count = round(fraction * n)
+    if fraction and not 0 < count < n:
+        what = f"validation_fraction={fraction:g} holds out {count} of {n} samples"
+        raise ValueError(f"{what}: leave at least one on each side")
+    order = torch.randperm(n, generator=Generator().manual_seed(SPLIT_SEED))
+    return order[count:].sort().values, order[:count].sort().values
+
+
+def _split(recipe: Recipe, split: str, device: Device) -> Batch:
+    """:func:`samples`, but images as bytes: CIFAR's training set as float32 would be 600 MB."""
+    check_choice(split, ("train", "validation", "test"), "split")
+    if split == "validation" and not recipe.validation_fraction:
+        raise ValueError("this recipe holds nothing out: give it validation_fraction=0.2, say, or ask for 'test'")
+    source = "test" if split == "test" else "train"
+    if recipe.dataset == "moons":
+        points, offset = MOONS_TEST if source == "test" else (TRAINING["moons"], 0)
+        x, y = data.two_moons(points, noise=0.15, seed=recipe.seed + offset)
+    else:
+        images = data.load(recipe.dataset, source)  # on the CPU, so that the device never holds what isn't chosen
+        x, y = images.x, images.y
+    if source == "train" and recipe.validation_fraction:
+        kept, out = validation_split(len(y), recipe.validation_fraction)
+        chosen = out if split == "validation" else kept
+        x, y = x[chosen], y[chosen]
+    device = pick_device(device)
+    return x.to(device), y.to(device)
+
+
+def samples(recipe: Recipe, split: str, device: torch.device | str = "cpu") -> Batch:
+    """A split as (x, y): images (N, C, H, W) in [0, 1] or points (N, 2), and labels (N,). ``split``: ``train`` without
+    what is held out, ``validation`` or ``test``. ValueError: another split, or nothing is held out."""
+    x, y = _split(recipe, split, device)
+    return data.pixels(x), y
+
+
+def steps_an_epoch(recipe: Recipe) -> int:
+    """Training steps an epoch, the last partial batch left out. Moons: the full batch, 20 times."""
+    if recipe.dataset == "moons":
+        return MOONS_STEPS
+    n = TRAINING[recipe.dataset]
+    return max(1, (n - round(recipe.validation_fraction * n)) // recipe.batch_size)
+
+
+def recipe_feed(recipe: Recipe, device: torch.device) -> Feed:
+    """The training samples of a recipe, on the device."""
+    x, y = _split(recipe, "train", device)
+    if recipe.dataset != "moons":
+        images = data.Images(x, y, (), recipe.dataset)
+        return _tensor_feed(images, recipe, range(PROBES), INPUTS[recipe.dataset][1])
+    return Feed(len(y), 2, MOONS_STEPS, lambda _: [(x, y)] * MOONS_STEPS, (x[:PROBES], y[:PROBES]))
+
+
+def _tensor_feed(samples: data.Images | Batch, training: Training, probe: Sequence[int], classes: int) -> Feed:
+    """A feed of tensors that are on the device."""
+    x, y = (samples.x, samples.y) if isinstance(samples, data.Images) else samples
+    options: dict[str, Any] = dict(augment=training.augment, drop_last=True)
+    batches = lambda generator: data.batches(samples, training.batch_size, generator=generator, **options)
+    steps, chosen = max(1, len(y) // training.batch_size), list(probe)
+    return Feed(len(y), classes, steps, batches, (data.pixels(x[chosen]), y[chosen]))
+
+
+def own_feed(
+    model: nn.Module, train: Samples, training: Training, device: torch.device, workers: int, watched: bool
+) -> Feed:
+    """A feed of anybody's samples, once they and the model are seen to fit each other. ``watched``: with samples to
+    watch the curvature of. ValueError: see ``fit``."""
+    if isinstance(train, Dataset):
+        return _dataset_feed(model, train, training, device, workers, watched)
+    if isinstance(train, data.Images):
+        x, y = train.x, train.y
+    else:
+        x, y = data.floats(train)
+        _check(x, y)
+    classes = _classes(model, x[:2], training)
+    _check_labels(y, classes)
+    if training.augment and x.dim() != 4:
+        raise ValueError(f"augment crops and mirrors images (N, C, H, W): x has shape {tuple(x.shape)}")
+    samples = train.to(device) if isinstance(train, data.Images) else (x.to(device), y.to(device))
+    return _tensor_feed(samples, training, _probe(len(y)) if watched else (), classes)
+
+
+def _dataset_feed(
+    model: nn.Module, train: Any, training: Training, device: torch.device, workers: int, watched: bool
+) -> Feed:
+    """A feed of a Dataset: its images are made anew for each batch, by ``workers`` processes."""
+    if training.augment:
+        raise ValueError("augment=True is for tensors: a Dataset augments by its own transform")
+    if len(train) < 2:
+        raise ValueError(f"the dataset has {len(train)} samples to train on: is its folder empty?")
+    classes = _classes(model, _stacked([train[0], train[1]])[0], training)
+    if hasattr(train, "targets"):
+        _check_labels(torch.as_tensor(train.targets), classes)
+
+    def batches(generator: Generator) -> Iterator[Batch]:
+        options: dict[str, Any] = dict(shuffle=True, drop_last=len(train) > training.batch_size, num_workers=workers)
+        for x, y in DataLoader(train, training.batch_size, generator=generator, collate_fn=_stacked, **options):
+            data.check_labels(y, len(x), classes)
+            yield x.to(device), y.to(device)
+
+    x, y = _stacked([train[index] for index in _probe(len(train))])
+    few = slice(None if watched else 0)
+    steps = max(1, len(train) // training.batch_size)
+    return Feed(len(train), classes, steps, batches, (x[few].to(device), y[few].to(device)))
+
+
+def _probe(n: int) -> range:
+    """Which of n samples are watched: from all over, since a folder's images come class by class."""
+    return range(0, n, max(A_PROBE, math.ceil(n / PROBES)))
+
+
+def read_batches(samples: Samples, classes: int, device: torch.device, batch_size: int = 512) -> Iterator[Batch]:
+    """All samples in order, checked, on the device, images in [0, 1]."""
+    parts: Iterable[Batch]
+    if isinstance(samples, Dataset):
+        parts = DataLoader(samples, batch_size, collate_fn=_stacked)
+    elif isinstance(samples, data.Images):
+        parts = data.batches(samples, batch_size)
+    else:
+        x, y = data.floats(samples)
+        _check(x, y)
+        parts = zip(x.split(batch_size), y.split(batch_size), strict=True)
+    for x, y in parts:
+        data.check_labels(y, len(x), classes)
+        yield x.to(device), y.to(device)
+
+
+def _stacked(items: Sequence[tuple[Any, Any]]) -> Batch:
+    """A batch of a Dataset's items, checked: x (N, …) and y (N,)."""
+    images, labels = zip(*items, strict=True)
+    if not isinstance(images[0], Tensor):
+        what = f"the dataset gives images as {type(images[0]).__name__}"
+        raise ValueError(f"{what}: give it transform=torchvision.transforms.ToTensor(), and Resize to one size")
+    if len(shapes := {tuple(image.shape) for image in images}) > 1:
+        raise ValueError(f"the dataset's images have different shapes, {sorted(shapes)[:2]}: Resize and crop them")
+    x, y = torch.stack(images), torch.as_tensor(labels)
+    _check(x, y)
+    return x, y
+
+
+def _check(x: Tensor, y: Tensor) -> None:
+    """ValueError unless x are images (N, C, H, W) in [0, 1] or finite points (N, d), with as many labels y."""
+    if not (x.dim() == 2 and x.is_floating_point()):
+        data.check_images(x)
+    elif not bool(x.isfinite().all()):
+        raise ValueError("x has entries that are NaN or infinite: leave those points out")
+    if len(x) != len(y):
+        raise ValueError(f"there are {len(x)} samples and {len(y)} labels: give one label to each")
+
+
+def _check_labels(y: Tensor, classes: int) -> None:
+    """ValueError unless labels (N,) are of the model's classes, and of two at least."""
+    data.check_labels(y, len(y), classes)
+    if len(y.unique()) < 2:
+        raise ValueError(f"all {len(y)} labels are {int(y[0])}: a classifier needs two classes at least")
+
+
+def _classes(model: nn.Module, x: Tensor, training: Training) -> int:
+    """How many classes the model tells apart: it is tried on two samples in training mode, which leaves no trace.
+    ValueError: it doesn't run on x, or has nothing that the method trains."""
+    trained = [p for p in model.parameters() if p.requires_grad]
+    if not trained:
+        raise ValueError("no parameter of the model has requires_grad: there is nothing to train")
+    soft = any(isinstance(m, CenteredSoftplus | LipschitzBatchNorm2d) for m in model.modules())
+    if training.method in ONLY["lambda_beta"] and not soft:
+        raise ValueError(
+            f"{training.method} penalises β and γ, and this model has none: convert it first, by "
+            "lcnn_utils.nn.to_low_curvature(model, x[:2]), or use another method"
+        )
+    few = data.pixels(x[: training.batch_size]).to(trained[0].device)
+    modes = {module: module.training for module in model.modules()}
+    try:
+        with statistics_at_rest(model.train()), torch.no_grad(), torch.random.fork_rng(devices=[]):
+            logits = model(few)
+    except Exception as error:  # whatever a forward raises
+        raise ValueError(f"the model can't be trained on batches of shape {tuple(few.shape)}: {error}") from error
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+    check_logits(logits if len(few) > 1 else logits.repeat(2, 1))
+    return logits.shape[1]

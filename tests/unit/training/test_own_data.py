@@ -1,0 +1,227 @@
+"""``fit`` for any network on any data: torchvision's, from tensors, bytes and datasets; refused, stopped, resumed."""
+
+import copy
+import signal
+import subprocess
+import sys
+import warnings
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import TensorDataset
+from torchvision.datasets import ImageFolder
+from torchvision.models import get_model
+from torchvision.transforms import ToTensor
+from torchvision.transforms.functional import to_pil_image
+
+from lcnn_utils.data import Images
+from lcnn_utils.nn import CenteredSoftplus, LipschitzBatchNorm2d, to_low_curvature
+from lcnn_utils.training import Recipe, accuracy, build, fit, fit_recipe, samples
+
+pytestmark = pytest.mark.usefixtures("store")
+NETS = ("resnet18", "mobilenet_v2", "vgg11_bn", "densenet121")
+
+
+def images(n: int, size: int = 64, classes: int = 3) -> tuple[torch.Tensor, torch.Tensor]:
+    x = torch.rand(n, 3, size, size, generator=torch.Generator().manual_seed(0))
+    return x, torch.arange(n) % classes
+
+
+def small_net(dropout: float = 0.2) -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(3, 4, 3, stride=2), nn.BatchNorm2d(4), nn.ReLU(), nn.AdaptiveAvgPool2d(2), nn.Flatten(),
+        nn.Dropout(dropout), nn.Linear(16, 3),
+    )  # fmt: skip
+
+
+def equal(a: nn.Module, b: nn.Module) -> bool:
+    pairs = zip(a.state_dict().items(), b.state_dict().items(), strict=True)
+    return all(name == other and torch.equal(p, q) for (name, p), (other, q) in pairs)
+
+
+@pytest.fixture(scope="module", params=NETS)
+def network(request):
+    torch.manual_seed(0)
+    return get_model(request.param, num_classes=3)
+
+
+@pytest.fixture(scope="module")
+def converted(network):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # some keep their max pooling
+        return to_low_curvature(network, images(2)[0], iterations=5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["standard", "lcnn", "gradreg", "lcnn_gradreg", "cure", "adversarial"])
+def test_torchvisions_networks_train_by_each_objective(method, network, converted):
+    model = copy.deepcopy(converted if "lcnn" in method else network)
+    before = copy.deepcopy(model.state_dict())
+    trained, history = fit(model, images(6), method=method, epochs=1, batch_size=6, lr=1e-3, progress=False)
+    assert trained is model
+    assert not any(module.training for module in model.modules())
+    assert history.loss.notna().all()
+    moved = [name for name, value in model.state_dict().items() if not torch.equal(value, before[name])]
+    assert any(name.endswith("weight") or "original" in name for name in moved)
+    assert any("log_beta" in name for name in moved) == ("lcnn" in method)
+
+
+SCRIPT = """
+import os, signal, sys, torch
+from torchvision.models import get_model
+from lcnn_utils.nn import to_low_curvature
+from lcnn_utils.training import fit
+torch.set_num_threads(1)
+torch.manual_seed(0)
+x, y = torch.rand(8, 3, 64, 64), torch.arange(8) % 3
+model = to_low_curvature(get_model(NAME, num_classes=3), x[:2], iterations=5)
+train = lambda **options: fit(model, (x, y), epochs=2, batch_size=4, lr=1e-3, progress=False, device="cpu", **options)
+"""
+KILL = "train(state=STATE, watch=lambda *_: os.kill(os.getpid(), signal.SIGKILL))"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["resnet18", "mobilenet_v2"])
+def test_killed_and_resumed_is_the_undisturbed_training(name, tmp_path):
+    """mobilenet_v2 has dropout, whose masks must go on where they were."""
+    names = {"NAME": name, "STATE": str(tmp_path / "state")}
+    code = SCRIPT.replace("NAME", repr(name)) + KILL.replace("STATE", repr(names["STATE"]))
+    process = subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=False)
+    assert process.returncode == -signal.SIGKILL
+    results = []
+    for state in (names["STATE"], None):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            exec(SCRIPT, names)
+        results.append(names["train"](state=state))
+    (resumed, history), (whole, expected) = results
+    assert equal(resumed, whole)
+    assert history.equals(expected)
+
+
+def test_a_recipe_is_a_thin_layer_over_it():
+    """Network and samples of a recipe, handed in, come to the same weights."""
+    recipe = Recipe(method="lcnn_gradreg", width=2, epochs=2, batch_size=512)
+    mine, history = fit(build(recipe), samples(recipe, "train"), recipe, progress=False)
+    theirs, expected = fit_recipe(recipe, progress=False)
+    assert equal(mine, theirs)
+    assert history.loss.tolist() == expected.loss.tolist()
+
+
+def test_tensors_bytes_and_datasets_are_one(tmp_path):
+    """The same eight images as numbers, as bytes, as a Dataset and as a folder."""
+    x, y = images(8, size=8)
+    x = (255 * x).round().byte()
+    for index, (image, label) in enumerate(zip(x, y, strict=True)):
+        folder = tmp_path / "folder" / f"class {label}"
+        folder.mkdir(parents=True, exist_ok=True)
+        to_pil_image(image).save(folder / f"{index}.png")
+    order = y.argsort(stable=True)  # as in the folder
+    x, y = x[order], y[order]
+    results = []
+    for train in (
+        (x / 255, y),
+        Images(x, y, ("a", "b", "c"), "mine"),
+        TensorDataset(x / 255, y),
+        ImageFolder(tmp_path / "folder", ToTensor()),
+    ):
+        model, history = fit(
+            small_net(dropout=0.0), train, method="standard", epochs=2, batch_size=8, progress=False, val=train
+        )
+        results.append(history.loss.iloc[-1])
+        assert history.val_accuracy.iloc[-1] == pytest.approx(accuracy(model, x / 255, y))
+    assert results == pytest.approx([results[0]] * 4, rel=1e-5), "one batch, whatever its order"
+
+
+BAD = {
+    "labels out of range": (dict(y=torch.arange(8) % 4), "labels are 0 to 3|3 classes|out of|0..2"),
+    "one class": (dict(y=torch.ones(8, dtype=torch.int64)), "all 8 labels are 1"),
+    "float labels": (dict(y=torch.zeros(8)), "labels are torch.float32"),
+    "too few labels": (dict(y=torch.arange(7) % 3), "8 samples and 7 labels"),
+    "not in [0, 1]": (dict(x=2 * images(8)[0]), r"outside \[0, 1\]"),
+    "bytes": (dict(x=(255 * images(8)[0]).byte()), "torch.uint8"),
+    "NaN": (dict(x=images(8)[0] * torch.nan), "nan"),
+    "channels": (dict(x=images(8)[0][:, :1]), r"can't be trained on batches of shape \(2, 1, 64, 64\)"),
+    "nothing": (dict(x=torch.zeros(0, 3, 8, 8), y=torch.zeros(0, dtype=torch.int64)), "expected|empty"),
+    "one sample a batch": (dict(batch_size=1, model=nn.Sequential(nn.Flatten(), nn.LazyLinear(3), nn.BatchNorm1d(3))),
+                           "more than 1 value per channel"),
+    "no net for it": (dict(method="lcnn"), "to_low_curvature"),
+    "nothing to train": (dict(model=small_net().requires_grad_(False)), "requires_grad"),
+    "setting": (dict(lambda_bet=1.0), "did you mean 'lambda_beta'"),
+    "value": (dict(lr=0.0), "lr must be"),
+    "validation": (dict(val=(images(4)[0], torch.full((4,), 3))), "0..2|3 classes|out of"),
+    "augmented points": (dict(x=torch.rand(8, 5), model=nn.Linear(5, 3), augment=True), "augment"),
+    "images of no tensor": (dict(train=[(object(), 0)] * 2), "pass Images|pair"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_is_refused_before_training(case):
+    changed, message = BAD[case]
+    x, y = images(8)
+    options = dict(model=small_net(), x=x, y=y, method="standard", epochs=1, progress=False) | changed
+    train = options.pop("train", (options.pop("x"), options.pop("y")))
+    with pytest.raises(ValueError, match=message):
+        fit(options.pop("model"), train, watch=lambda *_: pytest.fail("it was trained"), **options)
+
+
+def test_folders_that_can_not_be_used(tmp_path):
+    (tmp_path / "a").mkdir()
+    to_pil_image(torch.rand(3, 8, 8)).save(tmp_path / "a" / "1.png")
+    to_pil_image(torch.rand(3, 9, 8)).save(tmp_path / "a" / "2.png")
+    for transform, message in ((None, "ToTensor"), (ToTensor(), "different shapes")):
+        with pytest.raises(ValueError, match=message):
+            fit(small_net(), ImageFolder(tmp_path, transform), method="standard")
+    to_pil_image(torch.rand(3, 8, 8)).save(tmp_path / "a" / "2.png")
+    with pytest.raises(ValueError, match="all 2 labels are 0"):
+        fit(small_net(), ImageFolder(tmp_path, ToTensor()), method="standard")
+    with pytest.raises(ValueError, match="has 0 samples"):
+        fit(small_net(), TensorDataset(torch.zeros(0, 3, 8, 8), torch.zeros(0)), method="standard")
+
+
+def test_refusing_leaves_the_model_as_it_was():
+    model = small_net().eval()
+    before, state = copy.deepcopy(model), torch.get_rng_state()
+    with pytest.raises(ValueError, match="all 8 labels"):
+        fit(model, (images(8)[0], torch.zeros(8, dtype=torch.int64)), method="standard")
+    assert equal(model, before)
+    assert not any(module.training for module in model.modules())
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_a_state_of_other_data_or_settings_is_refused(tmp_path):
+    options = dict(method="standard", epochs=1, state=tmp_path / "new" / "state", progress=False)
+    fit(small_net(), images(8), **options)
+    fit(small_net(), images(8), **options, watch=lambda *_: pytest.fail("it was trained again"))
+    for train, changed in ((images(9), {}), (images(8), {"lr": 0.2})):
+        with pytest.raises(RuntimeError, match=r"samples, not 9|another recipe"):
+            fit(small_net(), train, **options | changed)
+
+
+def test_ceilings_fall_to_where_they_should_and_hold():
+    model = to_low_curvature(small_net(), images(2)[0], beta=1000, gamma=50)
+    seen = []
+
+    def watch(history, model):
+        betas = [m.beta.item() for m in model.modules() if isinstance(m, CenteredSoftplus)]
+        gammas = [m.gamma.item() for m in model.modules() if isinstance(m, LipschitzBatchNorm2d)]
+        seen.append((max(betas), max(gammas)))
+
+    fit(model, images(16), epochs=4, batch_size=4, max_beta=10, max_gamma=2, watch=watch, progress=False,
+        lambda_beta=0, lambda_gamma=0)  # fmt: skip
+    (beta, gamma), *_ = seen
+    assert beta == pytest.approx(100, rel=0.01), "half of the way from 1000 to 10, on a log scale"
+    assert gamma == pytest.approx(10, rel=0.05)
+    assert all(beta <= 10.001 and gamma <= 2.001 for beta, gamma in seen[1:])
+
+
+def test_what_pretrained_nets_lack_is_kept_frozen():
+    """Only the read-out is trained where only it has gradients."""
+    model = small_net()
+    model[:-1].requires_grad_(False)
+    before = copy.deepcopy(model)
+    fit(model, images(8), method="standard", epochs=1, progress=False)
+    assert torch.equal(model[0].weight, before[0].weight)
+    assert not torch.equal(model[-1].weight, before[-1].weight)
