@@ -71,20 +71,33 @@ class Train:
     lcnn train all --seeds 0 1 2       (the seven methods and two more, three times each)
 
     lcnn train lcnn --set lambda_beta=0 lambda_gamma=0
+
+    lcnn train --data FOLDER --model resnet18 --method standard lcnn    (your images: a subfolder for each class)
     """
 
     methods: Positional[Names]  # what to train
+    method: Names = ()  # the same, as an option
     dataset: str = "digits"  # moons, digits, cifar10, cifar100 or svhn
     scale: str | None = None  # lab (moons, digits); small, tiny (for a CPU), wide or paper (CIFAR, SVHN)
     seeds: tuple[int, ...] = (0,)  # one run each
     set: Names = ()  # FIELD=VALUE: fields of the recipe to change
     device: str | None = None  # cpu, cuda, …; a GPU if there is one
+    data: Path | None = None  # images to train on: a folder with a subfolder for each class, or such train and val
+    model: str = "resnet18"  # with --data: any classifier of torchvision
+    size: int = 64  # with --data: images are resized and cropped to so many pixels a side
 
     def run(self) -> int:
         from .. import experiments
 
-        if not self.methods:
+        methods = self.methods + self.method
+        if not methods:
             raise ValueError("say what to train, as in: lcnn train lcnn")
+        if self.data is not None:
+            from .own_data import train_folder
+
+            options: dict[str, Any] = dict(model=self.model, size=self.size, seeds=self.seeds, device=self.device)
+            train_folder(self.data, methods, settings=parsed(self.set), **options)
+            return 0
         print(f"{'method':<14} {'seed':>4}  accuracy  C of the loss  C of the margin   seconds")
         for recipe in asked_for(self):
             result = experiments.run(recipe, device=self.device)
@@ -271,7 +284,8 @@ def asked_for(command: Train | Sweep) -> list[Recipe]:
     for point in points:
         name, _, values = point.partition("=")
         grid[name] = [parsed((f"{name}={value}",))[name] for value in values.split(",")]
-    methods = tuple(METHODS) if command.methods == ("all",) else command.methods
+    methods = command.methods + (command.method if isinstance(command, Train) else ())
+    methods = tuple(METHODS) if methods == ("all",) else methods
     return ordered(datasets, methods, command.seeds, command.scale, grid, **parsed(command.set))
 
 
@@ -286,7 +300,7 @@ def parsed(changes: Names) -> dict[str, Any]:
     for change in changes:
         name, _, text = change.partition("=")
         default = defaults[check_choice(name, tuple(defaults), "field of a recipe")]
-        kind = bool if default is None else type(default)
+        kind = (float if name.startswith("max_") else bool) if default is None else type(default)
         try:
             values[name] = {"true": True, "false": False}[text.lower()] if kind is bool else kind(text)
         except (KeyError, ValueError):

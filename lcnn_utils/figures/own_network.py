@@ -48,7 +48,7 @@ def report(frame: pd.DataFrame) -> Figure:
         axis.set_title(title)
     handles = [plt.Line2D([], [], **known[name]) for name in names]
     figure.legend(handles=handles, loc="outside upper center", ncols=2)
-    figure.supxlabel("\n".join(_remarks(frame)), fontsize=8, x=0.01, ha="left")
+    figure.supxlabel("\n".join(remarks(frame)), fontsize=8, x=0.01, ha="left")
     return figure
 
 
@@ -163,13 +163,13 @@ def _apart(part: pd.DataFrame, known: Looks, step: float) -> pd.DataFrame:
 
 def _wide_log(axis: Axes, part: pd.DataFrame) -> None:
     """A logarithmic y axis with at least three ticks."""
-    positive = part[part.low > 0]
+    positive = part[part.value > 0]
     if len(positive):
-        axis.set_ylim(positive.low.min() / 2, 2 * part.high.max())
+        axis.set_ylim(max(part.low.min(), positive.value.min() / 10) / 2, 2 * part.high.max())
         log_axis(axis, "y")
 
 
-def _remarks(frame: pd.DataFrame) -> list[str]:
+def remarks(frame: pd.DataFrame) -> list[str]:
     """What was not measured, and how C was: a line for each note, whichever networks and measures it is about."""
     noted = frame[(frame.n == 0) | (frame.measure.isin(CURVATURE) & (frame.note != ""))]
     lines = []

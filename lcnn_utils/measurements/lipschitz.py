@@ -8,10 +8,11 @@ from collections.abc import Iterable
 from typing import Any
 
 import pandas as pd
+import torch
 from torch import Tensor, nn
 
 from ..curvature import geometry
-from ..nn import LipschitzBatchNorm2d, refresh_statistics
+from ..nn import LipschitzBatchNorm2d
 from ..training import accuracy
 from .curvature import layer_calls
 
@@ -38,15 +39,27 @@ def conv_layers(model: nn.Module, x: Tensor) -> dict[str, tuple[nn.Conv2d, Any, 
     return layers
 
 
+@torch.no_grad()
 def with_gamma(model: nn.Module, gamma: float, images: Tensor | None = None) -> nn.Module:
     """A copy of ``model`` in eval mode whose γ-BatchNorms have the slope limit ``gamma``.
     With ``images`` (N, C, H, W) their statistics are measured again on these, from the first layer to the last;
     otherwise they stay as they were."""
-    model = copy.deepcopy(model).eval()
+    model, hooks = copy.deepcopy(model).eval(), []
+
+    def measure(norm: nn.Module, inputs: tuple[Tensor]) -> None:
+        var, mean = torch.var_mean(inputs[0], (0, 2, 3))
+        norm.get_buffer("running_mean").copy_(mean)
+        norm.get_buffer("running_var").copy_(var)
+
     for layer in model.modules():
         if isinstance(layer, LipschitzBatchNorm2d):
             layer.gamma = gamma
-    return model if images is None else refresh_statistics(model, images)
+            hooks.append(layer.register_forward_pre_hook(measure))
+    if images is not None:
+        model(images)
+    for hook in hooks:
+        hook.remove()
+    return model
 
 
 def gamma_frame(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -132,20 +133,21 @@ class LipschitzBatchNorm2d(_NormBase):
 
 
 @torch.no_grad()
-def refresh_statistics(model: nn.Module, x: Tensor, batch_size: int = 512) -> nn.Module:
+def refresh_statistics(model: nn.Module, x: Tensor | Iterable[Tensor], batch_size: int = 512) -> nn.Module:
     """Take the running statistics of every BatchNorm again, from what arrives there for x (N, …), in place: ``model``.
 
-    All other layers are in the mode they are in. Of more than ``batch_size`` samples it is the mean over batches
+    All other layers are in the mode they are in. ``x`` may come in batches; of more than ``batch_size`` samples it is
+    the mean over batches
     (``torch.optim.swa_utils.update_bn`` passes over γ-BatchNorms, and switches dropout on). ValueError, of a layer: one
     value a channel.
     """
     norms = [layer for layer in model.modules() if isinstance(layer, _NormBase) and layer.running_mean is not None]
     before = [(norm.momentum, norm.training) for norm in norms]
-    for norm in norms:
-        norm.reset_running_stats()
-        norm.momentum = None  # the plain mean over batches
-        norm.train()
-    for part in x.tensor_split(math.ceil(len(x) / batch_size)):  # of equal sizes: each batch weighs the same
+    batches = x.tensor_split(math.ceil(len(x) / batch_size)) if isinstance(x, Tensor) else x  # of equal sizes
+    for index, part in enumerate(batches):
+        for norm in norms:
+            norm.momentum = 1 / (index + 1)  # the plain mean over batches
+            norm.train()
         model(part)
     for norm, (momentum, training) in zip(norms, before, strict=True):
         norm.momentum = momentum

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 import math
 import platform
 import time
@@ -27,6 +28,7 @@ from ..nn import (
     mlp,
     norms_once_a_step,
     refresh_norms,
+    refresh_statistics,
     resnet,
     sigma_error,
     vgg11,
@@ -36,6 +38,7 @@ from .checkpoint import State, epochs_done, locked, state_path
 from .objectives import OBJECTIVES
 from .recipe import INPUTS, METHODS, ONLY, Recipe, Training
 
+SETTLE = 512  # training images on which BatchNorm's statistics are taken again in the end
 PRODUCTS = 4  # Hessian-vector products of the history's curvature
 Watch = Callable[[pd.DataFrame, nn.Module], None] | None  # history, model
 
@@ -169,6 +172,14 @@ def _validated(model: nn.Module, val: Samples | None, classes: int, device: torc
     return {"val_accuracy": sum(part * n for part, n in parts) / sum(n for _, n in parts)}
 
 
+def _settle(model: nn.Module, feed: Feed, recipe: Training) -> None:
+    """Let the norms converge and take BatchNorm's statistics again: after a short training both lag behind."""
+    refresh_norms(model)
+    batches = feed.batches(Generator().manual_seed(recipe.seed))
+    enough = itertools.islice(batches, math.ceil(SETTLE / recipe.batch_size))
+    refresh_statistics(model.eval(), (x for x, _ in enough))
+
+
 class Ceilings:
     """``max_beta`` and ``max_gamma``: what no β and no γ may exceed as training goes on."""
 
@@ -195,7 +206,7 @@ def _train(
     progress: bool, watch: Watch,
 ) -> None:  # fmt: skip
     """All epochs that are missing from the state, which is written to ``path`` after each."""
-    device = feed.probe[0].device
+    device, own = feed.probe[0].device, state.n is not None
     begun = time.perf_counter() - state.about["seconds"]
     if (place := made_on(device)) not in state.about["made_on"]:
         state.about["made_on"].append(place)
@@ -222,6 +233,9 @@ def _train(
                 what = f"the loss or a weight is not finite in epoch {epoch + 1} of {recipe}"
                 raise RuntimeError(f"{what}: lower lr (now {recipe.lr:g}), or the λ of its penalty")
             means = dict(zip(terms, values.mean(0).tolist(), strict=True))
+            if own and epoch + 1 == recipe.epochs:
+                _settle(model, feed, recipe)
+                advance()
             means |= _validated(model, val, feed.classes, device)
             state.history.append({"epoch": epoch + 1} | means | _measured(model, feed.probe))
             state.about["seconds"] = round(time.perf_counter() - begun, 3)
@@ -259,7 +273,8 @@ def _run(
         finally:
             if compiles(recipe, device):
                 torch._dynamo.reset()  # the number of versions that it keeps of a function is limited
-    refresh_norms(model)
+    if n is None:  # else _settle has done it
+        refresh_norms(model)
     history = pd.DataFrame(state.history)
     history.attrs |= state.about
     return model.eval(), history
@@ -280,7 +295,8 @@ def fit(
     watch: Watch = None,
     **settings: Any,
 ) -> tuple[nn.Module, pd.DataFrame]:
-    """Train any network on any data, in place → (it in eval mode with its norms refreshed, history, a row an epoch).
+    """Train any network on any data, in place → (it in eval mode, history with a row an epoch). At the end spectral
+    norms are refreshed, and BatchNorm's statistics taken again from about 500 training images.
 
     Args:
         model: gives logits (N, K). For ``lcnn``, ``lcnn_gradreg`` and ``minimal`` with layers of ``nn``, as

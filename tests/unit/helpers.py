@@ -1,8 +1,11 @@
 """What several unit tests use."""
 
 import contextlib
+from pathlib import Path
 
 import pytest
+import torch
+from torchvision.transforms.functional import to_pil_image
 
 
 @contextlib.contextmanager
@@ -15,3 +18,13 @@ def files_of_at_most(size: int):
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def folder_of_images(folder: Path, n: int = 4, size: int = 32, classes: tuple[str, ...] = ("cats", "dogs")) -> Path:
+    """A folder with a subfolder of n random PNGs for each class."""
+    generator = torch.Generator().manual_seed(0)
+    for name in classes:
+        (folder / name).mkdir(parents=True)
+        for index in range(n):
+            to_pil_image(torch.rand(3, size, size, generator=generator)).save(folder / name / f"{index}.png")
+    return folder

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from helpers import folder_of_images
 from importlinter.cli import EXIT_STATUS_SUCCESS, lint_imports
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
@@ -113,6 +114,8 @@ def test_tables_of_the_readme_are_the_measured_ones():
 def test_python_on_a_page_runs_as_it_stands(page, tmp_path):
     blocks = re.findall(r"```python\n(.*?)```", (PROJECT / page).read_text(encoding="utf-8"), re.DOTALL)
     environment = os.environ | {"PYTHONPATH": str(PROJECT), "LCNN_STORE": str(tmp_path), "LCNN_DEVICE": "cpu"}
+    for part in ("train", "val"):
+        folder_of_images(tmp_path / "photos" / part)
     for block in blocks:
         subprocess.run([sys.executable, "-c", block], cwd=tmp_path, env=environment, check=True)
 

@@ -5,11 +5,19 @@ import re
 import subprocess
 import sys
 
+import pandas as pd
 import pytest
+import torch
+from helpers import folder_of_images
+from safetensors.torch import load_file
+from torchvision import models
 
 from lcnn_utils.cli import commands as cli
+from lcnn_utils.cli.own_data import splits
 from lcnn_utils.experiments import results
 from lcnn_utils.experiments import runs as experiments
+from lcnn_utils.nn import CenteredSoftplus, to_low_curvature
+from lcnn_utils.training import OBJECTIVES, accuracy
 
 TINY = ("--dataset", "moons", "--set", "epochs=1", "width=4")
 
@@ -106,3 +114,47 @@ def test_train_prints_what_came_out_and_results_tells_it(store, shipped, capsys,
     assert "width" not in table
     assert cli.main(["results", "--csv", str(tmp_path / "all.csv")]) == 0
     assert (tmp_path / "all.csv").read_text(encoding="utf-8") == frame.to_csv(index=False)
+
+
+# ---- a folder of one's own ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_a_folder_is_trained_on_reported_and_read_back(store, tmp_path, capsys, monkeypatch):
+    folder = folder_of_images(tmp_path / "pets", n=10)
+    args = ["train", "--data", str(folder), "--method", "lcnn", "--size", "32", "--set", "epochs=1", "max_beta=3"]
+    assert cli.main(args) == 0
+    shown, place = capsys.readouterr().out, store / "own" / "pets"
+    assert "16 images to train on, 4 held out, classes: cats, dogs" in shown
+    assert "maxpool (MaxPool2d)" in shown, "what stays as it was is named"
+    (weights,) = (path for path in place.glob("*.safetensors") if not path.stem.endswith("state"))
+    net = to_low_curvature(models.resnet18(num_classes=2), torch.rand(2, 3, 32, 32))
+    net.load_state_dict(load_file(weights))
+    assert all(layer.beta.item() < 3.001 for layer in net.modules() if isinstance(layer, CenteredSoftplus))
+    frame = pd.read_csv(place / "report.csv")
+    _, val = splits(folder, 32)
+    assert frame.value[frame.measure == "accuracy"].item() == pytest.approx(accuracy(net.eval(), val.float(), val.y))
+    monkeypatch.setitem(OBJECTIVES, "lcnn", lambda *_, **__: pytest.fail("it was trained again"))
+    assert cli.main(args) == 0, "it is not trained again"
+
+
+@pytest.mark.parametrize(
+    ("args", "says"),
+    [
+        (["--data", "nowhere"], "no images in .*nowhere.*one subfolder a class"),
+        (["--data", "one"], "a single class, cats"),
+        (["--data", "pets", "--model", "resnet-18"], "did you mean 'resnet18'"),
+        (["--data", "pets", "--set", "width=3"], "unknown setting of a training on a folder 'width'"),
+        (["--data", "differing"], r"train has the classes \('cats',"),
+    ],
+)
+def test_what_can_not_be_trained_on_is_said_in_one_line(args, says, store, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    folder_of_images(tmp_path / "one", classes=("cats",))
+    folder_of_images(tmp_path / "pets")
+    folder_of_images(tmp_path / "differing" / "train")
+    folder_of_images(tmp_path / "differing" / "val", classes=("cats", "wolves"))
+    assert cli.main(["train", "lcnn", *args]) == 1
+    shown = capsys.readouterr().err
+    assert re.search(says, shown)
+    assert shown.count("lcnn:") == 1
