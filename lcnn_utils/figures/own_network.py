@@ -102,15 +102,13 @@ def ways(frame: pd.DataFrame) -> Figure:
     styles = looks(frame.way.unique())
     for number, (way, part) in enumerate(frame.groupby("way", sort=False)):
         part = part.sort_values("curvature")
-        errors = dict(
-            xerr=error_bars(part.curvature, part.low_curvature, part.high_curvature),
-            yerr=error_bars(part.accuracy, part.low, part.high),
-        )
-        axis.errorbar(part.curvature, part.accuracy, **errors, **styles[way], elinewidth=0.8)
-        text = dict(textcoords="offset points", fontsize=9, color=styles[way]["color"])
+        across = error_bars(part.curvature, part.low_curvature, part.high_curvature)
+        along = error_bars(part.accuracy, part.low, part.high)
+        axis.errorbar(part.curvature, part.accuracy, along, across, **styles[way], elinewidth=0.8)
+        text: dict[str, Any] = dict(textcoords="offset points", fontsize=9, color=styles[way]["color"])
         for point in part.itertuples():
             end, shift = (point.low, -9) if number % 2 else (point.high, 2)  # of the bar: ways cross
-            axis.annotate(point.setting, (point.curvature, end), (3, shift), **text)
+            axis.annotate(str(point.setting), (point.curvature, end), (3, shift), **text)
     axis.set(xlabel=QUANTITY["margin_curvature"], ylabel="accuracy")
     percent(axis)
     log_axis(axis)
