@@ -17,6 +17,8 @@ from pathlib import Path
 from urllib.request import url2pathname
 
 import numpy as np
+import PIL.Image
+import PIL.ImageOps
 import torch
 import torch.nn.functional as F
 from filelock import FileLock
@@ -220,13 +222,21 @@ def _download(urls: list[str], part: Path, md5: str, timeout: float) -> Path:
     raise RuntimeError("\n".join([f"no mirror gave {part.stem}:", *failures, way_out]))
 
 
+def _rgb(path: str) -> PIL.Image.Image:
+    """An image as 8 bits a channel, the right way up."""
+    with PIL.Image.open(path) as image:
+        if image.mode[0] in "IF":
+            raise ValueError(f"{path} has pixels of mode {image.mode!r}, more than 8 bits: convert it to RGB of 8 bits")
+        return PIL.ImageOps.exif_transpose(image).convert("RGB")
+
+
 def image_folder(folder: str | Path, size: int = 64) -> Images:
     """The images of a folder with one subfolder a class, as torchvision's ``ImageFolder`` finds them: PNG, JPEG, ….
 
-    Each is resized on its shorter side and cut out in the middle: RGB bytes (N, 3, ``size``, ``size``), all in memory.
-    Classes are the subfolders in alphabetical order, and the name is the folder's.
-    Raises FileNotFoundError: no such folder, no subfolder, or one without images. ValueError: a single class, or a
-    damaged image.
+    Each is turned as its EXIF data say, resized on its shorter side and cut out in the middle: RGB bytes (N, 3,
+    ``size``, ``size``), all in memory. Classes are the subfolders in alphabetical order, and the name is the folder's.
+    Raises FileNotFoundError: no such folder, no subfolder, or one without images. ValueError: a single class, a damaged
+    image or one of more than 8 bits.
     """
     from torchvision import transforms
     from torchvision.datasets import ImageFolder
@@ -235,8 +245,8 @@ def image_folder(folder: str | Path, size: int = 64) -> Images:
     layout = "it should hold one subfolder a class, with that class's images, such as cats/1.jpg and dogs/2.png"
     to_bytes = transforms.Compose([transforms.Resize(size), transforms.CenterCrop(size), transforms.PILToTensor()])
     try:
-        images = ImageFolder(folder, to_bytes)
-    except FileNotFoundError as error:
+        images = ImageFolder(folder, to_bytes, loader=_rgb)
+    except (FileNotFoundError, NotADirectoryError) as error:
         raise FileNotFoundError(f"no images in {folder} ({error}): {layout}") from error
     if len(images.classes) < 2:
         raise ValueError(f"{folder} has a single class, {images.classes[0]}: {layout}")

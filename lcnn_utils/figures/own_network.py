@@ -33,6 +33,7 @@ Looks = Mapping[str, Mapping[str, Any]]
 def report(frame: pd.DataFrame) -> Figure:
     """What was measured of one network, or of several to be compared; below, what could not be, and why.
     ``frame``: of ``measurements.own_network.report``; error bars are its 95 % intervals."""
+    frame = frame.assign(network=frame.network.astype(str))
     names = list(frame.network.unique())
     known = looks(names) | {name: look(name) for name in names if name in METHOD or name in BY_LABEL}
     known = {name: known[name] | {"label": _label(name, frame)} for name in names}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+import textwrap
 from collections.abc import Callable, Iterable, Mapping
 
 import pandas as pd
@@ -24,7 +25,10 @@ SHARP = 1000.0  # β of the softplus that stands in for a ReLU, whose kinks no H
 PRODUCTS, TOLERANCE = 10, 0.1  # Hessian-vector products at most, relative error of C: small beside its interval
 STEPS = 10  # of PGD
 BETAS = (1000, 100, 30, 10, 5, 3, 2, 1, 0.5, 0.3)  # of softening
-KINKED = re.compile(r"(Leaky|P|R)?Relu\w*|(Adaptive)?MaxPool|Hard\w+|A?max|Maximum")  # of autograd's operations
+KINKED = re.compile(
+    r"(Leaky|[PR])?[Rr]elu\w*|(Adaptive)?MaxPool\w*|Hard\w+|A?max|A?min|Maximum|Minimum|Threshold|Abs|Sort"
+)
+FLAT = 1e-4  # ‖∇ℓ‖ below which ε = 1e-6 of the definition decides C of the loss, not the network
 # (measure, ε or None) → a number an image, NaN where it has none, or whether the image passes: (N,)
 Values = dict[tuple[str, float | None], Tensor]
 
@@ -50,7 +54,7 @@ def report(
     parts of x, which may be sorted by class.
 
     Args:
-        nets: of logits (N, K), on the device of x; or several, by name. Used in eval mode, left as they were.
+        nets: of logits (N, K); or several, by name. Used in eval mode, left as they were.
         x, y: images (N, C, H, W) in [0, 1] or points (N, d), floating; labels (N,), int64.
         batch_size: images measured at once (memory).
         certify: whether certified radii are computed.
@@ -64,9 +68,12 @@ def report(
     lengths = sorted({float(e) for e in eps})
     if not lengths or not all(0 < e < math.inf for e in lengths):
         raise ValueError(f"eps must hold lengths, finite and above 0, in units of x; got {lengths}")
+    if min(images, curvature_images, batch_size) < 1:
+        raise ValueError("images, curvature_images and batch_size must be 1 or more")
     for name, net in nets.items():
         try:
             with measuring(net):
+                x, y = (part.to(next(net.parameters(), x).device) for part in (x, y))
                 prepare(net, x, y, precise=True)
         except ValueError as error:
             raise ValueError(f"{name}: {error}") from error
@@ -88,7 +95,7 @@ def report(
                 values, note = measure(net, x[index], y[index], lengths, batch_size)
             except Exception as error:  # whatever a network raises
                 values, note = {(name, None): torch.empty(0) for name in names}, ""
-                reason = str(error) or type(error).__name__
+                reason = textwrap.shorten(str(error) or type(error).__name__, 160, placeholder=" …")
             for key, of_images in values.items():
                 value, low, high, n = _value_and_interval(of_images)
                 p = _sign_test(of_images, first[key]) if key in first else math.nan
@@ -161,6 +168,9 @@ def _curvature(net: nn.Module, x: Tensor, y: Tensor, lengths: list[float], batch
     for name, scalar in (("curvature", "loss"), ("margin_curvature", "margin")):
         g = geometry(net, x, y, scalar=scalar, tol=TOLERANCE, max_iter=PRODUCTS, batch_size=batch_size)
         values[name, None] = g.curvature
+        if scalar == "loss" and (flat := g.grad_norm < FLAT).any():
+            values[name, None] = g.curvature.masked_fill(flat, math.nan)
+            notes.append(f"{int(flat.sum())} images without C of the loss, which is too sure of them (‖∇ℓ‖ < {FLAT:g})")
         if inexact := int((g.residual > TOLERANCE).sum()):
             notes.append(f"of the {scalar}, {inexact} images may have {TOLERANCE:.0%} more")
     return values, "; ".join(notes)

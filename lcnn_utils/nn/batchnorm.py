@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import Any
 
 import torch
@@ -133,23 +133,26 @@ class LipschitzBatchNorm2d(_NormBase):
 
 
 @torch.no_grad()
-def refresh_statistics(model: nn.Module, x: Tensor | Iterable[Tensor], batch_size: int = 512) -> nn.Module:
+def refresh_statistics(
+    model: nn.Module, x: Tensor | Iterable[Tensor], batch_size: int = 512, but: Collection[nn.Module] = ()
+) -> nn.Module:
     """Take the running statistics of every BatchNorm again, from what arrives there for x (N, …), in place: ``model``.
 
-    All other layers are in the mode they are in. ``x`` may come in batches; of more than ``batch_size`` samples it is
-    the mean over batches
-    (``torch.optim.swa_utils.update_bn`` passes over γ-BatchNorms, and switches dropout on). ValueError, of a layer: one
-    value a channel.
+    ``x`` may come in batches; of several it is the mean over batches. Norms in ``but`` and all other layers are in the
+    mode they are in. (``torch.optim.swa_utils.update_bn`` passes over γ-BatchNorms, and switches dropout on.)
+    ValueError, of a layer: one value a channel.
     """
-    norms = [layer for layer in model.modules() if isinstance(layer, _NormBase) and layer.running_mean is not None]
+    norms = [m for m in model.modules() if isinstance(m, _NormBase) and m.running_mean is not None and m not in but]
     before = [(norm.momentum, norm.training) for norm in norms]
     batches = x.tensor_split(math.ceil(len(x) / batch_size)) if isinstance(x, Tensor) else x  # of equal sizes
-    for index, part in enumerate(batches):
-        for norm in norms:
-            norm.momentum = 1 / (index + 1)  # the plain mean over batches
-            norm.train()
-        model(part)
-    for norm, (momentum, training) in zip(norms, before, strict=True):
-        norm.momentum = momentum
-        norm.train(training)
+    try:
+        for index, part in enumerate(batches):
+            for norm in norms:
+                norm.momentum = 1 / (index + 1)  # the plain mean over batches
+                norm.train()
+            model(part)
+    finally:
+        for norm, (momentum, training) in zip(norms, before, strict=True):
+            norm.momentum = momentum
+            norm.train(training)
     return model

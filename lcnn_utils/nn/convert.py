@@ -185,7 +185,7 @@ def softened(model: nn.Module, beta: float, *, trainable: bool = False, only_rel
     ``model``: any ``nn.Module``; its layers are replaced, so ``F.relu`` in a forward is not seen and keeps its kink.
     ``trainable``: whether each β is a parameter, to be trained if those before it are. One number for a whole net is
     what *Curvature Tuning* turns (L. Hu, M. Gamba, R. Balestriero, NeurIPS 2025, arXiv:2502.07783), of a mixture of
-    SiLU and softplus. Raises ValueError: no such layer, β outside ``softplus.BETA_RANGE``.
+    SiLU and softplus. Raises ValueError: no such layer, or one with hooks, β outside ``softplus.BETA_RANGE``.
     """
     copied = copy.deepcopy(model)
     kinds = RELUS if only_relus else (*RELUS, CenteredSoftplus)
@@ -195,6 +195,8 @@ def softened(model: nn.Module, beta: float, *, trainable: bool = False, only_rel
             f"{type(model).__name__} has nothing to soften: no nn.ReLU, nn.ReLU6 or CenteredSoftplus module was found; "
             "write nn.ReLU() in place of F.relu, which is not seen"
         )
+    if any(layer._forward_hooks or layer._forward_pre_hooks for layer, _ in pairs):
+        raise ValueError("an activation to be replaced has hooks, which would be lost: remove them")
     return replace_layers(copied, {layer: _softplus_for(layer, beta, like, trainable) for layer, like in pairs}.get)
 
 
@@ -278,6 +280,7 @@ def to_low_curvature(
             )
     if not any(type(layer) in (*RELUS, nn.BatchNorm2d, nn.Conv2d) for layer in module.modules()):
         raise ValueError("nothing to convert: no ReLU, ReLU6, BatchNorm2d or Conv2d module was found")
+    example_input = example_input.to(next(module.parameters(), example_input).device)
     with torch.no_grad():
         model, graph = _copy_and_graph(module, example_input)
     scales = _normalise(graph, iterations)

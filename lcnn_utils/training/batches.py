@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -9,12 +10,13 @@ from typing import Any
 
 import torch
 from torch import Generator, Tensor, nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset
+from torchvision.datasets import DatasetFolder
 
 from .. import data
+from ..curvature import evaluating
 from ..curvature.premises import check_logits
 from ..lab import check_choice, pick_device
-from ..nn import CenteredSoftplus, LipschitzBatchNorm2d
 from .objectives import statistics_at_rest
 from .recipe import INPUTS, ONLY, Recipe, Training
 
@@ -31,10 +33,10 @@ Samples = data.Images | Batch | Dataset
 
 @dataclass(frozen=True)
 class Feed:
-    """What training takes from its data: ``n`` samples of so many ``classes``, ``steps`` an epoch, an epoch's batches
-    (shuffled by the generator), and a few samples to watch the curvature of."""
+    """What training takes from its data: what tells the ``samples`` from others, so many ``classes``, ``steps`` an
+    epoch, an epoch's batches (shuffled by the generator), and a few samples to watch the curvature of."""
 
-    n: int
+    samples: str
     classes: int
     steps: int
     batches: Callable[[Generator], Iterable[Batch]]
@@ -93,7 +95,7 @@ def recipe_feed(recipe: Recipe, device: torch.device) -> Feed:
     if recipe.dataset != "moons":
         images = data.Images(x, y, (), recipe.dataset)
         return _tensor_feed(images, recipe, range(PROBES), INPUTS[recipe.dataset][1])
-    return Feed(len(y), 2, MOONS_STEPS, lambda _: [(x, y)] * MOONS_STEPS, (x[:PROBES], y[:PROBES]))
+    return Feed("moons", 2, MOONS_STEPS, lambda _: [(x, y)] * MOONS_STEPS, (x[:PROBES], y[:PROBES]))
 
 
 def _tensor_feed(samples: data.Images | Batch, training: Training, probe: Sequence[int], classes: int) -> Feed:
@@ -102,7 +104,15 @@ def _tensor_feed(samples: data.Images | Batch, training: Training, probe: Sequen
     options: dict[str, Any] = dict(augment=training.augment, drop_last=True)
     batches = lambda generator: data.batches(samples, training.batch_size, generator=generator, **options)
     steps, chosen = max(1, len(y) // training.batch_size), list(probe)
-    return Feed(len(y), classes, steps, batches, (data.pixels(x[chosen]), y[chosen]))
+    return Feed(fingerprint(x, y), classes, steps, batches, (data.pixels(x[chosen]), y[chosen]))
+
+
+def fingerprint(x: Tensor, y: Tensor) -> str:
+    """What tells samples from others: their number and a hash of them."""
+    code = hashlib.sha256()
+    for part in (x, y):
+        code.update(part.detach().cpu().contiguous().view(torch.uint8).numpy().data)
+    return f"{len(y)} samples, {code.hexdigest()[:12]}"
 
 
 def own_feed(
@@ -115,7 +125,7 @@ def own_feed(
     if isinstance(train, data.Images):
         x, y = train.x, train.y
     else:
-        x, y = data.floats(train)
+        x, y = (part.detach() for part in data.floats(train))
         _check(x, y)
     classes = _classes(model, x[:2], training)
     _check_labels(y, classes)
@@ -131,10 +141,14 @@ def _dataset_feed(
     """A feed of a Dataset: its images are made anew for each batch, by ``workers`` processes."""
     if training.augment:
         raise ValueError("augment=True is for tensors: a Dataset augments by its own transform")
+    if isinstance(train, IterableDataset):
+        raise ValueError("an IterableDataset can't be shuffled again each epoch: use a Dataset with len() and indices")
     if len(train) < 2:
         raise ValueError(f"the dataset has {len(train)} samples to train on: is its folder empty?")
-    classes = _classes(model, _stacked([train[0], train[1]])[0], training)
-    if hasattr(train, "targets"):
+    first, labels = _stacked([train[0], train[1]])
+    classes = _classes(model, first, training)
+    data.check_labels(labels, 2, classes)
+    if isinstance(train, DatasetFolder) and train.target_transform is None:
         _check_labels(torch.as_tensor(train.targets), classes)
 
     def batches(generator: Generator) -> Iterator[Batch]:
@@ -146,7 +160,7 @@ def _dataset_feed(
     x, y = _stacked([train[index] for index in _probe(len(train))])
     few = slice(None if watched else 0)
     steps = max(1, len(train) // training.batch_size)
-    return Feed(len(train), classes, steps, batches, (x[few].to(device), y[few].to(device)))
+    return Feed(f"{len(train)} samples", classes, steps, batches, (x[few].to(device), y[few].to(device)))
 
 
 def _probe(n: int) -> range:
@@ -172,15 +186,40 @@ def read_batches(samples: Samples, classes: int, device: torch.device, batch_siz
 
 def _stacked(items: Sequence[tuple[Any, Any]]) -> Batch:
     """A batch of a Dataset's items, checked: x (N, …) and y (N,)."""
+    if not all(isinstance(item, tuple | list) and len(item) == 2 for item in items):
+        raise ValueError("the dataset's items are no pairs (image, label)")
     images, labels = zip(*items, strict=True)
     if not isinstance(images[0], Tensor):
         what = f"the dataset gives images as {type(images[0]).__name__}"
         raise ValueError(f"{what}: give it transform=torchvision.transforms.ToTensor(), and Resize to one size")
     if len(shapes := {tuple(image.shape) for image in images}) > 1:
         raise ValueError(f"the dataset's images have different shapes, {sorted(shapes)[:2]}: Resize and crop them")
-    x, y = torch.stack(images), torch.as_tensor(labels)
+    try:
+        y = torch.tensor([int(label) for label in labels])
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(f"the dataset gives labels such as {labels[0]!r}: whole numbers are needed") from error
+    x = torch.stack(images).detach()
     _check(x, y)
     return x, y
+
+
+def check_validation(model: nn.Module, val: Samples, train: Samples, classes: int, device: torch.device) -> None:
+    """ValueError unless the samples held out are of the same classes, and the model runs on them."""
+    names, other = (tuple(getattr(samples, "classes", ())) for samples in (train, val))
+    if names and other and names != other:
+        raise ValueError(f"train has the classes {names}, val has {other}")
+    if isinstance(val, Dataset):
+        if len(val) == 0:  # type: ignore[arg-type]
+            raise ValueError("val has no samples")
+    else:
+        y = val.y if isinstance(val, data.Images) else data.floats(val)[1]
+        data.check_labels(y, len(y), classes)
+    x, _ = next(read_batches(val, classes, device))
+    with evaluating(model), torch.no_grad():
+        try:
+            model(x[:2])
+        except Exception as error:  # whatever a forward raises
+            raise ValueError(f"the model does not run on val, of shape {tuple(x.shape)}: {error}") from error
 
 
 def _check(x: Tensor, y: Tensor) -> None:
@@ -206,21 +245,21 @@ def _classes(model: nn.Module, x: Tensor, training: Training) -> int:
     trained = [p for p in model.parameters() if p.requires_grad]
     if not trained:
         raise ValueError("no parameter of the model has requires_grad: there is nothing to train")
-    soft = any(isinstance(m, CenteredSoftplus | LipschitzBatchNorm2d) for m in model.modules())
+    soft = any(name.endswith(("log_beta", "log_gamma")) and p.requires_grad for name, p in model.named_parameters())
     if training.method in ONLY["lambda_beta"] and not soft:
         raise ValueError(
-            f"{training.method} penalises β and γ, and this model has none: convert it first, by "
-            "lcnn_utils.nn.to_low_curvature(model, x[:2]), or use another method"
+            f"{training.method} trains β and γ, and this model has none that are trained: convert its ReLUs and "
+            "BatchNorms first, by lcnn_utils.nn.to_low_curvature(model, x[:2]), or use another method"
         )
     few = data.pixels(x[: training.batch_size]).to(trained[0].device)
     modes = {module: module.training for module in model.modules()}
     try:
-        with statistics_at_rest(model.train()), torch.no_grad(), torch.random.fork_rng(devices=[]):
+        with statistics_at_rest(model.train()), torch.no_grad():
             logits = model(few)
     except Exception as error:  # whatever a forward raises
         raise ValueError(f"the model can't be trained on batches of shape {tuple(few.shape)}: {error}") from error
     finally:
         for module, mode in modes.items():
             module.training = mode
-    check_logits(logits if len(few) > 1 else logits.repeat(2, 1))
+    check_logits(torch.cat([logits, logits]) if len(few) == 1 and isinstance(logits, Tensor) else logits)
     return logits.shape[1]

@@ -21,6 +21,7 @@ from .recipe import Recipe, Training
 
 GONE = {"penalty_eval": False, "published": False, "channels_last": None}  # older recipes' fields, as all had them
 RENAMED = {"held_out": "validation_fraction"}
+WAY_OUT = "delete it, or call fit(…, resume=False) to train again"
 DAMAGE = (safetensors.SafetensorError, RuntimeError, LookupError, TypeError, ValueError, AttributeError)
 
 
@@ -108,15 +109,15 @@ def epochs_done(path: Path) -> int:
 
 @dataclass
 class State:
-    """All that training needs to go on. ``n``: samples of own data, as a check that they are the same; ``random``: the
-    state of torch's global generator; ``about``: the seconds it took so far, and where."""
+    """All that training needs to go on. ``samples``: what tells own data from other data; ``random``: the state of
+    torch's global generator; ``about``: the seconds it took so far, and where."""
 
     recipe: Training
     model: nn.Module
     momenta: list[Tensor]
     generator: Generator
-    n: int | None = None
-    random: Tensor = field(default_factory=lambda: Generator().manual_seed(0).get_state())
+    random: Tensor
+    samples: str | None = None
     history: list[dict[str, float]] = field(default_factory=list)
     about: dict[str, Any] = field(default_factory=lambda: {"seconds": 0.0, "made_on": []})
 
@@ -129,19 +130,30 @@ class State:
             "recipe": json.dumps(dataclasses.asdict(self.recipe)),
             "history": json.dumps(self.history),
             "about": json.dumps(self.about),
-            "samples": json.dumps(self.n),
+            "samples": json.dumps(self.samples),
         }
         write(path, tensors | {"generator": self.generator.get_state(), "random": self.random}, metadata)
 
     def load(self, path: Path) -> None:
-        """Put a saved state back, in place. Raises Damaged: also if it is another recipe's, or of another version."""
+        """Put a saved state back, in place. Raises Damaged, also if it is of another version; ValueError: it is of
+        another training, model or data, and nothing is changed."""
         try:
             tensors, metadata = read(path)
-            if recipe_of(json.loads(metadata["recipe"]), type(self.recipe)) != self.recipe:
-                raise ValueError("it is the state of another recipe")
-            if json.loads(metadata.get("samples", "null")) != self.n:
-                raise ValueError(f"it is the state of a training on {metadata['samples']} samples, not {self.n}")
+            recipe = recipe_of(json.loads(metadata["recipe"]), type(self.recipe))
+            samples = json.loads(metadata.get("samples", "null"))
             weights = {k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")}
+        except DAMAGE as error:
+            raise Damaged(path, error, WAY_OUT) from None
+        own, other = dataclasses.asdict(self.recipe), dataclasses.asdict(recipe)
+        differ = [f"{name}={other[name]!r}, not {own[name]!r}" for name in own if own[name] != other[name]]
+        if samples != self.samples:
+            differ.append(f"trained on {samples}, not {self.samples}")
+        shapes = lambda tensors: {name: value.shape for name, value in tensors.items()}
+        if shapes(weights) != shapes(self.model.state_dict()):
+            differ.append("another network's weights")
+        if differ:
+            raise ValueError(f"{path} is of another training ({'; '.join(differ)}): use another file, or resume=False")
+        try:
             self.model.load_state_dict(weights)
             for index, value in enumerate(self.momenta):
                 value.copy_(tensors[f"momentum.{index}"].reshape(value.shape))
@@ -149,4 +161,4 @@ class State:
             self.random = tensors.get("random", self.random)
             self.history, self.about = json.loads(metadata["history"]), json.loads(metadata["about"])
         except DAMAGE as error:
-            raise Damaged(path, error, "delete it, or call fit(…, resume=False) to train again") from None
+            raise Damaged(path, error, WAY_OUT) from None

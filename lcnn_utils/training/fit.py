@@ -17,6 +17,7 @@ from typing import Any
 import pandas as pd
 import torch
 from torch import Generator, Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
 from tqdm import tqdm
 
 from .. import __version__
@@ -33,7 +34,7 @@ from ..nn import (
     sigma_error,
     vgg11,
 )
-from .batches import Batch, Device, Feed, Samples, own_feed, read_batches, recipe_feed
+from .batches import Batch, Device, Feed, Samples, check_validation, own_feed, read_batches, recipe_feed
 from .checkpoint import State, epochs_done, locked, state_path
 from .objectives import OBJECTIVES
 from .recipe import INPUTS, METHODS, ONLY, Recipe, Training
@@ -167,46 +168,57 @@ def _validated(model: nn.Module, val: Samples | None, classes: int, device: torc
     """What the history says of the samples held out."""
     if val is None:
         return {}
-    model.eval()
     parts = [(accuracy(model, x, y), len(y)) for x, y in read_batches(val, classes, device)]
     return {"val_accuracy": sum(part * n for part, n in parts) / sum(n for _, n in parts)}
 
 
+def _frozen(model: nn.Module) -> list[nn.Module]:
+    """The norms of which no weight is trained: their statistics stay as well."""
+    norms = [module for module in model.modules() if isinstance(module, _NormBase)]
+    return [norm for norm in norms if (own := [*norm.parameters()]) and not any(p.requires_grad for p in own)]
+
+
+def _train_mode(model: nn.Module) -> None:
+    model.train()
+    for norm in _frozen(model):
+        norm.eval()
+
+
 def _settle(model: nn.Module, feed: Feed, recipe: Training) -> None:
-    """Let the norms converge and take BatchNorm's statistics again: after a short training both lag behind."""
-    refresh_norms(model)
+    """Take BatchNorm's statistics again, which lag behind a short training, and leave the model in eval mode."""
     batches = feed.batches(Generator().manual_seed(recipe.seed))
     enough = itertools.islice(batches, math.ceil(SETTLE / recipe.batch_size))
-    refresh_statistics(model.eval(), (x for x, _ in enough))
+    refresh_statistics(model.eval(), (x for x, _ in enough), but=_frozen(model))
 
 
-class Ceilings:
-    """``max_beta`` and ``max_gamma``: what no β and no γ may exceed as training goes on."""
+def _logs(model: nn.Module) -> dict[str, list[Tensor]]:
+    """log β and log γ of all layers."""
+    logs: dict[str, list[Tensor]] = {"max_beta": [], "max_gamma": []}
+    for module in model.modules():
+        if isinstance(module, CenteredSoftplus):
+            logs["max_beta"].append(module.log_beta.detach())
+        if isinstance(module, LipschitzBatchNorm2d):
+            logs["max_gamma"].append(module.log_gamma.detach())
+    return logs
 
-    def __init__(self, recipe: Training, model: nn.Module) -> None:
-        self.falls: list[tuple[list[Tensor], float, float]] = []  # log β or log γ of all layers; the ceiling's two ends
-        for kind, name, end in (
-            (CenteredSoftplus, "log_beta", recipe.max_beta),
-            (LipschitzBatchNorm2d, "log_gamma", recipe.max_gamma),
-        ):
-            logs = [getattr(module, name).detach() for module in model.modules() if isinstance(module, kind)]
-            if end is not None and logs:
-                self.falls.append((logs, max(log.item() for log in logs), math.log(end)))
 
-    def lower(self, progress: float) -> None:
-        """Cut every β and γ to its ceiling after a share ``progress`` in [0, 1] of training."""
-        for logs, start, end in self.falls:
-            ceiling = start + (end - start) * min(2 * progress, 1.0)
+def _lower_ceilings(recipe: Training, model: nn.Module, starts: dict[str, float], progress: float) -> None:
+    """Cut every β to a ceiling that falls from its start to ``max_beta`` in the first half of training; γ likewise."""
+    if recipe.max_beta is recipe.max_gamma is None:
+        return
+    for name, logs in _logs(model).items():
+        if (end := getattr(recipe, name)) is not None and logs:
+            ceiling = starts[name] + (math.log(end) - starts[name]) * min(2 * progress, 1.0)
             for log in logs:
                 log.clamp_(max=ceiling)
 
 
 def _train(
-    state: State, path: Path | None, optimizer: torch.optim.SGD, feed: Feed, ceilings: Ceilings, val: Samples | None,
-    progress: bool, watch: Watch,
+    state: State, path: Path | None, optimizer: torch.optim.SGD, feed: Feed, val: Samples | None, progress: bool,
+    watch: Watch,
 ) -> None:  # fmt: skip
     """All epochs that are missing from the state, which is written to ``path`` after each."""
-    device, own = feed.probe[0].device, state.n is not None
+    device, own, starts = feed.probe[0].device, state.samples is not None, state.about["ceilings"]
     begun = time.perf_counter() - state.about["seconds"]
     if (place := made_on(device)) not in state.about["made_on"]:
         state.about["made_on"].append(place)
@@ -216,17 +228,17 @@ def _train(
     bar = tqdm(missing, f"{recipe.method} seed {recipe.seed}", leave=False, disable=not progress)
     with norms_once_a_step(model) as advance:
         for epoch in bar:
-            model.train()
+            _train_mode(model)
             log: list[Tensor] = []
             for index, (x, y) in enumerate(feed.batches(generator)):
                 done = (epoch + index / feed.steps) / recipe.epochs
                 for group in optimizer.param_groups:
                     group["lr"] = learning_rate(recipe, done)
-                ceilings.lower(done)
+                _lower_ceilings(recipe, model, starts, done)
                 advance()
                 terms = training_step(recipe, network, optimizer, x, y, progress=done, generator=generator)
                 log.append(torch.stack([term.float() for term in terms.values()]))
-            ceilings.lower((epoch + 1) / recipe.epochs)
+            _lower_ceilings(recipe, model, starts, (epoch + 1) / recipe.epochs)
             advance()
             values = torch.stack(log).cpu()  # waits for the device
             if not all(bool(value.isfinite().all()) for value in (values, *model.state_dict().values())):
@@ -234,8 +246,10 @@ def _train(
                 raise RuntimeError(f"{what}: lower lr (now {recipe.lr:g}), or the λ of its penalty")
             means = dict(zip(terms, values.mean(0).tolist(), strict=True))
             if own and epoch + 1 == recipe.epochs:
-                _settle(model, feed, recipe)
+                refresh_norms(model)
                 advance()
+            if own and (val is not None or len(feed.probe[0]) or epoch + 1 == recipe.epochs):
+                _settle(model, feed, recipe)
             means |= _validated(model, val, feed.classes, device)
             state.history.append({"epoch": epoch + 1} | means | _measured(model, feed.probe))
             state.about["seconds"] = round(time.perf_counter() - begun, 3)
@@ -250,21 +264,23 @@ def _train(
 
 def _run(
     recipe: Training, model: nn.Module, feed: Callable[[], Feed], path: Path | None, device: torch.device,
-    val: Samples | None, progress: bool, resume: bool, watch: Watch, n: int | None = None,
+    val: Samples | None, progress: bool, resume: bool, watch: Watch, samples: str | None = None,
 ) -> tuple[nn.Module, pd.DataFrame]:  # fmt: skip
     """Train ``model``, or read it back from ``path``: what both ``fit`` and ``fit_recipe`` do."""
     keep_memory()
     model.to(device)
     optimizer, momenta = make_optimizer(recipe, model)
-    ceilings = Ceilings(recipe, model)
-    state = State(recipe, model, momenta, Generator().manual_seed(recipe.seed), n)
+    generators = [Generator().manual_seed(recipe.seed) for _ in range(2)]
+    state = State(recipe, model, momenta, generators[0], generators[1].get_state(), samples)
+    starts = {name: max(log.item() for log in logs) for name, logs in _logs(model).items() if logs}
     if resume and path is not None and path.exists():
         state.load(path)
+    state.about.setdefault("ceilings", starts)
     if len(state.history) < recipe.epochs:
         try:
             with torch.random.fork_rng(devices=[]):  # dropout draws from the global generator
                 torch.set_rng_state(state.random)
-                _train(state, path, optimizer, feed(), ceilings, val, progress, watch)
+                _train(state, path, optimizer, feed(), val, progress, watch)
         except RuntimeError as error:
             if isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error):
                 why = f"not enough memory on {device} for {recipe}: use a smaller batch_size"
@@ -273,8 +289,9 @@ def _run(
         finally:
             if compiles(recipe, device):
                 torch._dynamo.reset()  # the number of versions that it keeps of a function is limited
-    if n is None:  # else _settle has done it
+    if samples is None:  # own nets are refreshed before their last row of the history
         refresh_norms(model)
+    model.zero_grad()
     history = pd.DataFrame(state.history)
     history.attrs |= state.about
     return model.eval(), history
@@ -283,9 +300,9 @@ def _run(
 def fit(
     model: nn.Module,
     train: Samples,
-    training: Training | None = None,
-    *,
     val: Samples | None = None,
+    *,
+    training: Training | None = None,
     state: str | Path | None = None,
     device: Device = None,
     progress: bool = True,
@@ -295,8 +312,10 @@ def fit(
     watch: Watch = None,
     **settings: Any,
 ) -> tuple[nn.Module, pd.DataFrame]:
-    """Train any network on any data, in place → (it in eval mode, history with a row an epoch). At the end spectral
-    norms are refreshed, and BatchNorm's statistics taken again from about 500 training images.
+    """Train any network on any data, in place → (it in eval mode, history with a row an epoch).
+
+    After each epoch BatchNorm's statistics are taken again from about 500 training images, without which they would lag
+    behind a short training; those of a norm whose weights are frozen stay. At the end spectral norms are refreshed.
 
     Args:
         model: gives logits (N, K). For ``lcnn``, ``lcnn_gradreg`` and ``minimal`` with layers of ``nn``, as
@@ -304,7 +323,7 @@ def fit(
             ``torchvision.transforms.Normalize``.
         train: images (N, C, H, W) in [0, 1] or points (N, d), with labels (N,) in 0..K−1: a pair of tensors, Images,
             or a torch Dataset, which ``workers`` processes read. The last, smaller batch of an epoch is left out.
-        val: samples held out, for the history's ``val_accuracy``.
+        val: samples held out, of the same kinds, for the history's ``val_accuracy``.
         training, settings: fields of :class:`Training`: ``method="lcnn"``, ``epochs``, ``batch_size``, ``lr``,
             ``lambda_beta``, …
         state: a file (safetensors) that is written after each epoch: what was stopped goes on from there, on the CPU
@@ -318,8 +337,9 @@ def fit(
     ``history.attrs``: the ``seconds`` of all sittings together, and where they were ``made_on``.
 
     Raises ValueError before training: unknown settings, images that are not float in [0, 1], labels out of range or all
-    the same, a model that can't be trained on them or has nothing that the method penalises. RuntimeError: no such
-    device, a loss or a weight is not finite, not enough memory, a damaged state. OSError: it cannot be written.
+    the same, a model that can't be trained on them or has nothing that the method trains, a state of another training.
+    (Of a Dataset the first batches are looked at before, all others as they come.) RuntimeError: no such device, a loss
+    or a weight is not finite, not enough memory, a damaged state. OSError: it cannot be written.
     """
     known = tuple(field.name for field in dataclasses.fields(training or Training))
     for name in settings:
@@ -327,11 +347,13 @@ def fit(
     training = dataclasses.replace(training or Training(), **settings)
     device, path = pick_device(device), None if state is None else Path(state).expanduser()
     model.to(device)
-    feed = own_feed(model, train, training, device, workers, watched=curvature)
-    for _ in () if val is None else read_batches(val, feed.classes, device, training.batch_size):
-        break  # the first batch is looked at now
-    with nullcontext() if path is None else locked(path):
-        return _run(training, model, lambda: feed, path, device, val, progress, resume, watch, feed.n)
+    with torch.inference_mode(False), torch.enable_grad(), torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(training.seed)  # transforms may draw from it
+        feed = own_feed(model, train, training, device, workers, watched=curvature)
+        if val is not None:
+            check_validation(model, val, train, feed.classes, device)
+        with nullcontext() if path is None else locked(path):
+            return _run(training, model, lambda: feed, path, device, val, progress, resume, watch, feed.samples)
 
 
 def fit_recipe(

@@ -113,6 +113,16 @@ def test_a_folder_of_images_against_pil(folder, monkeypatch):
         np.testing.assert_array_equal(x.permute(1, 2, 0).numpy(), expected)
 
 
+def test_a_photo_is_turned_as_its_camera_says(folder):
+    """EXIF orientation 6: the picture's top is the right side of the file's."""
+    upright = Image.open(folder / "bees" / "3.png").convert("RGB")
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    upright.rotate(90, expand=True).save(folder / "ants" / "1.png", exif=exif)
+    x = data.image_folder(folder, size=8).x
+    assert torch.equal(x[0], x[-1])
+
+
 def half(path):
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
 
@@ -123,6 +133,11 @@ SPOILT = {
     "empty class": (lambda folder: (folder / "ants" / "1.png").unlink(), FileNotFoundError, "ants.*subfolder"),
     "one class": (lambda folder: shutil.rmtree(folder / "ants"), ValueError, "single class, bees"),
     "truncated": (lambda folder: half(folder / "bees" / "1.png"), ValueError, r"bees.1.png is damaged.*delete"),
+    "16 bits": (
+        lambda folder: Image.fromarray(np.full((9, 9), 40_000, np.uint16)).save(folder / "bees" / "4.png"),
+        ValueError,
+        r"bees.4.png has pixels of mode 'I;16'.*8 bits",
+    ),
     "no image": (lambda folder: (folder / "bees" / "2.jpg").write_text("?"), ValueError, r"bees.2.jpg is damaged"),
 }
 

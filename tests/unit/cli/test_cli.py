@@ -2,21 +2,19 @@
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 
 import pandas as pd
 import pytest
-import torch
 from helpers import folder_of_images
-from safetensors.torch import load_file
-from torchvision import models
 
 from lcnn_utils.cli import commands as cli
-from lcnn_utils.cli.own_data import splits
+from lcnn_utils.cli.own_data import load, splits
 from lcnn_utils.experiments import results
 from lcnn_utils.experiments import runs as experiments
-from lcnn_utils.nn import CenteredSoftplus, to_low_curvature
+from lcnn_utils.nn import CenteredSoftplus
 from lcnn_utils.training import OBJECTIVES, accuracy
 
 TINY = ("--dataset", "moons", "--set", "epochs=1", "width=4")
@@ -128,14 +126,17 @@ def test_a_folder_is_trained_on_reported_and_read_back(store, tmp_path, capsys, 
     assert "16 images to train on, 4 held out, classes: cats, dogs" in shown
     assert "maxpool (MaxPool2d)" in shown, "what stays as it was is named"
     (weights,) = (path for path in place.glob("*.safetensors") if not path.stem.endswith("state"))
-    net = to_low_curvature(models.resnet18(num_classes=2), torch.rand(2, 3, 32, 32))
-    net.load_state_dict(load_file(weights))
+    net, classes = load(weights)
+    assert classes == ("cats", "dogs")
     assert all(layer.beta.item() < 3.001 for layer in net.modules() if isinstance(layer, CenteredSoftplus))
     frame = pd.read_csv(place / "report.csv")
     _, val = splits(folder, 32)
-    assert frame.value[frame.measure == "accuracy"].item() == pytest.approx(accuracy(net.eval(), val.float(), val.y))
+    assert frame.value[frame.measure == "accuracy"].item() == pytest.approx(accuracy(net, val.float(), val.y))
     monkeypatch.setitem(OBJECTIVES, "lcnn", lambda *_, **__: pytest.fail("it was trained again"))
     assert cli.main(args) == 0, "it is not trained again"
+    shutil.copy(folder / "dogs" / "0.png", folder / "cats" / "0.png")  # another picture, of the same name
+    with pytest.raises(pytest.fail.Exception, match="trained again"):
+        cli.main(args)
 
 
 @pytest.mark.parametrize(

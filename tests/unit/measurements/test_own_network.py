@@ -85,7 +85,7 @@ def test_a_relu_is_read_as_a_sharp_softplus():
     for measure in ("curvature", "margin_curvature"):
         assert frame.value["relu", measure] == pytest.approx(frame.value["sharp", measure], rel=1e-4)
         assert "1000" in frame.note["relu", measure]
-        assert frame.note["sharp", measure] == ""
+        assert "softplus" not in frame.note["sharp", measure]
     assert frame.n["relu", "certified_radius"] == 0
     assert "ReLU" in frame.note["relu", "certified_radius"]
     assert relu.training
@@ -202,3 +202,32 @@ def test_softening_reports_softened_nets_with_both_statistics():
     assert set(own_network.softening(net, x, y, (1.0,), images=3).statistics) == {"as trained"}
     with pytest.raises(ValueError, match="nothing to soften"):
         own_network.softening(nn.Sequential(nn.Flatten(), nn.Linear(64, 4)), x, y)
+
+
+class Scaled(nn.Module):
+    """The same decisions, k times as sure."""
+
+    def __init__(self, net: nn.Module, k: float) -> None:
+        super().__init__()
+        self.net, self.k = net, k
+
+    def forward(self, x):
+        return self.k * self.net(x)
+
+
+def test_a_net_too_sure_of_itself_is_not_called_flat():
+    """Where ‖∇ℓ‖ vanishes beside ε, C of the loss is 0 whatever the net; that of the margin does not change."""
+    net, x, y = case(beta=5.0)
+    frame = report({k: Scaled(net, k) for k in (1, 100)}, x, y, eps=EPS, certify=False).set_index(
+        ["network", "measure"]
+    )
+    assert frame.value[100, "margin_curvature"] == pytest.approx(frame.value[1, "margin_curvature"], rel=1e-2)
+    assert frame.n[100, "curvature"] < frame.n[1, "curvature"] == 25
+    assert "too sure" in frame.note[100, "curvature"]
+
+
+@pytest.mark.parametrize("kinked", [nn.PReLU(), nn.RReLU(), nn.Threshold(0, 0), nn.Hardtanh()])
+def test_kinks_are_named(kinked):
+    net, x, y = case()
+    frame = report(nn.Sequential(net[:2], kinked, net[-1]), x, y, eps=EPS, images=4, certify=False)
+    assert "does not see the kinks" in frame.set_index("measure").note.curvature

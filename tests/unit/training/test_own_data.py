@@ -17,7 +17,7 @@ from torchvision.transforms import ToTensor
 from torchvision.transforms.functional import to_pil_image
 
 from lcnn_utils.data import Images
-from lcnn_utils.nn import CenteredSoftplus, LipschitzBatchNorm2d, to_low_curvature
+from lcnn_utils.nn import CenteredSoftplus, LipschitzBatchNorm2d, softened, to_low_curvature
 from lcnn_utils.training import Recipe, accuracy, build, fit, fit_recipe, samples
 
 pytestmark = pytest.mark.usefixtures("store")
@@ -105,7 +105,7 @@ def test_killed_and_resumed_is_the_undisturbed_training(name, tmp_path):
 def test_a_recipe_is_a_thin_layer_over_it():
     """Network and samples of a recipe, handed in, come to the same weights; statistics are then taken again."""
     recipe = Recipe(method="lcnn_gradreg", width=2, epochs=2, batch_size=512)
-    mine, history = fit(build(recipe), samples(recipe, "train"), recipe, progress=False)
+    mine, history = fit(build(recipe), samples(recipe, "train"), training=recipe, progress=False)
     theirs, expected = fit_recipe(recipe, progress=False)
     for (name, ours), expected_weight in zip(mine.named_parameters(), theirs.parameters(), strict=True):
         assert torch.equal(ours, expected_weight), name
@@ -150,10 +150,16 @@ BAD = {
     "one sample a batch": (dict(batch_size=1, model=nn.Sequential(nn.Flatten(), nn.LazyLinear(3), nn.BatchNorm1d(3))),
                            "more than 1 value per channel"),
     "no net for it": (dict(method="lcnn"), "to_low_curvature"),
+    "fixed β": (dict(method="lcnn", model=softened(small_net(), 5.0)), "none that are trained"),
     "nothing to train": (dict(model=small_net().requires_grad_(False)), "requires_grad"),
     "setting": (dict(lambda_bet=1.0), "did you mean 'lambda_beta'"),
     "value": (dict(lr=0.0), "lr must be"),
     "validation": (dict(val=(images(4)[0], torch.full((4,), 3))), "0..2|3 classes|out of"),
+    "no validation": (dict(val=TensorDataset(torch.zeros(0, 3, 64, 64), torch.zeros(0))), "val has no samples"),
+    "its size": (dict(val=(images(4)[0][:, :1], images(4)[1])), "does not run on val"),
+    "its classes": (dict(x=Images(torch.zeros(4, 3, 64, 64).byte(), torch.arange(4) % 3, ("a", "b", "c"), "1"), y=None,
+                         val=Images(torch.zeros(4, 3, 64, 64).byte(), torch.arange(4) % 3, ("b", "c", "d"), "2")),
+                    "train has the classes"),
     "augmented points": (dict(x=torch.rand(8, 5), model=nn.Linear(5, 3), augment=True), "augment"),
     "images of no tensor": (dict(train=[(object(), 0)] * 2), "pass Images|pair"),
 }  # fmt: skip
@@ -164,7 +170,8 @@ def test_bad_input_is_refused_before_training(case):
     changed, message = BAD[case]
     x, y = images(8)
     options = dict(model=small_net(), x=x, y=y, method="standard", epochs=1, progress=False) | changed
-    train = options.pop("train", (options.pop("x"), options.pop("y")))
+    x, y = options.pop("x"), options.pop("y")
+    train = options.pop("train", x if y is None else (x, y))
     with pytest.raises(ValueError, match=message):
         fit(options.pop("model"), train, watch=lambda *_: pytest.fail("it was trained"), **options)
 
@@ -179,8 +186,13 @@ def test_folders_that_can_not_be_used(tmp_path):
     to_pil_image(torch.rand(3, 8, 8)).save(tmp_path / "a" / "2.png")
     with pytest.raises(ValueError, match="all 2 labels are 0"):
         fit(small_net(), ImageFolder(tmp_path, ToTensor()), method="standard")
-    with pytest.raises(ValueError, match="has 0 samples"):
-        fit(small_net(), TensorDataset(torch.zeros(0, 3, 8, 8), torch.zeros(0)), method="standard")
+    for train, message in (
+        (TensorDataset(torch.zeros(0, 3, 8, 8), torch.zeros(0)), "has 0 samples"),
+        (TensorDataset(*images(8), torch.zeros(8)), "no pairs"),
+        (TensorDataset(images(8)[0], torch.zeros(8, 3)), "whole numbers"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            fit(small_net(), train, method="standard")
 
 
 def test_refusing_leaves_the_model_as_it_was():
@@ -193,13 +205,21 @@ def test_refusing_leaves_the_model_as_it_was():
     assert torch.equal(torch.get_rng_state(), state)
 
 
-def test_a_state_of_other_data_or_settings_is_refused(tmp_path):
+def test_a_state_of_other_data_settings_or_weights_is_refused_and_nothing_changed(tmp_path):
     options = dict(method="standard", epochs=1, state=tmp_path / "new" / "state", progress=False)
     fit(small_net(), images(8), **options)
     fit(small_net(), images(8), **options, watch=lambda *_: pytest.fail("it was trained again"))
-    for train, changed in ((images(9), {}), (images(8), {"lr": 0.2})):
-        with pytest.raises(RuntimeError, match=r"samples, not 9|another recipe"):
-            fit(small_net(), train, **options | changed)
+    x, y = images(8)
+    other_net = nn.Sequential(nn.Flatten(), nn.Linear(3 * 64 * 64, 3))
+    for model, train, changed, message in (
+        (small_net(), (1 - x, y), {}, "trained on 8 samples, .*, not 8 samples, "),
+        (small_net(), (x, y), {"epochs": 5}, "epochs=1, not 5"),
+        (other_net, (x, y), {}, "another network"),
+    ):
+        before = copy.deepcopy(model)
+        with pytest.raises(ValueError, match=message):
+            fit(model, train, **options | changed)
+        assert equal(model, before)
 
 
 def test_ceilings_fall_to_where_they_should_and_hold():
@@ -219,11 +239,28 @@ def test_ceilings_fall_to_where_they_should_and_hold():
     assert all(beta <= 10.001 and gamma <= 2.001 for beta, gamma in seen[1:])
 
 
-def test_what_pretrained_nets_lack_is_kept_frozen():
-    """Only the read-out is trained where only it has gradients."""
+def test_interrupted_the_same_ceilings_hold(tmp_path):
+    """In a notebook the model that is handed in again has been trained: the ceilings start where they started."""
+    options = dict(epochs=4, batch_size=4, max_beta=3, max_gamma=2, progress=False)
+    converted = lambda: to_low_curvature(small_net(), images(2)[0], beta=1000, gamma=50)
+    whole, expected = fit(converted(), images(16), **options)
+
+    def stop(history, model):
+        raise KeyboardInterrupt
+
+    model = converted()
+    with pytest.raises(KeyboardInterrupt):
+        fit(model, images(16), **options, state=tmp_path / "state", watch=stop)
+    resumed, history = fit(model, images(16), **options, state=tmp_path / "state")
+    assert equal(whole, resumed)
+    assert history.equals(expected)
+
+
+def test_what_is_frozen_stays():
+    """Only the read-out is trained where only it has gradients; frozen BatchNorms keep their statistics."""
     model = small_net()
     model[:-1].requires_grad_(False)
     before = copy.deepcopy(model)
     fit(model, images(8), method="standard", epochs=1, progress=False)
-    assert torch.equal(model[0].weight, before[0].weight)
+    assert equal(model[:-1], before[:-1])
     assert not torch.equal(model[-1].weight, before[-1].weight)
