@@ -22,7 +22,7 @@ from lcnn_utils.exercises.engine import Exercise, exercise
 from lcnn_utils.exercises.training import BASE, OTHER
 from lcnn_utils.nn.convert import _lipschitz_from
 from lcnn_utils.nn.spectral_norm import _power
-from lcnn_utils.training import Recipe, run_name
+from lcnn_utils.training import run_name
 from lcnn_utils.training.objectives import layer_penalty, squared_gradient
 
 NOTEBOOKS = {int(path.name[:2]): path for path in Path(__file__).parents[3].glob("notebooks/*.ipynb")}
@@ -166,8 +166,7 @@ def package_slopes(var, gamma, eps):
 def package_penalty(log_beta, log_gamma, lambda_beta, lambda_gamma):
     layers = [nn.CenteredSoftplus(value) for value in log_beta.exp().tolist()]
     layers += [nn.LipschitzBatchNorm2d(1, value) for value in log_gamma.exp().tolist()]
-    recipe = Recipe(lambda_beta=lambda_beta, lambda_gamma=lambda_gamma)
-    return layer_penalty(torch.nn.Sequential(*layers).double(), recipe)[0]
+    return layer_penalty(torch.nn.Sequential(*layers).double(), lambda_beta, lambda_gamma)[0]
 
 
 def descended_gamma(gamma, rates, lam, momentum):
@@ -233,7 +232,7 @@ RIGHT = [
     ("lipschitz.batchnorm_slopes", package_slopes),
     ("lipschitz.block_bound", lambda b, s, averaged: (math.prod(b) + math.prod(s)) / (8**0.5 if averaged else 1)),
     ("training.layer_penalty", package_penalty),
-    ("training.gradient_penalty", lambda losses, x: squared_gradient(Identity(), x, x, losses.mean(), Recipe())[1]),
+    ("training.gradient_penalty", lambda losses, x: squared_gradient(Identity(), x, x, losses.mean(), "exact")[1]),
     ("training.lowest_gamma", descended_gamma),
     ("training.run_key", run_name),
     ("training.run_key", lambda recipe: hashlib.sha256(repr(recipe).encode()).hexdigest()[:16]),
