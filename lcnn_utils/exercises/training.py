@@ -107,7 +107,7 @@ OTHER = dict(  # not BASE's in any field
     dataset="cifar10", method="minimal", model="resnet18", width=9, seed=4, epochs=9, batch_size=64, lr=0.2,
     momentum=0.5, weight_decay=0.1, schedule="steps", augment=True, beta=4, softplus=4, gamma=4, lambda_beta=0.1,
     lambda_gamma=0.1, lambda_grad=0.1, lambda_cure=0.1, h=2, derivative="difference", eps=0.2, attack_steps=2,
-    validation_fraction=0.1, compile=True, bfloat16=True,
+    validation_fraction=0.1, max_beta=4, max_gamma=4, compile=True, bfloat16=True,
 )  # fmt: skip
 MANY = [dict(seed=seed, lambda_beta=number / 7) for seed in range(40) for number in range(20)]
 other_hash = lambda value: 0  # in another process Python's hash() of a text is another number
@@ -150,7 +150,7 @@ counter = itertools.count()
         ([{"seed": 1_234_567}, {"seed": 1_234_568}],),
         ([{"lambda_beta": 0.5, "lambda_gamma": 0.25}, {"lambda_beta": 0.25, "lambda_gamma": 0.5}],),
         ([{"lambda_beta": 0.5}, {"lambda_gamma": 0.5}],),
-        ([{"width": 1, "seed": 11}, {"width": 11, "seed": 1}],),
+        ([{"seed": 1, "epochs": 11}, {"seed": 11, "epochs": 1}],),
         (MANY,),
     ],
     mistakes={

@@ -11,7 +11,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from .style import BY_LABEL, METHOD, error_bars, legend_below, log_axis, look, looks, percent, series
+from .style import BY_LABEL, METHOD, error_bars, legend_below, legend_beside, log_axis, look, looks, percent, series
 
 CURVATURE = {"curvature": "of the loss", "margin_curvature": "of the margin"}
 QUANTITY = {  # of softening
@@ -90,6 +90,30 @@ def softening(frame: pd.DataFrame, reference: pd.DataFrame | None = None) -> Fig
             log_axis(axis, "y")
     log_axis(trade)
     legend_below(figure)
+    return figure
+
+
+def ways(frame: pd.DataFrame) -> Figure:
+    """Accuracy against C of the margin: a line for each way to a low curvature, a point for each of its settings.
+
+    ``frame``: columns way; setting, a text written beside its point; accuracy with low and high; curvature with
+    low_curvature and high_curvature.
+    """
+    figure, axis = plt.subplots(figsize=(7.2, 4.2))
+    styles = looks(frame.way.unique())
+    for number, (way, part) in enumerate(frame.groupby("way", sort=False)):
+        part = part.sort_values("curvature")
+        across = error_bars(part.curvature, part.low_curvature, part.high_curvature)
+        along = error_bars(part.accuracy, part.low, part.high)
+        axis.errorbar(part.curvature, part.accuracy, along, across, **styles[way], elinewidth=0.8)
+        text: dict[str, Any] = dict(textcoords="offset points", fontsize=9, color=styles[way]["color"])
+        for point in part.itertuples():
+            end, shift = (point.low, -9) if number % 2 else (point.high, 2)  # of the bar: ways cross
+            axis.annotate(str(point.setting), (point.curvature, end), (3, shift), **text)
+    axis.set(xlabel=QUANTITY["margin_curvature"], ylabel="accuracy")
+    percent(axis)
+    log_axis(axis)
+    legend_beside(axis)
     return figure
 
 

@@ -20,12 +20,13 @@ from torch.nn import Identity
 from lcnn_utils import attacks, curvature, nn, saliency
 from lcnn_utils.exercises.engine import Exercise, exercise
 from lcnn_utils.exercises.training import BASE, OTHER
+from lcnn_utils.nn.convert import _lipschitz_from
 from lcnn_utils.nn.spectral_norm import _power
-from lcnn_utils.training import Recipe, run_name
+from lcnn_utils.training import run_name
 from lcnn_utils.training.objectives import layer_penalty, squared_gradient
 
 NOTEBOOKS = {int(path.name[:2]): path for path in Path(__file__).parents[3].glob("notebooks/*.ipynb")}
-PAGES = ["softplus", "curvature", "bound", "lipschitz", "training", "saliency", "attacks", "paper"]
+PAGES = ["softplus", "curvature", "bound", "lipschitz", "training", "saliency", "attacks", "paper", "own_network"]
 EXERCISES: dict[str, Exercise] = {
     f"{page}.{name}": value
     for page in PAGES
@@ -165,8 +166,7 @@ def package_slopes(var, gamma, eps):
 def package_penalty(log_beta, log_gamma, lambda_beta, lambda_gamma):
     layers = [nn.CenteredSoftplus(value) for value in log_beta.exp().tolist()]
     layers += [nn.LipschitzBatchNorm2d(1, value) for value in log_gamma.exp().tolist()]
-    recipe = Recipe(lambda_beta=lambda_beta, lambda_gamma=lambda_gamma)
-    return layer_penalty(torch.nn.Sequential(*layers).double(), recipe)[0]
+    return layer_penalty(torch.nn.Sequential(*layers).double(), lambda_beta, lambda_gamma)[0]
 
 
 def descended_gamma(gamma, rates, lam, momentum):
@@ -199,6 +199,20 @@ def pgd_step_by_package(x, x_adv, gradient, length, eps):
     return attacks.move(x, attacks.project(step, radius, "l2"), (0.0, 1.0))
 
 
+def fold_norm_by_convert(sigma, mean, var, eps):
+    before = torch.nn.BatchNorm2d(len(mean), eps).double()
+    before.load_state_dict({"running_mean": mean, "running_var": var}, strict=False)
+    after = _lipschitz_from(before, 1e3, sigma)
+    return after.running_mean, after.running_var, after.eps
+
+
+def chosen_by_sorting(lambdas, accuracy, n):
+    best = max(accuracy.tolist())
+    for lam, share in sorted(zip(lambdas.tolist(), accuracy.tolist(), strict=True), reverse=True):
+        if n * (best - share) ** 2 <= best * (1 - best):
+            return lam
+
+
 RIGHT = [
     ("softplus.centered_softplus", nn.centered_softplus),
     ("softplus.centered_softplus", lambda x, beta: (F.softplus(x.mul_(beta)) - math.log(2)) / beta),  # in place
@@ -218,7 +232,7 @@ RIGHT = [
     ("lipschitz.batchnorm_slopes", package_slopes),
     ("lipschitz.block_bound", lambda b, s, averaged: (math.prod(b) + math.prod(s)) / (8**0.5 if averaged else 1)),
     ("training.layer_penalty", package_penalty),
-    ("training.gradient_penalty", lambda losses, x: squared_gradient(Identity(), x, x, losses.mean(), Recipe())[1]),
+    ("training.gradient_penalty", lambda losses, x: squared_gradient(Identity(), x, x, losses.mean(), "exact")[1]),
     ("training.lowest_gamma", descended_gamma),
     ("training.run_key", run_name),
     ("training.run_key", lambda recipe: hashlib.sha256(repr(recipe).encode()).hexdigest()[:16]),
@@ -232,6 +246,8 @@ RIGHT = [
     ("attacks.margin_loss", lambda logits, y: -curvature.scalar_of(logits, y, "margin")),
     ("paper.mean_curvature", lambda g, h, eps: sum(hi / (gi + eps) for gi, hi in zip(g, h, strict=True)) / len(g)),
     ("paper.inside", lambda a, s, b, t: (a - b) ** 2 <= s**2 + t**2),
+    ("own_network.fold_norm", fold_norm_by_convert),
+    ("own_network.choose_lambda", chosen_by_sorting),
 ]
 
 

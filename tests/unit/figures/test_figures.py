@@ -157,6 +157,12 @@ def references() -> pd.DataFrame:
     return interval(frame.assign(value=np.where(nothing, 0.0, 0.5)), "value")
 
 
+def by_way() -> pd.DataFrame:
+    frame = every(way=("as it came", "softened"), setting=("", "β = 3")).assign(accuracy=0.9, low=0.8, high=0.95)
+    frame = positive(frame, curvature=1.0)
+    return frame.assign(low_curvature=0.9 * frame.curvature, high_curvature=1.2 * frame.curvature)
+
+
 MAP = np.random.default_rng(0).normal(size=(8, 8))
 EXAMPLE = dict(title="LCNN", image=abs(MAP) / 4, found=abs(MAP[::-1]) / 4, before=0, after=1, confidence=0.9)
 PUBLISHED = every(label=("Standard", "LCNN"), eps=(0.0, 0.1, 0.2)).assign(accuracy=[70, 50, 30, 71, 52, 33], sd=1.0)
@@ -235,6 +241,7 @@ FIGURES = {
     attacks.examples: lambda: [[EXAMPLE] * 2, ["zero", "one"]],
     own_network.report: lambda: [references().assign(note="", eps=0.1)],
     own_network.softening: lambda: [softened(), references()],
+    own_network.ways: lambda: [by_way()],
     paper.claims: lambda: [{"digits": claims(), "CIFAR-10": claims(0.1)}],
     paper.layers: lambda: [{"digits": labelled(of_layers(method=NETS[1:3], seed=(0, 1)))}],
     paper.train_test: lambda: [{"digits": labelled(positive(every(method=NETS, seed=(0, 1)), train=3.0, test=3.0))}],
