@@ -174,5 +174,5 @@ def remarks(frame: pd.DataFrame) -> list[str]:
     lines = []
     for note, part in noted.groupby("note", sort=False):
         about = f"{', '.join(part.network.unique())}, {' and '.join(part.measure.unique())}: ".replace("_", " ")
-        lines.append(textwrap.shorten(about + str(note), 170, placeholder=" …"))
+        lines += textwrap.wrap(about + str(note), 165, subsequent_indent="   ")
     return lines
