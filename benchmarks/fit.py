@@ -43,7 +43,8 @@ def main() -> None:
         rows.append({"ten epochs": name, "/ by hand": times["ratio"], "quartiles": times["quartiles"]})
     notes = [
         "The whole call, with its checks of data and model, and BatchNorm's statistics taken again at the end. With "
-        "`curvature`, C of one training image after each epoch: the more images an epoch has, the smaller its share."
+        "`curvature`, after each epoch statistics from all 200 images (512 at most) and C of one: the more images an "
+        "epoch has, the smaller their share."
     ]
     write("fit_cpu", rows, 200, notes)
 
