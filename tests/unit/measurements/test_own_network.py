@@ -94,7 +94,7 @@ def test_a_relu_is_read_as_a_sharp_softplus():
 
 @pytest.mark.parametrize(
     ("name", "kinks"),
-    [("resnet18", "MaxPool"), ("mobilenet_v2", ""), pytest.param("vgg11_bn", "MaxPool", marks=pytest.mark.slow),
+    [("resnet18", "MaxPool"), ("mobilenet_v2", ""),
      pytest.param("densenet121", "MaxPool, Relu", marks=pytest.mark.slow)],
 )  # fmt: skip
 def test_torchvision_nets(name, kinks, monkeypatch):

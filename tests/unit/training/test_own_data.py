@@ -23,8 +23,7 @@ from lcnn_utils.training import Recipe, accuracy, build, fit, fit_recipe, sample
 pytestmark = pytest.mark.usefixtures("store")
 EACH = ("standard", "lcnn", "gradreg", "lcnn_gradreg", "cure", "adversarial")
 CASES = [(name, method) for name in ("resnet18", "mobilenet_v2") for method in EACH]
-CASES += [("vgg11_bn", "lcnn_gradreg"), ("vgg11_bn", "adversarial")]  # 130 million weights
-CASES += [("densenet121", "lcnn_gradreg"), ("densenet121", "cure")]
+CASES += [("vgg11_bn", "lcnn"), ("densenet121", "lcnn_gradreg")]  # the first has 130 million weights
 
 
 def images(n: int, size: int = 64, classes: int = 3) -> tuple[torch.Tensor, torch.Tensor]:
@@ -77,18 +76,17 @@ from lcnn_utils.training import fit
 torch.set_num_threads(1)
 torch.manual_seed(0)
 x, y = torch.rand(8, 3, 32, 32), torch.arange(8) % 3
-model = to_low_curvature(get_model(NAME, num_classes=3), x[:2], iterations=5)
+model = to_low_curvature(get_model("mobilenet_v2", num_classes=3), x[:2], iterations=5)
 train = lambda **options: fit(model, (x, y), epochs=2, batch_size=4, lr=1e-3, progress=False, device="cpu", **options)
 """
 KILL = "train(state=STATE, watch=lambda *_: os.kill(os.getpid(), signal.SIGKILL))"
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["resnet18", "mobilenet_v2"])
-def test_killed_and_resumed_is_the_undisturbed_training(name, tmp_path):
+def test_killed_and_resumed_is_the_undisturbed_training(tmp_path):
     """mobilenet_v2 has dropout, whose masks must go on where they were."""
-    names = {"NAME": name, "STATE": str(tmp_path / "state")}
-    code = SCRIPT.replace("NAME", repr(name)) + KILL.replace("STATE", repr(names["STATE"]))
+    names = {"STATE": str(tmp_path / "state")}
+    code = SCRIPT + KILL.replace("STATE", repr(names["STATE"]))
     process = subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=False)
     assert process.returncode == -signal.SIGKILL
     results = []
