@@ -115,7 +115,7 @@ def test_python_on_a_page_runs_as_it_stands(page, tmp_path):
     blocks = re.findall(r"```python\n(.*?)```", (PROJECT / page).read_text(encoding="utf-8"), re.DOTALL)
     environment = os.environ | {"PYTHONPATH": str(PROJECT), "LCNN_STORE": str(tmp_path), "LCNN_DEVICE": "cpu"}
     for part in ("train", "val"):
-        folder_of_images(tmp_path / "photos" / part)
+        folder_of_images(tmp_path / "photos" / part, n=2)
     for block in blocks:
         subprocess.run([sys.executable, "-c", block], cwd=tmp_path, env=environment, check=True)
 
