@@ -90,7 +90,8 @@ def floats(images: Images | tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
     if isinstance(images, tuple | list) and [isinstance(part, Tensor) for part in images] == [True, True]:
         return images[0], images[1]
     way_out = (
-        "pass Images of data.load, or a pair (x, y) of tensors: torch.stack and torch.tensor make them of a Dataset"
+        "pass Images of data.load, or a pair (x, y) of tensors, which torch.stack and torch.tensor make of a Dataset "
+        "(only fit takes one as it is)"
     )
     raise ValueError(f"images are a {type(images).__name__}: {way_out}")
 

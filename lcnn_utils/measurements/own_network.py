@@ -38,7 +38,7 @@ def report(
     x: Tensor,
     y: Tensor,
     *,
-    eps: Iterable[float] = (0.1, 0.25, 0.5),
+    eps: float | Iterable[float] = (0.1, 0.25, 0.5),
     images: int = 100,
     curvature_images: int = 25,
     batch_size: int = 25,
@@ -65,7 +65,7 @@ def report(
     measured has n = 0, and a note why. ValueError: bad x, y or ε; a network that nothing is measured of (``prepare``).
     """
     nets = nets if isinstance(nets, Mapping) else {"network": nets}
-    lengths = sorted({float(e) for e in eps})
+    lengths = sorted({float(e) for e in ((eps,) if isinstance(eps, int | float) else eps)})
     if not lengths or not all(0 < e < math.inf for e in lengths):
         raise ValueError(f"eps must hold lengths, finite and above 0, in units of x; got {lengths}")
     if min(images, curvature_images, batch_size) < 1:

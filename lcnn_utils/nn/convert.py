@@ -101,7 +101,8 @@ def _copy_and_graph(module: nn.Module, example: Tensor) -> tuple[nn.Module, fx.G
         output = model(example.clone())
     except Exception as error:  # whatever a forward raises
         what = f"{type(module).__name__} can't be copied or does not run on"
-        raise ValueError(f"{what} an input of shape {tuple(example.shape)}, {example.dtype}") from error
+        got = f"an input of shape {tuple(example.shape)}, {example.dtype} (a batch is needed: (N, C, H, W) or (N, d))"
+        raise ValueError(f"{what} {got}: {error}") from error
     for layer in model.modules():
         if getattr(layer, "inplace", False):
             layer.inplace = False  # type: ignore[assignment]
@@ -263,7 +264,8 @@ def to_low_curvature(
     parameters have dtype, device and ``requires_grad`` of those before them.
 
     ``example_input`` is one batch, (N, C, H, W) or (N, d): norms depend on the image size. Every activation starts at
-    ``beta``, every BatchNorm at ``gamma``; ``iterations`` are power iterations for each convolution.
+    ``beta``, every BatchNorm at ``gamma``; ``iterations`` are power iterations for each convolution. To load a saved
+    ``state_dict`` of the result, convert the *same* ``module`` again: BatchNorm's ε/σ² are not in it.
     Raises ValueError: β, γ or iterations not positive; nothing to convert; hooks, parametrised weights; a model that
     does not run on ``example_input``, keeps layers in plain lists, or whose forward depends on its data or on what a
     layer with ``inplace=True`` overwrites.
