@@ -94,17 +94,19 @@ def recipe_feed(recipe: Recipe, device: torch.device) -> Feed:
     x, y = _split(recipe, "train", device)
     if recipe.dataset != "moons":
         images = data.Images(x, y, (), recipe.dataset)
-        return _tensor_feed(images, recipe, range(PROBES), INPUTS[recipe.dataset][1])
+        return _tensor_feed(images, recipe, range(PROBES), INPUTS[recipe.dataset][1], recipe.dataset)
     return Feed("moons", 2, MOONS_STEPS, lambda _: [(x, y)] * MOONS_STEPS, (x[:PROBES], y[:PROBES]))
 
 
-def _tensor_feed(samples: data.Images | Batch, training: Training, probe: Sequence[int], classes: int) -> Feed:
-    """A feed of tensors that are on the device."""
+def _tensor_feed(
+    samples: data.Images | Batch, training: Training, probe: Sequence[int], classes: int, name: str
+) -> Feed:
+    """A feed of tensors that are on the device; ``name`` tells them from others."""
     x, y = (samples.x, samples.y) if isinstance(samples, data.Images) else samples
     options: dict[str, Any] = dict(augment=training.augment, drop_last=True)
     batches = lambda generator: data.batches(samples, training.batch_size, generator=generator, **options)
     steps, chosen = max(1, len(y) // training.batch_size), list(probe)
-    return Feed(fingerprint(x, y), classes, steps, batches, (data.pixels(x[chosen]), y[chosen]))
+    return Feed(name, classes, steps, batches, (data.pixels(x[chosen]), y[chosen]))
 
 
 def fingerprint(x: Tensor, y: Tensor) -> str:
@@ -132,7 +134,7 @@ def own_feed(
     if training.augment and x.dim() != 4:
         raise ValueError(f"augment crops and mirrors images (N, C, H, W): x has shape {tuple(x.shape)}")
     samples = train.to(device) if isinstance(train, data.Images) else (x.to(device), y.to(device))
-    return _tensor_feed(samples, training, _probe(len(y)) if watched else (), classes)
+    return _tensor_feed(samples, training, _probe(len(y)) if watched else (), classes, fingerprint(x, y))
 
 
 def _dataset_feed(
