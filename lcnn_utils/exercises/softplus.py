@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, sigmoid
 from torch.func import grad
 
-from .engine import exercise, is_stub, randn, stacked
+from .engine import choice_of, exercise, is_stub, randn, stacked
 
 LOG2 = math.log(2)
 OVERFLOW = "e^{βx} overflows: use F.softplus, torch.logaddexp, or log1p of e^{−β|x|}"
@@ -89,3 +89,6 @@ def beta_for_curvature(c: float) -> float:
     """f(c) → the number β at which the largest second derivative of the centered softplus is c > 0.
     That is measured, by differentiating at your β. Solution: the head of ``lcnn_utils.nn.softplus``."""
     return 4 * c
+
+
+use = choice_of(centered_softplus, derivatives, beta_for_curvature)
