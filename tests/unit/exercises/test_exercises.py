@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from torch.func import grad, vjp
+from torch.func import grad, jacrev, vjp
 from torch.nn import Identity
 
 from lcnn_utils import attacks, curvature, nn, saliency
@@ -39,6 +39,7 @@ OVERFLOWS = {  # answers that are nan or infinite
     "softplus.beta_for_curvature": lambda c: math.inf,
     "curvature.softmax_part": lambda z, y, g: (lambda p: p / (1 - p) * g)(z.softmax(1).gather(1, y[:, None])[:, 0]),
     "curvature.power_iteration": lambda hvp, v, n: reduce(lambda u, _: hvp(u), range(n), v).norm() ** (1 / n),
+    "curvature.lanczos_step": lambda hvp, v, before, beta: (v @ hvp(v), beta, 0 * v / torch.zeros(1).double()),
     "bound.certified_radius": lambda m, g, k: ((g**2 + 2 * k * m.clamp(min=0)).sqrt() - g) / k,
     "attacks.project": lambda step, eps: torch.stack([s / s.norm() * s.norm().clamp(max=eps) for s in step]),
 }
@@ -145,6 +146,23 @@ def normalised_product(hvp):
     return lambda u, _: hvp(u) / (hvp(u).norm() + 1e-12)
 
 
+def lanczos_step_by_projection(hvp, v, v_before, beta):
+    """Without the recurrence: all of span(v, v_before) is projected out of Hv."""
+    plane = torch.linalg.qr(torch.stack([v, v_before + 0], 1)).Q if v_before.any() else v[:, None]
+    rest = hvp(v) - plane @ (plane.T @ hvp(v))
+    v_next = rest / rest.norm()
+    return hvp(v) @ v, v @ hvp(v_next), v_next
+
+
+def lanczos_in_krylov_space(hvp, v, steps):
+    """Without a tridiagonal matrix: H in an orthonormal basis of v, Hv, H²v, …"""
+    krylov = [v]
+    while len(krylov) < steps:
+        krylov.append(hvp(krylov[-1]) / hvp(krylov[-1]).norm())
+    basis = torch.linalg.qr(torch.stack(krylov, 1)).Q
+    return norm(basis.T @ torch.stack([hvp(u) for u in basis.T], 1))
+
+
 def bisected_radius(m, g, k):
     low, high = torch.zeros_like(m), 10 * m.clamp(min=0) / g
     for _ in range(200):
@@ -224,9 +242,12 @@ RIGHT = [
     ("softplus.beta_for_curvature", lambda c: torch.tensor(4 * c, requires_grad=True)),
     ("softplus.beta_for_curvature", lambda c: np.float32(4 * c)),
     ("curvature.hessian_vector_product", double_backward),
+    ("curvature.hessian_vector_product", lambda f, x, v: jacrev(grad(f))(x) @ v),
     ("curvature.hessian_vector_product", lambda f, x, v: vjp(grad(f), x)[1](v)[0]),
     ("curvature.power_iteration", lambda hvp, v, steps: norm(torch.stack([hvp(e) for e in torch.eye(len(v)).to(v)]))),
     ("curvature.power_iteration", lambda hvp, v, n: hvp(reduce(normalised_product(hvp), range(n), v)).norm()),
+    ("curvature.lanczos_step", lanczos_step_by_projection),
+    ("curvature.lanczos", lanczos_in_krylov_space),
     ("curvature.softmax_part", softmax_part_by_loops),
     ("bound.layer_term", lambda a, g, b: sum(g[k] * b[k] * torch.outer(a[k], a[k]) for k in range(len(g)))),
     ("bound.composition", lambda lg, cg, lh, ch: [torch.tensor(lg * lh), lg * ch + lh * cg * lh]),
