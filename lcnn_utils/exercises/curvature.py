@@ -255,7 +255,7 @@ def rest_margin(logits: Tensor, y: Tensor) -> Tensor:
 def softmax_part(logits: Tensor, y: Tensor, grad_norm: Tensor) -> Tensor:
     """f(logits, y, grad_norm) → p‖∇m‖ (N,) of each sample, for logits (N, K), labels y (N,) and the gradient norms of
     the loss, ‖∇ℓ‖ (N,). p: probability of the true label; m = log p/(1 − p), whose gradient is not given.
-    Solution: e^m ‖∇ℓ‖, with m of ``check.rest_margin??``, in notebook 02."""
+    Solution: e^m ‖∇ℓ‖, with the m of ``lcnn_utils.exercises.curvature.rest_margin``."""
     return rest_margin(logits, y).exp() * grad_norm
 
 

@@ -30,11 +30,18 @@ def gradient(model: nn.Module, x: Tensor, y: Tensor, scalar: str = "logit") -> T
         (network(20, 3), torch.sigmoid(randn(52, 6, 1, 4, 3)), torch.arange(6) % 3),
     ],
     mistakes={
-        "keep the sign: for or against is half of the map": lambda model, x, y: gradient(model, x, y).abs(),
-        "of the label's logit, not of the loss": lambda model, x, y: gradient(model, x, y, "loss"),
-        "of the label's logit, not of the prediction's": lambda model, x, y: gradient(model, x, model(x).argmax(1)),
-        "sum the logits over the samples, don't average": lambda model, x, y: gradient(model, x, y) / len(x),
-        "the gradient alone: times x it is another method": lambda model, x, y: gradient(model, x, y) * x,
+        "half of the map is missing: for the label, or against it?": lambda model, x, y: gradient(model, x, y).abs(),
+        "this is the map of the loss": lambda model, x, y: gradient(model, x, y, "loss"),
+        "this explains the prediction, not y": lambda model, x, y: gradient(model, x, model(x).argmax(1)),
+        "each map is too small by the number of samples: did a mean come in?": lambda model, x, y: (
+            gradient(model, x, y) / len(x)
+        ),
+        "the gradient alone: weighed by the pixel's value it is another method": lambda model, x, y: (
+            gradient(model, x, y) * x
+        ),
+        "this is the gradient of all logits together: each sample has its own label": lambda model, x, y: (
+            torch.func.grad(lambda pixels: model(pixels).sum())(x)
+        ),
     },
 )
 def saliency(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
@@ -52,18 +59,90 @@ size = lambda maps: maps.flatten(1).norm(dim=1)
         for n, shape in [(3, (1, 4, 4)), (1, (3, 2, 2)), (5, (2, 3, 1))]
     ],
     mistakes={
-        "relative to the map before, not to the one after": lambda before, after: size(after - before) / size(after),
-        "a number a sample: norms over C, H and W": lambda before, after: (after - before).norm() / before.norm(),
-        "divide the norms, don't take the norm of a ratio": lambda before, after: size((after - before) / before),
-        "of the map, not of its length": lambda before, after: (size(after) - size(before)).abs() / size(before),
-        "relative: divide by the size of the map before": lambda before, after: size(after - before),
-        "norms, not their squares": lambda before, after: size(after - before) ** 2 / size(before) ** 2,
+        "relative to which of the two maps?": lambda before, after: size(after - before) / size(after),
+        "a number for each sample is asked for, this is one for the batch": lambda before, after: (
+            (after - before).norm() / before.norm()
+        ),
+        "pixel by pixel, those near 0 outweigh all others: a ratio of lengths is asked for": lambda before, after: size(
+            (after - before) / before
+        ),
+        "how much did the map change? This is how much its length did": lambda before, after: (
+            (size(after) - size(before)).abs() / size(before)
+        ),
+        "relative to what?": lambda before, after: size(after - before),
+        "this is its square": lambda before, after: size(after - before) ** 2 / size(before) ** 2,
     },
 )
 def relative_change(before: Tensor, after: Tensor) -> Tensor:
     """f(before, after) → ‖after − before‖₂ / ‖before‖₂ of each sample's map, (N,): maps (N, C, H, W).
     Solution: ``lcnn_utils.saliency.compare``."""
     return size(after - before) / size(before)
+
+
+def in_box(x: Tensor, noise: Tensor) -> Tensor:
+    """x + η of each draw, (K, N, C, H, W), in [0, 1]."""
+    return (x + noise).clamp(0, 1)
+
+
+def changes(model: nn.Module, x: Tensor, y: Tensor, noisy: Tensor) -> Tensor:
+    """The relative change of each sample's map for each draw, (K, N)."""
+    before = gradient(model, x, y)
+    return torch.stack([size(gradient(model, draw, y) - before) / size(before) for draw in noisy.detach()])
+
+
+def other_labels(model: nn.Module, x: Tensor, y: Tensor, noise: Tensor) -> Tensor:
+    """With the maps of what the model says about the noisy images."""
+    before = gradient(model, x, y)
+    after = [gradient(model, draw, model(draw).argmax(1)) for draw in in_box(x, noise).detach()]
+    return torch.stack([size(a - before) / size(before) for a in after]).mean(0)
+
+
+def of_mean_map(model: nn.Module, x: Tensor, y: Tensor, noise: Tensor) -> Tensor:
+    before = gradient(model, x, y)
+    after = torch.stack([gradient(model, draw, y) for draw in in_box(x, noise).detach()]).mean(0)
+    return size(after - before) / size(before)
+
+
+def relative_to_noisy(model: nn.Module, x: Tensor, y: Tensor, noise: Tensor) -> Tensor:
+    before = gradient(model, x, y)
+    after = [gradient(model, draw, y) for draw in in_box(x, noise).detach()]
+    return torch.stack([size(a - before) / size(a) for a in after]).mean(0)
+
+
+@exercise(
+    inputs=[
+        (
+            network(n, classes),
+            torch.sigmoid(2 * randn(n + 60, n, 3, 2, 2)),
+            torch.arange(n),
+            0.4 * randn(n, k, n, 3, 2, 2),
+        )
+        for n, classes, k in [(3, 4, 2), (1, 2, 5), (5, 6, 3)]
+    ],
+    mistakes={
+        "some pixels of your noisy images are below 0 or above 1": lambda model, x, y, noise: changes(
+            model, x, y, x + noise
+        ).mean(0),
+        "this is the first draw's: noise holds several": lambda model, x, y, noise: changes(
+            model, x, y, in_box(x, noise)
+        )[0],
+        "this is one number for each draw: over which dimension is the mean?": lambda model, x, y, noise: changes(
+            model, x, y, in_box(x, noise)
+        ).mean(1),
+        "this is the sum over the draws": lambda model, x, y, noise: changes(model, x, y, in_box(x, noise)).sum(0),
+        "this is the change of the mean map: averaging first hides what the noise does": of_mean_map,
+        "averaged noise is hardly any noise: average the changes": lambda model, x, y, noise: changes(
+            model, x, y, in_box(x, noise.mean(0, keepdim=True))
+        )[0],
+        "relative to the map of the noisy image? The one before is the measure": relative_to_noisy,
+        "the same label is to be explained before and after": other_labels,
+    },
+)
+def instability(model: nn.Module, x: Tensor, y: Tensor, noise: Tensor) -> Tensor:
+    """f(model, x, y, noise) → the relative change of each sample's map under noise, the mean over its K draws, (N,):
+    images x (N, C, H, W) in [0, 1], where the noisy ones stay, too; labels y (N,); noise (K, N, C, H, W).
+    Solution: ``lcnn_utils.saliency.stability``, with other maps and measures and the worst noise."""
+    return changes(model, x, y, in_box(x, noise)).mean(0)
 
 
 symmetric = lambda matrix: matrix + matrix.T
@@ -73,17 +152,22 @@ symmetric = lambda matrix: matrix + matrix.T
     inputs=[(symmetric(randn(d, d, d)),) for d in (4, 9, 1, 16)]
     + [(torch.tensor([3.0, -3.0, 1.0, 0.0, 0.0]).double().diag(),)],
     mistakes={
-        "the worst direction: a random one meets all eigenvalues alike": lambda hessian: eigvalsh(hessian).abs().max(),
-        "u has length 1, so each of its d entries has mean square 1/d": lambda hessian: hessian.norm(),
-        "divide by √d, not by d": lambda hessian: hessian.norm() / len(hessian),
-        "the mean of squares comes before the root": lambda hessian: eigvalsh(hessian).abs().mean(),
-        "eigenvalues of both signs count: square them first": lambda hessian: eigvalsh(hessian).mean().abs(),
+        "this is what the worst direction meets: a random one meets all eigenvalues alike": lambda hessian: (
+            eigvalsh(hessian).abs().max()
+        ),
+        "u has length 1: how large are its d entries?": lambda hessian: hessian.norm(),
+        "an entry of u has mean *square* 1/d": lambda hessian: hessian.norm() / len(hessian),
+        "this is the mean square: the root is missing": lambda hessian: hessian.square().sum() / len(hessian),
+        "the mean of the squares comes before the root": lambda hessian: eigvalsh(hessian).abs().mean(),
+        "eigenvalues of both signs cancel: does the length of Hu care for signs?": lambda hessian: (
+            eigvalsh(hessian).mean().abs()
+        ),
     },
 )
 def random_meets(hessian: Tensor) -> Tensor:
-    """f(hessian) → the root mean square of ‖Hu‖ over random directions u of length 1, ‖H‖_F/√d, a number: hessian is
-    symmetric, (d, d). Solution: notebook 06, the hints below it."""
+    """f(hessian) → the root mean square of ‖Hu‖ over random directions u of length 1, a number: hessian is symmetric,
+    (d, d). Solution: ‖H‖_F/√d, derived in notebook 06 below the exercise."""
     return hessian.norm() / len(hessian) ** 0.5
 
 
-use = choice_of(saliency, relative_change, random_meets)
+use = choice_of(saliency, relative_change, instability, random_meets)

@@ -210,6 +210,13 @@ def saliency_one_by_one(model, x, y):
     return x.grad
 
 
+def instability_by_package(model, x, y, noise):
+    noisy = (noise + x).clamp(0, 1).flatten(0, 1)
+    before = saliency.explain(model, x.repeat(len(noise), 1, 1, 1), y.repeat(len(noise)))
+    after = saliency.explain(model, noisy, y.repeat(len(noise)))
+    return saliency.compare(before, after)["relative_change"].reshape(len(noise), len(x)).mean(axis=0)
+
+
 def softmax_part_by_loops(logits, y, grad_norm):
     """p/(1 − p) in float64, 1 − p as the sum of the other probabilities."""
     odds = []
@@ -270,6 +277,7 @@ RIGHT = [
     ("saliency.saliency", saliency_one_by_one),
     ("saliency.saliency", lambda model, x, y: saliency.explain(model, x, y, "gradient")),
     ("saliency.relative_change", lambda b, a: torch.from_numpy(saliency.compare(b, a)["relative_change"])),
+    ("saliency.instability", instability_by_package),
     ("saliency.random_meets", lambda h: torch.stack([row.square().sum() for row in h]).mean().sqrt()),  # over a basis
     ("attacks.project", lambda step, eps: torch.stack([s if s.norm() <= eps else eps * s / s.norm() for s in step])),
     ("attacks.project", lambda step, eps: attacks.project(step, torch.full((len(step),), eps).to(step), "l2")),
