@@ -17,7 +17,7 @@ def network(seed: int, classes: int) -> nn.Module:
 
 
 def gradient(model: nn.Module, x: Tensor, y: Tensor, scalar: str = "logit") -> Tensor:
-    x.requires_grad_()
+    x = x.detach().clone().requires_grad_()
     logits = model(x)
     value = logits.gather(1, y[:, None]).sum() if scalar == "logit" else F.cross_entropy(logits, y, reduction="sum")
     return torch.autograd.grad(value, x)[0]
