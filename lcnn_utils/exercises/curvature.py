@@ -78,6 +78,9 @@ SPECTRA: list[list[float]] = [[100, -70, 20, 5], [-50, 20, 10], [40, -40, 10, 1]
         "this is 1 whatever H is: a length is lost where you normalise": lambda hvp, v, steps: iterated(
             hvp, v, steps
         ).norm(),
+        "this is the eigenvector: the size of its eigenvalue is asked for": lambda hvp, v, steps: iterated(
+            hvp, v, steps + 1
+        ),
         "this is what the first product says: each step starts from the vector before": lambda hvp, v, steps: (
             hvp(v).norm() / v.norm()
         ),
@@ -190,6 +193,16 @@ def shifted(hvp: Callable, v: Tensor, steps: int) -> Tensor:
     return torch.linalg.eigvalsh(tridiagonal(diagonal, torch.cat([0 * left[:1], left[:-2]]))).abs().max()
 
 
+def stuck(hvp: Callable, v: Tensor, steps: int) -> Tensor:
+    """With a v_before that is 0 in every step."""
+    v, beta, numbers = v / v.norm(), 0.0 * v[0], []
+    for _ in range(steps):
+        alpha, beta, v = recurrence(hvp, v, torch.zeros_like(v), beta)
+        numbers.append(torch.stack([alpha, beta]))
+    diagonal, left = torch.stack(numbers).T
+    return torch.linalg.eigvalsh(tridiagonal(diagonal, left[:-1])).abs().max()
+
+
 @exercise(
     inputs=[
         (product_with(eigenvalues), randn(7, len(eigenvalues)), steps)
@@ -201,6 +214,7 @@ def shifted(hvp: Callable, v: Tensor, steps: int) -> Tensor:
         ]
     ],
     mistakes={
+        "these are all eigenvalues: the size of the largest is asked for": ritz,
         "the largest in size may be the lowest eigenvalue": lambda hvp, v, steps: ritz(hvp, v, steps)[-1],
         "this is negative: the size is asked for": lambda hvp, v, steps: ritz(hvp, v, steps)[0],
         "the matrix seems to be diagonal: torch.linalg.eigvalsh reads the lower triangle alone": lambda hvp, v, steps: (
@@ -209,6 +223,7 @@ def shifted(hvp: Callable, v: Tensor, steps: int) -> Tensor:
         "this is ‖Hu‖ of power iteration": power_iteration.reference,
         "the first vector of the basis is no unit vector": lambda hvp, v, steps: ritz(hvp, v, steps, 1).abs().max(),
         "the numbers beside the diagonal are one place off: which two vectors does each belong to?": shifted,
+        "both v and v_before move on with each step": stuck,
         "this is the answer after a product more": lambda hvp, v, steps: ritz(hvp, v, steps + 1).abs().max(),
         "this is the answer after a product less": lambda hvp, v, steps: ritz(hvp, v, max(1, steps - 1)).abs().max(),
         "the last alpha is one entry of the matrix; what are its eigenvalues?": lambda hvp, v, steps: entries(

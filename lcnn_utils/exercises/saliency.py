@@ -8,9 +8,8 @@ from torch.linalg import eigvalsh
 from .engine import choice_of, exercise, randn
 
 
-def network(seed: int, classes: int) -> nn.Module:
-    """One of images of 12 values."""
-    layers = [nn.utils.skip_init(nn.Linear, *sizes, dtype=torch.float64) for sizes in [(12, 7), (7, classes)]]
+def network(seed: int, classes: int, pixels: int = 12) -> nn.Module:
+    layers = [nn.utils.skip_init(nn.Linear, *sizes, dtype=torch.float64) for sizes in [(pixels, 7), (7, classes)]]
     for i, parameter in enumerate([*layers[0].parameters(), *layers[1].parameters()]):
         parameter.data = randn(seed + i, *parameter.shape)
     return nn.Sequential(nn.Flatten(), layers[0], nn.Softplus(), layers[1])
@@ -25,6 +24,7 @@ def gradient(model: nn.Module, x: Tensor, y: Tensor, scalar: str = "logit") -> T
 
 @exercise(
     inputs=[
+        (network(30, 3, 3), torch.sigmoid(randn(53, 2, 1, 1, 3)), torch.tensor([2, 0])),
         (network(0, 5), torch.sigmoid(randn(50, 4, 3, 2, 2)), torch.arange(4)),
         (network(10, 2), torch.sigmoid(randn(51, 1, 1, 3, 4)), torch.tensor([0])),
         (network(20, 3), torch.sigmoid(randn(52, 6, 1, 4, 3)), torch.arange(6) % 3),
@@ -39,9 +39,12 @@ def gradient(model: nn.Module, x: Tensor, y: Tensor, scalar: str = "logit") -> T
         "the gradient alone: weighed by the pixel's value it is another method": lambda model, x, y: (
             gradient(model, x, y) * x
         ),
-        "this is the gradient of all logits together: each sample has its own label": lambda model, x, y: (
-            torch.func.grad(lambda pixels: model(pixels).sum())(x)
+        "each sample has its own label: here every image explains the labels of the whole batch": (
+            lambda model, x, y: torch.func.grad(lambda pixels: model(pixels)[:, y].sum())(x)
         ),
+        "this is the gradient of all logits together": lambda model, x, y: torch.func.grad(
+            lambda pixels: model(pixels).sum()
+        )(x),
     },
 )
 def saliency(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
@@ -65,6 +68,12 @@ size = lambda maps: maps.flatten(1).norm(dim=1)
         ),
         "pixel by pixel, those near 0 outweigh all others: a ratio of lengths is asked for": lambda before, after: size(
             (after - before) / before
+        ),
+        "the norm runs over C, H and W, not over one of them": lambda before, after: (
+            (after - before).norm(dim=1) / before.norm(dim=1)
+        ),
+        "norm takes two dimensions at most: make a vector of each map first": lambda before, after: (
+            (after - before).norm(dim=(1, 2, 3)) / before.norm(dim=(1, 2, 3))
         ),
         "how much did the map change? This is how much its length did": lambda before, after: (
             (size(after) - size(before)).abs() / size(before)
@@ -129,6 +138,9 @@ def relative_to_noisy(model: nn.Module, x: Tensor, y: Tensor, noise: Tensor) -> 
         "this is one number for each draw: over which dimension is the mean?": lambda model, x, y, noise: changes(
             model, x, y, in_box(x, noise)
         ).mean(1),
+        "these are the changes for each draw: the mean is missing": lambda model, x, y, noise: changes(
+            model, x, y, in_box(x, noise)
+        ),
         "this is the sum over the draws": lambda model, x, y, noise: changes(model, x, y, in_box(x, noise)).sum(0),
         "this is the change of the mean map: averaging first hides what the noise does": of_mean_map,
         "averaged noise is hardly any noise: average the changes": lambda model, x, y, noise: changes(
@@ -154,6 +166,9 @@ symmetric = lambda matrix: matrix + matrix.T
     mistakes={
         "this is what the worst direction meets: a random one meets all eigenvalues alike": lambda hessian: (
             eigvalsh(hessian).abs().max()
+        ),
+        "not the largest eigenvalue alone: all of them count": lambda hessian: (
+            eigvalsh(hessian).abs().max() / len(hessian) ** 0.5
         ),
         "u has length 1: how large are its d entries?": lambda hessian: hessian.norm(),
         "an entry of u has mean *square* 1/d": lambda hessian: hessian.norm() / len(hessian),
