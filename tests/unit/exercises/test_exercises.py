@@ -20,6 +20,7 @@ from torch.nn import Identity
 from lcnn_utils import attacks, curvature, nn, saliency
 from lcnn_utils.exercises.engine import Exercise, choice_of, exercise
 from lcnn_utils.exercises.training import BASE, OTHER
+from lcnn_utils.experiments import Claim
 from lcnn_utils.nn.convert import _lipschitz_from
 from lcnn_utils.nn.spectral_norm import _power
 from lcnn_utils.training import run_name
@@ -154,6 +155,10 @@ def bisected_radius(m, g, k):
     return torch.where(m > 0, low, 0)
 
 
+def summed_bound(lips, curvs):
+    return lips.prod(), sum(c * lips[:i].prod() ** 2 * lips[i + 1 :].prod() for i, c in enumerate(curvs))
+
+
 def adjoint_by_autograd(conv, x):
     x = x.detach().requires_grad_()
     y = F.conv2d(x, conv.weight, None, conv.stride, conv.padding)
@@ -203,6 +208,12 @@ def pgd_step_by_package(x, x_adv, gradient, length, eps):
     return attacks.move(x, attacks.project(step, radius, "l2"), (0.0, 1.0))
 
 
+def verdict_by_claims(low, high, at_least, at_most):
+    code = {"holds": 1.0, "fails": -1.0, "open": 0.0, "one run": 0.0}
+    rows = torch.stack([low, high, at_least, at_most], 1).tolist()
+    return torch.tensor([code[Claim("", "", "", "", c, d).verdict((0.0, a, b))] for a, b, c, d in rows])
+
+
 def fold_norm_by_convert(sigma, mean, var, eps):
     before = torch.nn.BatchNorm2d(len(mean), eps).double()
     before.load_state_dict({"running_mean": mean, "running_var": var}, strict=False)
@@ -230,6 +241,7 @@ RIGHT = [
     ("curvature.softmax_part", softmax_part_by_loops),
     ("bound.layer_term", lambda a, g, b: sum(g[k] * b[k] * torch.outer(a[k], a[k]) for k in range(len(g)))),
     ("bound.composition", lambda lg, cg, lh, ch: [torch.tensor(lg * lh), lg * ch + lh * cg * lh]),
+    ("bound.stack_bound", summed_bound),
     ("bound.certified_radius", bisected_radius),
     ("lipschitz.power_step", adjoint_by_autograd),
     ("lipschitz.power_step", lambda c, x: _power(c.weight, x, dict(stride=c.stride, padding=c.padding), 1)),
@@ -250,6 +262,7 @@ RIGHT = [
     ("attacks.margin_loss", lambda logits, y: -curvature.scalar_of(logits, y, "margin")),
     ("paper.mean_curvature", lambda g, h, eps: sum(hi / (gi + eps) for gi, hi in zip(g, h, strict=True)) / len(g)),
     ("paper.inside", lambda a, s, b, t: (a - b) ** 2 <= s**2 + t**2),
+    ("paper.verdict", verdict_by_claims),
     ("own_network.fold_norm", fold_norm_by_convert),
     ("own_network.choose_lambda", chosen_by_sorting),
 ]
