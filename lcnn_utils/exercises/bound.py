@@ -17,6 +17,9 @@ from .engine import choice_of, exercise, randn, stacked
         "a second derivative meets the slope before it twice: jacobian enters on both sides": (
             lambda A, g, bend: (g * bend).diag() @ A
         ),
+        "jacobian enters once here: what of the other side of the matrix?": lambda A, g, bend: A.T @ (g * bend).diag(),
+        "this is the diagonal only: what of two different inputs?": lambda A, g, b: ((g * b)[:, None] * A**2).sum(0),
+        "each unit has a weight of its own: don't sum the weights": lambda A, g, bend: A.T @ A * (g * bend).sum(),
         "each unit's weight enters once, not squared": lambda A, g, bend: A.T @ (g * bend).square().diag() @ A,
         "no absolute values: units may cancel": lambda A, g, bend: A.T @ (g * bend).abs().diag() @ A,
         "add up the units' matrices": lambda A, g, bend: torch.einsum("k,ki,kj->kij", g * bend, A, A),
@@ -48,6 +51,7 @@ def layer_term(jacobian: Tensor, g: Tensor, bend: Tensor) -> Tensor:
             lambda g, cg, h, ch: (g * h, cg * ch)
         ),
         "curv: before they add up, each bend meets the other function's slope": (lambda g, cg, h, ch: (g * h, cg + ch)),
+        "curv: do the two terms of the product rule multiply?": lambda g, cg, h, ch: (g * h, cg * h**2 * g * ch),
         "the order of the answer: Lip, then curv": lambda g, cg, h, ch: (cg * h**2 + g * ch, g * h),
         "Lip: one slope after another: do they add up?": lambda g, cg, h, ch: (g + h, cg * h**2 + g * ch),
         "this is curv alone: the answer is a pair, Lip first": lambda g, cg, h, ch: cg * h**2 + g * ch,
@@ -102,6 +106,11 @@ behind = lambda lips: lips.prod() / lips.cumprod(0)  # from each layer to the ou
             s.prod(),
             (c * torch.cat([s.new_ones(1), s[:-1]]) ** 2 * behind(s)).sum(),
         ),
+        "composition takes numbers: go through the layers one by one": (
+            lambda s, c: torch.stack([s, c * 1.0**2 + s * 0.0])
+        ),
+        "this is the first layer alone: is the return inside the loop?": lambda s, c: (s[0], c[0]),
+        "K: a single flat layer would make this 0: do bends multiply?": lambda s, c: (s.prod(), c.prod()),
         "K: bends don't just add up: each meets the slopes before and after it": lambda s, c: (s.prod(), c.sum()),
     },
     call=stacked,
@@ -126,10 +135,12 @@ root = lambda m, g, k: (g**2 + 2 * k * m.clamp(min=0)).sqrt()
         "a quadratic has two roots: which is the step at which the margin is used up?": (
             lambda m, g, k: (root(m, g, k) + g) / k
         ),
+        "at bound = 0 and at a tiny bound the usual formula is 0/0, or nearly so; a small number there doesn't help": (
+            lambda m, g, k: (root(m, g, k) - g) / (k + 1e-12)
+        ),
         "what is twice the leading coefficient of this quadratic?": lambda m, g, k: (root(m, g, k) - g) / (2 * k),
     },
-    wild="at bound = 0 the formula for the roots is 0/0, and it may have a root of a negative number where margin < 0: "
-    "multiply by the conjugate, and clamp the margin",
+    wild="a root of a negative number where margin < 0? or 0/0 at bound = 0, where the conjugate helps?",
 )
 def certified_radius(margin: Tensor, slope: Tensor, bound: float) -> Tensor:
     """f(margin, slope, bound) → the radius r (N,) up to which m − ‖∇m‖·r − K·r²/2 stays positive, for margins m and

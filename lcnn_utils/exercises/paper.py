@@ -16,6 +16,7 @@ from .engine import choice_of, exercise, randn
         "a quotient of means: each image has a C of its own": lambda g, h, eps: h.mean() / (g.mean() + eps),
         "which of the two may be 0, so that eps must be added to it?": lambda g, h, eps: ((h + eps) / g).mean(),
         "eps is not used: a gradient may be 0": lambda g, h, eps: (h / g).mean(),
+        "eps belongs to the denominator": lambda g, h, eps: (h / g + eps).mean(),
         "the mean, not the median": lambda g, h, eps: (h / (g + eps)).median(),
         "which norm is divided by which?": lambda g, h, eps: (g / (h + eps)).mean(),
         "this is one C an image: the table has one number a net": lambda g, h, eps: h / (g + eps),
@@ -96,15 +97,20 @@ rules = tensor([[3.5, 3.5, 3.5, -1, -inf, 1], [inf, inf, inf, 1, 1, inf]]).doubl
         "nan: where there is no interval, nothing is shown either way": lambda a, b, c, d: coded(
             within(a, b, c, d), outside(a, b, c, d) | ~known(a)
         ),
-        "nan: is a comparison with nan true or false, and its negation?": lambda a, b, c, d: coded(
+        "an interval that touches a limit: the limits themselves are outside": lambda a, b, c, d: coded(
+            (a >= c) & (b <= d), (b < c) | (a > d)
+        ),
+        "entry by entry: `and`, `or` and `if` take a single truth value": lambda a, b, c, d: bool(a > c),
+        "make numbers of truth values before you subtract": lambda a, b, c, d: within(a, b, c, d) - outside(a, b, c, d),
+        "only 1 and −1: what lies partly inside is open, and so is nan": lambda a, b, c, d: coded(
             within(a, b, c, d), ~within(a, b, c, d)
         ),
     },
     call=as_numbers,
 )
 def verdict(low: Tensor, high: Tensor, at_least: Tensor, at_most: Tensor) -> Tensor:
-    """f(low, high, at_least, at_most) → 1 where all of an interval from low to high lies between at_least and at_most
-    (it holds), −1 where none of it does (it fails), 0 where a part does or the interval is nan (open): (N,) each.
+    """f(low, high, at_least, at_most) → 1 where all of an interval from low to high lies strictly between at_least and
+    at_most (it holds), −1 where none of it does (it fails), 0 where a part does, or for nan (open): (N,) each.
     Solution: the method ``verdict`` of ``lcnn_utils.experiments.Claim``."""
     holds = (at_least < low) & (high < at_most)
     fails = (high <= at_least) | (low >= at_most)
