@@ -73,7 +73,7 @@ slopes = lambda losses, x, again=True: torch.autograd.grad(losses.sum(), x, crea
 
 
 @exercise(
-    inputs=[(network(randn(0, 2, 3)), randn(1, 2, 2)), (network(randn(2, 4, 3)), randn(3, 3, 1, 2, 2))],
+    inputs=[(network(randn(0, 2, 3)), randn(1, 3, 2)), (network(randn(2, 4, 3)), randn(3, 2, 1, 2, 2))],
     mistakes={
         "training differentiates the penalty once more: the gradient needs a graph of its own": lambda losses, x: (
             slopes(losses, x, False).square().sum(1).mean()
@@ -84,7 +84,12 @@ slopes = lambda losses, x, again=True: torch.autograd.grad(losses.sum(), x, crea
         ),
         "the squared norm: did you take its root?": lambda losses, x: slopes(losses, x).norm(dim=1).mean(),
         "should a batch twice as large be penalised twice as much?": lambda losses, x: slopes(losses, x).square().sum(),
-        "the mean loss has slopes N times too small": lambda losses, x: slopes(losses / len(x), x).norm() ** 2 / len(x),
+        "the mean loss has slopes N times too small, in squares N²": lambda losses, x: (
+            slopes(losses / len(x), x).norm() ** 2 / len(x)
+        ),
+        "the mean loss has slopes N times too small: of what do you take the gradient?": lambda losses, x: (
+            slopes(losses / len(x), x).square().sum()
+        ),
         "the square of the mean is not the mean of the squares": lambda losses, x: (
             slopes(losses, x).norm(dim=1).mean() ** 2
         ),
