@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .engine import exercise, randn
+from .engine import choice_of, exercise, randn
 
 norms = lambda v: v.flatten(1).norm(dim=1).clamp(min=1e-30).view(-1, *[1] * (v.dim() - 1))  # of each sample
 shortened = lambda step, eps, length: step * (eps / length).clamp(max=1)
@@ -84,3 +84,6 @@ def margin_loss(logits: Tensor, y: Tensor) -> Tensor:
     """f(logits, y) → max_{j≠y} z_j − z_y of each sample, (N,): positive exactly where the network is wrong. logits (N,
     K), labels y (N,). Solution: minus ``lcnn_utils.curvature.scalar_of(logits, y, "margin")``."""
     return margin(logits, y)
+
+
+use = choice_of(margin_loss, project, pgd_step)

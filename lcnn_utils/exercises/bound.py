@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from .engine import exercise, randn, stacked
+from .engine import choice_of, exercise, randn, stacked
 
 
 @exercise(
@@ -61,3 +61,6 @@ def certified_radius(margin: Tensor, slope: Tensor, bound: float) -> Tensor:
     slopes ‖∇m‖, both (N,), and a number K ≥ 0 (``bound``); 0 where m ≤ 0.
     Solution: ``lcnn_utils.curvature.certified_radius``."""
     return 2 * margin.clamp(min=0) / (slope + root(margin, slope, bound))
+
+
+use = choice_of(layer_term, composition, certified_radius)

@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.func import grad, jacrev
 
 from ..curvature import scalar_of
-from .engine import exercise, randn
+from .engine import choice_of, exercise, randn
 
 quadratic = lambda matrix: lambda x: x @ matrix @ x + x.sum()
 network = lambda matrix: lambda x: (2 * x @ matrix).tanh().logsumexp(0)
@@ -110,3 +110,6 @@ def softmax_part(logits: Tensor, y: Tensor, grad_norm: Tensor) -> Tensor:
     the loss, ‖∇ℓ‖ (N,). p: probability of the true label; m = log p/(1 − p), whose gradient is not given.
     Solution: e^m ‖∇ℓ‖, with m of ``check.rest_margin??``, in notebook 02."""
     return rest_margin(logits, y).exp() * grad_norm
+
+
+use = choice_of(hessian_vector_product, power_iteration, softmax_part)

@@ -1,8 +1,9 @@
 """Instant checks of the notebooks' exercises: ``from lcnn_utils.exercises import softplus as check``.
 
-``check.derivatives(mine)`` compares the answers of a student's function with those of a reference, prints a verdict and
-returns True (✓), False (✗, with a hint) or None (·, not attempted yet). Nothing that the student's code does raises out
-of it. ``check.derivatives?`` shows what is asked for, ``check.derivatives??`` the reference, which is a solution.
+``derivatives = check.use(my_derivatives)`` compares the answers of a student's function with those of a reference,
+prints a verdict (✓ right, ✗ wrong, with a hint, · not attempted yet) and returns the student's function if it is right,
+otherwise the reference. Nothing that the student's code does raises out of it. ``check.derivatives?`` shows what is
+asked for, ``check.derivatives??`` the reference, which is a solution.
 """
 
 import copy
@@ -16,17 +17,24 @@ import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from numbers import Real
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from ..lab import check_choice
+
 ERRORS = {  # a part of an error's message: what it usually means
-    "does not require grad": "start from x.detach().requires_grad_(), and take the gradient with create_graph=True",
-    "implicitly created only for scalar": "only a number can be differentiated backward: sum the values first",
-    "converted to": "math's functions take single numbers: use torch's (torch.exp, torch.log, ...)",
+    "does not require grad": "autograd has lost track: does x require a gradient, and do you ask for the graph of it?",
+    "implicitly created only for scalar": "only a number can be differentiated backward: make one of the values",
+    "converted to": "math's functions take single numbers, torch's take tensors",
+    "'tuple' object": "torch.autograd.grad returns a tuple, with one entry for each input",
+    "unsupported operand type(s) for": "is one of the two a tuple? torch.autograd.grad returns one",
+    "must match the size": "print the shapes: one number a sample needs further dimensions of size 1 beside images",
+    "shapes cannot be multiplied": "print the shapes: for A @ B the last size of A is the first of B",
 }
+SMALL = 8  # entries of an answer that is shown whole
 LIBRARIES = (  # the folders of this package, of torch and its neighbours, of Python
     os.path.dirname(os.path.dirname(__file__)),
     os.path.dirname(os.path.dirname(torch.__file__)),
@@ -94,6 +102,13 @@ def kind(value: Any) -> str:
     return "None (is a `return` missing?)" if value is None else f"a {type(value).__name__}"
 
 
+def shown(argument: Any) -> str:
+    """An argument of a call: a small tensor's entries, otherwise what it is."""
+    if isinstance(argument, Tensor) and 0 < argument.dim() <= 2 and argument.numel() <= SMALL:
+        return f"{written(argument)} ({str(argument.dtype).removeprefix('torch.')})"
+    return "a function" if inspect.isroutine(argument) else kind(argument)
+
+
 def gaps(answer: Tensor, expected: Tensor) -> Tensor:
     """How far each entry is off, relative to the largest expected one; infinite where only one of both is finite."""
     answer, expected = answer.double(), expected.double()
@@ -111,17 +126,28 @@ def is_mistake(answer: Any, mistaken: Any) -> bool:
     return bool(mistaken.isfinite().any() and (gaps(answer, mistaken) < 1e-4).all())
 
 
-def worst_entry(answer: Tensor, expected: Tensor, arguments: dict[str, Any]) -> str:
-    """The entry that is furthest off: what it should be, what it is, and the arguments' entries that belong to it."""
+def written(values: Tensor) -> str:
+    """The entries of a small tensor, to five digits, in brackets as Python writes lists."""
+    if values.dim():
+        return f"[{', '.join(written(part) for part in values)}]"
+    return str(values.item()) if values.dtype == torch.bool else format(values.item(), ".5g")
+
+
+def difference(answer: Tensor, expected: Tensor, wrong: Tensor, arguments: dict[str, Any]) -> str:
+    """What was expected and what was got: of a small answer all of it, otherwise the entry that is furthest off, with
+    the arguments' entries that belong to it."""
+    count = f"{int(wrong.sum())} of {wrong.numel()} entries differ"
+    if wrong.numel() <= SMALL:
+        where = f"   ({count})" if wrong.numel() > 1 else ""
+        return f"expected {written(expected)}\n  got      {written(answer)}{where}"
     worst = int(gaps(answer, expected).argmax())
-    shown = {"expected": expected, "got": answer}
+    entries = {"expected": expected, "got": answer}
     for name, value in arguments.items():
         if isinstance(value, Tensor) and value.dim() and value.shape == answer.shape[-value.dim() :]:
-            shown[f"at {name} ="] = value.expand(answer.shape)
-    entries = {name: values.flatten()[worst] for name, values in shown.items()}
-    return ", ".join(
-        f"{name} {entry if entry.dtype == torch.bool else format(entry, '.6g')}" for name, entry in entries.items()
-    )
+            entries[f"at {name} ="] = value.expand(answer.shape)
+    texts = ", ".join(f"{name} {written(values.flatten()[worst])}" for name, values in entries.items())
+    index = ", ".join(str(int(i)) for i in torch.unravel_index(torch.tensor(worst), answer.shape))
+    return f"{texts}, entry [{index}] ({count})"
 
 
 def stacked(function: Callable, *arguments: Any) -> Any:
@@ -134,7 +160,7 @@ def stacked(function: Callable, *arguments: Any) -> Any:
 
 @dataclass(eq=False, repr=False)
 class Exercise:
-    """A function for students to write: ``exercise(function)`` prints the verdict on theirs."""
+    """A function for students to write; :meth:`judge` compares theirs with the reference."""
 
     reference: Callable
     inputs: list[tuple]  # the arguments of each call
@@ -144,7 +170,7 @@ class Exercise:
     compared: str = ""  # what that is, where it is not the answer itself
 
     def __post_init__(self) -> None:
-        functools.update_wrapper(self, self.reference)  # for the `?` and `??` of notebooks
+        functools.update_wrapper(cast(Callable, self), self.reference)  # for the `?` and `??` of notebooks
 
     @property
     def statement(self) -> str:
@@ -154,24 +180,22 @@ class Exercise:
     def __repr__(self) -> str:
         return self.statement
 
-    def __call__(self, student: Callable) -> bool | None:
-        name = self.reference.__name__
+    def judge(self, student: Callable) -> tuple[bool | None, str]:
+        """The verdict on a student's function: right, wrong, or None: not attempted; and the text that says so."""
         for arguments in self.inputs:
             answer = attempt(self.call, student, *arguments)
             if arguments is self.inputs[0] and is_stub(answer):
                 missing = " (it returned None: once written, it needs a `return`)" if answer is None else ""
-                print(f"· {name}: not attempted yet{missing}")
-                return None
+                return None, f"not attempted yet{missing}"
             named = dict(zip(inspect.signature(self.reference).parameters, arguments, strict=True))
             expected = attempt(self.call, self.reference, *arguments)
             problem, hint = self.examine(answer, expected, named)
             if problem:
-                asked = ", ".join(f"{name} = {kind(value)}" for name, value in named.items())
-                hint = self.likely_mistake(answer, expected, arguments) or hint or self.statement
-                print(f"✗ {name}: for {asked}:\n  {problem}\n  hint: {hint}")
-                return False
-        print(f"✓ {name}: correct on {len(self.inputs)} inputs")
-        return True
+                asked = ", ".join(f"{name} = {shown(value)}" for name, value in named.items())
+                hint = self.likely_mistake(answer, expected, arguments) or hint
+                return False, f"for {asked}:\n  {problem}" + (f"\n  hint: {hint}" if hint else "")
+        compare = " ".join((inspect.getdoc(self.reference) or "").split("Solution:")[-1].split())
+        return True, f"correct on {len(self.inputs)} inputs. Compare with {compare}"
 
     def examine(self, answer: Any, expected: Tensor, arguments: dict[str, Any]) -> tuple[str, str]:
         """What is wrong with an answer, empty if nothing is, and a hint, empty if there is none."""
@@ -181,17 +205,20 @@ class Exercise:
             return f"expected {kind(expected)}, but it raised {message(answer)}{line}", "".join(hints[:1])
         if kind(answer) != kind(expected):
             alike = isinstance(answer, Tensor) and answer.is_floating_point() and answer.shape == expected.shape
-            precision = f"answer in the inputs' precision, {expected.dtype}"
-            hint = precision if alike and expected.is_floating_point() else ""
+            hint = (
+                f"answer in the inputs' precision, {expected.dtype}" if alike and expected.is_floating_point() else ""
+            )
+            if isinstance(answer, tuple):
+                hint = "a tuple, such as torch.autograd.grad returns, with an entry for each input: take it out"
+            elif isinstance(answer, Tensor) and answer.dim() < expected.dim():
+                hint = "too few dimensions: along which of them did you sum?"
             return f"{self.compared}expected {kind(expected)}, got {kind(answer)}", hint
         gap, allowed = gaps(answer, expected), 2e-5 if expected.dtype == torch.float32 else 1e-6
-        wrong = int((gap > allowed).sum())
-        if wrong == 0:
+        if not bool((gap > allowed).any()):
             return "", ""
-        entry = worst_entry(answer, expected, arguments)
-        problem = f"{self.compared}{entry} ({wrong} of {len(gap.flatten())} wrong)"
+        problem = self.compared + difference(answer, expected, gap > allowed, arguments)
         if not bool(answer.isfinite().all()):
-            return problem, self.wild
+            return problem, self.wild or "where could it divide by 0, take the logarithm of 0, or overflow?"
         nearly = "nearly right: float32 inside, a finite difference, too few steps?"
         return problem, nearly if gap.max() < 0.01 else ""
 
@@ -207,3 +234,20 @@ class Exercise:
 def exercise(**parts: Any) -> Callable[[Callable], Exercise]:
     """An :class:`Exercise` made of these parts and the reference below, whose docstring says what is asked for."""
     return lambda reference: Exercise(reference, **parts)
+
+
+def choice_of(*exercises: Exercise) -> Callable[[Callable], Callable]:
+    """``check.use`` of a notebook with these exercises: a function for the cells below, the student's if it is right.
+
+    ``use(my_NAME)`` prints the verdict of the exercise NAME. ValueError: there is none of that name.
+    """
+    known = {f"my_{each.reference.__name__}": each for each in exercises}
+
+    def use(student: Callable) -> Callable:
+        name = check_choice(getattr(student, "__name__", repr(student)), tuple(known), "function")
+        verdict, text = known[name].judge(student)
+        mark = {True: "✓", False: "✗", None: "·"}[verdict]
+        print(f"{mark} {name}: {text}" + ("" if verdict else "\n  (the cells below use the lab's)"))
+        return student if verdict else known[name].reference
+
+    return use

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.grad import conv2d_input
 
-from .engine import exercise, randn
+from .engine import choice_of, exercise, randn
 
 
 def convolution(seed: int, c_in: int, c_out: int, kernel: int, stride: int, bias: bool = False) -> nn.Conv2d:
@@ -102,3 +102,6 @@ def block_bound(branch: Tensor, shortcut: Tensor, averaged: bool) -> Tensor:
     branch (n,), shortcut (m,): slopes of the layers, one after another (none at all: the identity). The block is F(x) +
     S(x), or if ``averaged`` (F(x/√2) + S(x/√2))/2. Solution: ``lcnn_utils.nn.AveragedBlock``, its docstring."""
     return halved(both(branch, shortcut), averaged)
+
+
+use = choice_of(power_step, batchnorm_slopes, block_bound)

@@ -2,7 +2,7 @@
 
 from torch import Tensor, hypot
 
-from .engine import exercise, randn
+from .engine import choice_of, exercise, randn
 
 
 @exercise(
@@ -40,3 +40,6 @@ def inside(ours: Tensor, our_std: Tensor, theirs: Tensor, their_std: Tensor) -> 
     deviation, the root of the sum of both squares: four tensors (N,) → bool (N,).
     Solution: ``lcnn_utils.experiments.comparison``."""
     return (ours - theirs).abs() <= hypot(our_std, their_std)
+
+
+use = choice_of(mean_curvature, inside)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ..training import Recipe
-from .engine import exercise, is_stub, randn
+from .engine import choice_of, exercise, is_stub, randn
 
 
 @exercise(
@@ -176,3 +176,6 @@ def run_key(recipe: Recipe) -> str:
     process on every machine, different for different recipes. Solution: ``lcnn_utils.training.run_name``."""
     text = json.dumps(asdict(recipe), sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+use = choice_of(layer_penalty, gradient_penalty, lowest_gamma, run_key)

@@ -18,8 +18,9 @@ from torch.func import grad, vjp
 from torch.nn import Identity
 
 from lcnn_utils import attacks, curvature, nn, saliency
-from lcnn_utils.exercises.engine import Exercise, exercise
+from lcnn_utils.exercises.engine import Exercise, choice_of, exercise
 from lcnn_utils.exercises.training import BASE, OTHER
+from lcnn_utils.measurements.softplus import composition
 from lcnn_utils.nn.convert import _lipschitz_from
 from lcnn_utils.nn.spectral_norm import _power
 from lcnn_utils.training import run_name
@@ -39,6 +40,8 @@ OVERFLOWS = {  # answers that are nan or infinite
     "softplus.beta_for_curvature": lambda c: math.inf,
     "curvature.softmax_part": lambda z, y, g: (lambda p: p / (1 - p) * g)(z.softmax(1).gather(1, y[:, None])[:, 0]),
     "curvature.power_iteration": lambda hvp, v, n: reduce(lambda u, _: hvp(u), range(n), v).norm() ** (1 / n),
+    "softplus.plain_stack": lambda x, beta, n: torch.log((beta * x).exp() - n) / beta,
+    "softplus.centered_stack": lambda x, beta, n: torch.log((beta * x).expm1() / 2**n) / beta,
     "bound.certified_radius": lambda m, g, k: ((g**2 + 2 * k * m.clamp(min=0)).sqrt() - g) / k,
     "attacks.project": lambda step, eps: torch.stack([s / s.norm() * s.norm().clamp(max=eps) for s in step]),
 }
@@ -46,28 +49,29 @@ MISTAKES = [(name, hint, wrong) for name, check in EXERCISES.items() for hint, w
 MISTAKES += [(name, EXERCISES[name].wild, wrong) for name, wrong in OVERFLOWS.items()]
 
 
-def hint_of(output: str) -> str:
-    return output.split("  hint: ")[1].strip()
+def hint_of(text: str) -> str:
+    return text.split("\n  hint: ")[1]
 
 
 # ------------------------------------------------------------------------------------------------- for all exercises
 @pytest.mark.parametrize("name", EXERCISES)
-def test_the_reference_passes_and_a_stub_is_no_attempt(name, capsys):
+def test_the_reference_passes_and_a_stub_is_no_attempt(name):
     check = EXERCISES[name]
 
     def unwritten(*args):
         raise NotImplementedError("your turn")
 
-    assert check(check.reference) is True, capsys.readouterr().out
+    verdict, text = check.judge(check.reference)
+    assert verdict is True, text
     for stub in (unwritten, lambda *args: None, lambda *args: ..., lambda *args: (None, None)):
-        assert check(stub) is None
-        assert "not attempted yet" in capsys.readouterr().out
+        assert check.judge(stub)[0] is None
 
 
 @pytest.mark.parametrize(("name", "hint", "wrong"), MISTAKES)
-def test_a_wrong_answer_gets_its_own_hint(name, hint, wrong, capsys):
-    assert EXERCISES[name](wrong) is False
-    assert hint_of(capsys.readouterr().out) == hint
+def test_a_wrong_answer_gets_its_own_hint(name, hint, wrong):
+    verdict, text = EXERCISES[name].judge(wrong)
+    assert verdict is False
+    assert hint_of(text) == hint
 
 
 def test_every_hint_for_nan_has_an_answer_that_gets_it():
@@ -75,13 +79,15 @@ def test_every_hint_for_nan_has_an_answer_that_gets_it():
 
 
 @pytest.mark.parametrize("name", EXERCISES)
-def test_nonsense_is_wrong(name, capsys):
+def test_nonsense_is_wrong(name):
     for value in ("text", (1,), [None, 2], np.zeros(3), torch.zeros(3, 5, 7), math.nan, 1j, 10**400, True, object()):
-        assert EXERCISES[name](lambda *args, value=value: value) is False, value
-        assert "expected" in capsys.readouterr().out
+        verdict, text = EXERCISES[name].judge(lambda *args, value=value: value)
+        assert verdict is False, value
+        assert "expected" in text
     for other in (None, 3, "f", torch.ones(3), lambda: 0):
-        assert EXERCISES[name](other) is False
-        assert "it raised TypeError" in capsys.readouterr().out
+        verdict, text = EXERCISES[name].judge(other)
+        assert verdict is False
+        assert "it raised TypeError" in text
 
 
 @pytest.mark.parametrize("name", EXERCISES)
@@ -95,7 +101,7 @@ def test_the_statement_has_the_arguments_names_and_a_solution_that_is_there(name
         assert hasattr(importlib.import_module(".".join(["lcnn_utils", *path])), last), dotted
 
 
-def test_inputs_spoiled_by_a_student_and_the_random_state_do_not_matter(capsys):
+def test_inputs_spoiled_by_a_student_and_the_random_state_do_not_matter():
     def spoil(*args):
         for arg in args:
             for tensor in arg.parameters() if isinstance(arg, torch.nn.Module) else [arg]:
@@ -104,20 +110,21 @@ def test_inputs_spoiled_by_a_student_and_the_random_state_do_not_matter(capsys):
 
     state = torch.random.get_rng_state()
     for check in EXERCISES.values():
-        assert check(spoil) is None
-        assert check(check.reference) is True
+        assert check.judge(spoil)[0] is None
+        assert check.judge(check.reference)[0] is True
     assert torch.equal(state, torch.random.get_rng_state())
 
 
 @pytest.mark.parametrize(("number", "page"), list(enumerate(PAGES, start=1)))
-def test_the_notebook_calls_each_exercise_of_its_file(number, page):
+def test_the_notebook_uses_each_exercise_of_its_file(number, page):
     cells = json.loads(NOTEBOOKS[number].read_text(encoding="utf-8"))["cells"]
     source = "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code")
     assert f"from lcnn_utils.exercises import {page} as check" in source
-    called = re.findall(r"^check\.(\w+)\((\w+)\)", source, re.MULTILINE)
-    assert {f"{page}.{name}" for name, _ in called} == {name for name in EXERCISES if name.startswith(f"{page}.")}
-    for name, student in called:
-        stub = re.search(rf"^def {student}\((.*)\):", source, re.MULTILINE)[1].split(", ")
+    used = re.findall(r"^(\w+) = check\.use\(my_(\w+)\)$", source, re.MULTILINE)
+    assert [f"{page}.{name}" for name, _ in used] == [name for name in EXERCISES if name.startswith(f"{page}.")]
+    for name, student in used:
+        assert name == student
+        stub = re.search(rf"^def my_{name}\((.*)\):", source, re.MULTILINE)[1].split(", ")
         assert stub == list(inspect.signature(EXERCISES[f"{page}.{name}"].reference).parameters)
 
 
@@ -219,6 +226,9 @@ RIGHT = [
     ("softplus.derivatives", autograd_derivatives),
     ("softplus.beta_for_curvature", lambda c: torch.tensor(4 * c, requires_grad=True)),
     ("softplus.beta_for_curvature", lambda c: np.float32(4 * c)),
+    ("softplus.next_exponential", lambda E, centered: math.exp(math.log1p(E) - math.log(2) * centered)),
+    ("softplus.plain_stack", lambda x, beta, n: composition(x, beta, n)[0]),
+    ("softplus.centered_stack", lambda x, beta, n: composition(x, beta, n)[1]),
     ("curvature.hessian_vector_product", double_backward),
     ("curvature.hessian_vector_product", lambda f, x, v: vjp(grad(f), x)[1](v)[0]),
     ("curvature.power_iteration", lambda hvp, v, steps: norm(torch.stack([hvp(e) for e in torch.eye(len(v)).to(v)]))),
@@ -252,8 +262,9 @@ RIGHT = [
 
 
 @pytest.mark.parametrize(("name", "answer"), RIGHT)
-def test_an_independent_right_answer_passes(name, answer, capsys):
-    assert EXERCISES[name](answer) is True, capsys.readouterr().out
+def test_an_independent_right_answer_passes(name, answer):
+    verdict, text = EXERCISES[name].judge(answer)
+    assert verdict is True, text
 
 
 def test_all_have_an_independent_answer_and_the_curvature_is_the_packages():
@@ -293,18 +304,18 @@ def raising(error):
 @pytest.mark.parametrize(
     "error", [ZeroDivisionError("oh"), KeyError(), SystemExit(2), GeneratorExit(), RecursionError()]
 )
-def test_what_a_student_raises_is_reported_with_what_was_expected_and_the_line(error, capsys):
-    assert power(raising(error)) is False
-    out = capsys.readouterr().out
-    assert f"{type(error).__name__}" in out
-    assert "expected a float32 tensor of shape (3,)" in out
-    assert "in the line `raise error`" in out
-    assert hint_of(out) == "f(x, n) → xⁿ."
+def test_what_a_student_raises_is_reported_with_what_was_expected_and_the_line(error):
+    verdict, text = power.judge(raising(error))
+    assert verdict is False
+    assert f"{type(error).__name__}" in text
+    assert "expected a float32 tensor of shape (3,)" in text
+    assert "in the line `raise error`" in text
+    assert "hint" not in text
 
 
 def test_an_interrupt_interrupts():
     with pytest.raises(KeyboardInterrupt):
-        power(raising(KeyboardInterrupt()))
+        power.judge(raising(KeyboardInterrupt()))
 
 
 @pytest.mark.parametrize(
@@ -313,34 +324,59 @@ def test_an_interrupt_interrupts():
         (lambda x, n: x[:2] ** n, "got a float32 tensor of shape (2,)"),
         (lambda x, n: x.double() ** n, "got a float64 tensor of shape (3,)"),
         (lambda x, n: x.double() ** n, "answer in the inputs' precision, torch.float32"),
-        (lambda x, n: (x**n,), "got a tuple"),
+        (lambda x, n: (x**n,), "torch.autograd.grad returns"),
         (lambda x, n: (x**n, None), "got a tuple in which a part is missing"),
         (lambda x, n: 4.0, "got a float64 number"),
-        (lambda x, n: x**n + torch.tensor([0, 0, 1]), "expected 9, got 10, at x = 3 (1 of 3 wrong)"),
+        (lambda x, n: x.norm(), "too few dimensions"),
+        (lambda x, n: x**n + torch.tensor([0, 0, 1]), "expected [1, 4, 9]\n  got      [1, 4, 10]   (1 of 3 entries"),
         (lambda x, n: x**n + 1e-3, "nearly right"),
         (lambda x, n: x**n / 0, "look at nan"),
         (lambda x, n: x**3, "not cubed"),
         (lambda x, n: math.exp(x), "math's functions take single numbers"),
-        (lambda x, n: torch.autograd.grad((x**n).sum(), x), "requires_grad_()"),
+        (lambda x, n: torch.autograd.grad((x**n).sum(), x), "does x require a gradient"),
+        (lambda x, n: x + torch.ones(2), "print the shapes"),
+        (lambda x, n: x.view(1, 3) @ x.view(1, 3), "print the shapes"),
+        (lambda x, n: (x,) - x, "is one of the two a tuple?"),
+        (lambda x, n: (x,).sum(), "returns a tuple"),
         (lambda x, n: torch.exp(x, out=torch.empty(0).to_sparse()), "NotImplementedError"),  # torch's own: no stub
         (lambda x, n: torch.nn.Module()(x), "NotImplementedError"),
     ],
 )
-def test_what_is_wrong_is_said(answer, said, capsys):
-    assert power(answer) is False
-    out = capsys.readouterr().out
-    assert said in out
-    assert "for x = a float32 tensor of shape (3,), n = 2" in out
+def test_what_is_wrong_is_said(answer, said):
+    verdict, text = power.judge(answer)
+    assert verdict is False
+    assert said in text
+    assert text.startswith("for x = [1, 2, 3] (float32), n = 2:")
+
+
+def test_of_a_large_answer_the_worst_entry_is_shown():
+    large = exercise(inputs=[(torch.arange(20.0).view(4, 5), 2)], mistakes={})(power.reference)
+    text = large.judge(lambda x, n: x**n + (x == 7))[1]
+    assert "expected 49, got 50, at x = 7, entry [1, 2] (1 of 20 entries differ)" in text
+
+
+def test_use_gives_the_students_function_back_once_it_is_right(capsys):
+    def other(x, n):
+        return x**n
+
+    use = choice_of(power)
+    answers = {"✓": lambda x, n: x**n, "✗": lambda x, n: x**3, "·": lambda x, n: ...}
+    for mark, student in answers.items():
+        student.__name__ = "my_power"
+        assert use(student) is (student if mark == "✓" else power.reference)
+        assert capsys.readouterr().out.startswith(f"{mark} my_power: ")
+    with pytest.raises(ValueError, match="unknown function 'other': known are my_power"):
+        use(other)
 
 
 def test_answers_of_other_forms_pass_and_a_stub_may_be_without_source():
-    assert power(lambda x, n: (x.requires_grad_() ** n).to_sparse()) is True
-    assert power(lambda x, n: (x**n).flip(0).numpy()[::-1]) is True
+    assert power.judge(lambda x, n: (x.requires_grad_() ** n).to_sparse())[0] is True
+    assert power.judge(lambda x, n: (x**n).flip(0).numpy()[::-1])[0] is True
     with torch.no_grad():
-        assert EXERCISES["curvature.hessian_vector_product"](double_backward) is True
+        assert EXERCISES["curvature.hessian_vector_product"].judge(double_backward)[0] is True
     scope = {}
     exec("def stub(x, n):\n    raise NotImplementedError", scope)
-    assert power(scope["stub"]) is None
+    assert power.judge(scope["stub"])[0] is None
 
 
 def test_a_key_is_tried_with_every_field_changed():
@@ -349,7 +385,7 @@ def test_a_key_is_tried_with_every_field_changed():
     assert BASE not in changed.values()
 
 
-def test_a_derivative_is_checked_where_the_value_is_right(capsys):
+def test_a_derivative_is_checked_where_the_value_is_right():
     right = EXERCISES["training.gradient_penalty"].reference
     answer = lambda losses, x: losses.mean() + (right(losses, x) - losses.mean()).detach()
-    assert EXERCISES["training.gradient_penalty"](answer) is False
+    assert EXERCISES["training.gradient_penalty"].judge(answer)[0] is False
