@@ -1,0 +1,24 @@
+"""How JupyterLab, started by ``lcnn lab``, reads and writes notebooks."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from jupyter_server.services.contents.largefilemanager import AsyncLargeFileManager
+
+VIEW = "application/vnd.jupyter.widget-view+json"
+
+
+class Contents(AsyncLargeFileManager):
+    """Jupyter's own, except that the originals can be run but not changed, and that no view of a widget is stored
+    that has a picture or a table beside it: when the notebook is opened again, this is shown."""
+
+    def is_writable(self, path: str) -> bool:
+        return not path.strip("/").startswith("notebooks/") and super().is_writable(path)
+
+    async def save(self, model: dict[str, Any], path: str = "") -> dict[str, Any]:
+        for cell in model["content"]["cells"] if model["type"] == "notebook" else ():
+            for data in (output.get("data", {}) for output in cell.get("outputs", ())):
+                if data.keys() & {"text/html", "image/png"}:
+                    data.pop(VIEW, None)
+        return await super().save(model, path)
