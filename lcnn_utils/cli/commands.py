@@ -35,13 +35,10 @@ def has_display(environ: Mapping[str, str], platform: str) -> bool:
 
 
 def lab_command(folder: str = "notebooks") -> list[str]:
-    """What starts JupyterLab on the first notebook of a folder, without a question about news, and with our rules for
-    what is saved (:mod:`.contents`)."""
+    """What starts JupyterLab on the first notebook of a folder, with our rules for what is saved (:mod:`.contents`)."""
     command = [sys.executable, "-m", "jupyterlab", f"--ServerApp.root_dir={PROJECT}"]
     command.append("--ServerApp.contents_manager_class=lcnn_utils.cli.contents.Contents")
     command.append(f"--LabApp.default_url=/lab/tree/{folder}/{FIRST_NOTEBOOK}")
-    command.append("--LabApp.news_url=None")
-    command.append("--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate")  # the versions are locked
     return command + (["--allow-root"] if hasattr(os, "geteuid") and os.geteuid() == 0 else [])
 
 
@@ -67,9 +64,11 @@ class Lab:
             command.append("--no-browser")
             print("open the URL printed below", flush=True)
         command += self.extra
+        config = [str(Path(__file__).parent), os.environ.get("JUPYTER_CONFIG_PATH")]  # labconfig/: no question about news
+        environment = os.environ | {"JUPYTER_CONFIG_PATH": os.pathsep.join(filter(None, config))}
         if os.name == "posix":  # this process turns into Jupyter, so that Ctrl-C and kill reach it
-            os.execv(command[0], command)
-        return subprocess.call(command)
+            os.execve(command[0], command, environment)
+        return subprocess.call(command, env=environment)
 
 
 @dataclass(frozen=True)

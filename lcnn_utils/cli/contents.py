@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 from typing import Any
 
 from jupyter_server.services.contents.largefilemanager import AsyncLargeFileManager
@@ -15,6 +16,12 @@ class Contents(AsyncLargeFileManager):
 
     def is_writable(self, path: str) -> bool:
         return not path.strip("/").startswith("notebooks/") and super().is_writable(path)
+
+    async def get(self, path: str, *args: Any, **options: Any) -> dict[str, Any]:
+        model = await super().get(path, *args, **options)
+        if model["type"] == "notebook" and model["content"]:  # or JupyterLab would change this, and want to save it
+            model["content"]["metadata"].setdefault("language_info", {})["version"] = platform.python_version()
+        return model
 
     async def save(self, model: dict[str, Any], path: str = "") -> dict[str, Any]:
         for cell in model["content"]["cells"] if model["type"] == "notebook" else ():

@@ -63,7 +63,7 @@ def test_lab_becomes_jupyter_with_what_it_is_given(mode, seen, folder, monkeypat
     started, made = [], []
     monkeypatch.setattr(cli, "make_copies", lambda _, folder, instructor: made.append((folder.name, instructor)))
     monkeypatch.setattr(cli, "has_display", lambda *_: seen)
-    monkeypatch.setattr(cli.os, "execv", lambda _, command: sys.exit(started.append(command)))
+    monkeypatch.setattr(cli.os, "execve", lambda _, command, environment: sys.exit(started.append(command)))
     given = ["--port", "9999", "-y"]
     with pytest.raises(SystemExit):
         cli.main(["lab", *mode, *given])
