@@ -64,7 +64,10 @@ class Lab:
             command.append("--no-browser")
             print("open the URL printed below", flush=True)
         command += self.extra
-        config = [str(Path(__file__).parent), os.environ.get("JUPYTER_CONFIG_PATH")]  # labconfig/: no question about news
+        config = [
+            str(Path(__file__).parent),
+            os.environ.get("JUPYTER_CONFIG_PATH"),
+        ]  # no question about news
         environment = os.environ | {"JUPYTER_CONFIG_PATH": os.pathsep.join(filter(None, config))}
         if os.name == "posix":  # this process turns into Jupyter, so that Ctrl-C and kill reach it
             os.execve(command[0], command, environment)
@@ -246,6 +249,28 @@ class Ship:
 
 
 @dataclass(frozen=True)
+class Grade:
+    """Run every notebook below a folder and judge its exercises, into a CSV file: passed, tried or not tried.
+
+    Each runs in a process of its own, in fast mode, without the network; none can stop the others. They run as you:
+    grade what strangers hand in on a machine, or in a container, that holds nothing else.
+
+    lcnn grade submissions --seconds 300
+    """
+
+    folder: Positional[Path]  # the submissions; subfolders are searched, too
+    csv: Path | None = None  # where the results go; FOLDER/grades.csv
+    seconds: float = 600  # that one notebook may take
+    jobs: int | None = None  # notebooks at a time; one for each core
+
+    def run(self) -> int:
+        from .grade import grade
+
+        grade(self.folder, self.csv or self.folder / "grades.csv", self.seconds, self.jobs)
+        return 0
+
+
+@dataclass(frozen=True)
 class Figures:
     """Make the figures and tables in figures/, and the page that shows them, on a CPU and offline."""
 
@@ -336,9 +361,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130
 
 
-def parse(argv: Sequence[str]) -> Lab | Train | Sweep | Results | Evaluate | Ship | Figures | Doctor | Data:
+def parse(argv: Sequence[str]) -> Lab | Train | Sweep | Results | Evaluate | Ship | Grade | Figures | Doctor | Data:
     """The command that ``argv`` asks for; a mistake in it ends the program with tyro's explanation and status 2."""
-    commands = Lab | Train | Sweep | Results | Evaluate | Ship | Figures | Doctor | Data
+    commands = Lab | Train | Sweep | Results | Evaluate | Ship | Grade | Figures | Doctor | Data
     about = "LCNN Lab: low-curvature neural networks, taught and reproduced."
     if list(argv[:1]) != ["lab"]:
         return tyro.cli(commands, prog="lcnn", description=about, args=argv)
