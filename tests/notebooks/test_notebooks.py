@@ -1,12 +1,16 @@
 """Every notebook runs once, in fast mode and cut off from the network, and its controls survive their ends; what is
 stored is what a reader on the web should see."""
 
+import dis
 import re
+from collections.abc import Iterator
 from pathlib import Path
+from types import CodeType
 
 import execute as runner
 import nbformat
 import pytest
+from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
@@ -23,6 +27,11 @@ UNWANTED = {
     "a path of this machine": re.compile(r"(^|[^A-Za-z0-9_.])(/(work|root|home|tmp|Users)/|[A-Z]:\\Users\\)", re.M),
     "an address in memory": re.compile(r"\bat 0x[0-9a-fA-F]{6,}"),
 }
+ROWS = ["You will be able to", "Time", "Runs in", "Data", "Before", "Words", "Paper"]  # of the card
+MAX_WORDS = 2_000
+CURIOUS = re.compile(r"^## .*?For the curious.*?(?=^## |\Z)", re.MULTILINE | re.DOTALL)
+PREDICT = re.compile(r"\*+Predict\b[^*]*\*+")
+NO_WORDS = re.compile(r"\$[^$]*\$|<[^>]*>|\]\([^)]*\)|[^\w\s]")  # formulas, tags, addresses, signs
 NAN = re.compile(r"\bnan\b", re.IGNORECASE)
 by_name = pytest.mark.parametrize("path", runner.NOTEBOOKS, ids=lambda path: path.stem)
 
@@ -48,9 +57,70 @@ def output_problems(notebook) -> list[str]:
             text = text_of(output)
             if output.output_type == "error":
                 problems.append(f"cell {number}: {output.ename}: {output.evalue}")
-            if output.get("name") == "stderr" and not runner.is_progress(output):
+            if output.get("name") == "stderr":
                 problems.append(f"cell {number}: on stderr: {text[-200:]}")
             problems += [f"cell {number}: {what}" for what, pattern in UNWANTED.items() if pattern.search(text)]
+    return problems
+
+
+def functions(code: CodeType) -> Iterator[CodeType]:
+    for part in code.co_consts:
+        if isinstance(part, CodeType):
+            yield part
+            yield from functions(part)
+
+
+def reads_and_binds(source: str) -> tuple[set[str], set[str]]:
+    """Names of the notebook that a cell reads without having bound them itself (so do its functions, when they are
+    called), and names that it binds."""
+    code = compile(source, "cell", "exec")
+    reads, binds = set(), set()
+    for step in dis.get_instructions(code):
+        if step.opname == "STORE_NAME":
+            binds.add(step.argval)
+        elif step.opname == "LOAD_NAME" and step.argval not in binds:
+            reads.add(step.argval)
+    steps = [step for function in functions(code) for step in dis.get_instructions(function)]
+    return reads | {step.argval for step in steps if step.opname == "LOAD_GLOBAL"} - binds, binds
+
+
+def rebound(cells) -> list[str]:
+    """Where a cell reads a name that several cells bind, or that it binds itself afterwards: run again after all the
+    others, it would see another value than before."""
+    found = [reads_and_binds(cell.source) for cell in cells]
+    problems = []
+    for number, (reads, _) in enumerate(found, 1):
+        for name in sorted(reads):
+            places = [place for place, (_, binds) in enumerate(found, 1) if name in binds]
+            if len(places) > 1:
+                problems.append(f"code cell {number} reads {name!r}, which code cells {places} bind")
+    return problems
+
+
+def form_problems(notebook) -> list[str]:
+    """What the students' and instructors' copies, and a reader who runs cells twice, rely on."""
+    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    text = "\n\n".join(cell.source for cell in notebook.cells if cell.cell_type == "markdown")
+    problems = rebound(code)
+    rows = [line.split("|")[1].strip() for line in notebook.cells[0].source.splitlines() if line.startswith("|")]
+    problems += [f"the card has no row {row!r}" for row in ROWS if row not in rows]
+    if (words := len(NO_WORDS.sub(" ", CURIOUS.sub("", text)).split())) > MAX_WORDS:
+        problems.append(f"{words} words outside 'For the curious', which may be {MAX_WORDS}")
+    asked = PREDICT.findall(text)
+    if asked != [f"**Predict {number}.**" for number in range(1, len(asked) + 1)]:
+        problems.append(f"not numbered as **Predict 1.**, **Predict 2.**, …: {asked}")
+    tags = [cell.metadata.get("tags", []) for cell in notebook.cells]
+    if sum("answer" in names for names in tags) != len(asked):
+        problems.append("there are not as many answer cells as Predicts")
+    for number, cell in enumerate(notebook.cells, 1):
+        count = len(PREDICT.findall(cell.source))
+        if cell.cell_type == "markdown" and not all("answer" in names for names in tags[number : number + count]):
+            problems.append(f"cell {number} is not followed by an answer cell for each Predict in it")
+        if ("hide-input" in tags[number - 1]) != cell.metadata.get("jupyter", {}).get("source_hidden", False):
+            problems.append(f"cell {number}: the tag hide-input goes together with jupyter.source_hidden")
+        for stub in set(re.findall(r"^def (my_\w+)", cell.source, re.MULTILINE)):
+            if cell.cell_type == "code" and f"check.use({stub})" not in cell.source:
+                problems.append(f"cell {number} does not use {stub}: NAME = check.use({stub})")
     return problems
 
 
@@ -65,6 +135,27 @@ def test_notebook_runs_and_its_controls_survive_their_ends(path, tmp_path):
     assert output_problems(notebook) == []
     assert "moved 0 controls" not in notebook.cells[-1].outputs[-1].text
     assert list(folder.iterdir()) == []
+
+
+@by_name
+def test_form(path):
+    assert form_problems(nbformat.read(path, as_version=4)) == []
+
+
+@pytest.mark.parametrize(
+    ("cells", "seen"),
+    [
+        (["x = 1", "y = x", "x = 2"], ["code cell 2 reads 'x', which code cells [1, 3] bind"]),
+        (["x = 1", "x = x + 1"], ["code cell 2 reads 'x', which code cells [1, 2] bind"]),
+        (
+            ["x = 1", "x = 2", "def f(y):\n    return [x * y for _ in y]"],
+            ["code cell 3 reads 'x', which code cells [1, 2] bind"],
+        ),
+        (["x = 1\nprint(x)", "x = 2\nf = lambda: x", "for x in []:\n    pass", "def f(x):\n    return x"], []),
+    ],
+)
+def test_what_rebinding_is(cells, seen):
+    assert rebound([new_code_cell(source) for source in cells]) == seen
 
 
 @by_name
@@ -87,7 +178,7 @@ def test_stored_notebook(path):
         if has_figure(cell):
             assert after is not None
             assert after.cell_type == "markdown", f"no paragraph reads the figure of {cell.source!r}"
-    assert runner.to_text(runner.clean(notebook)) == text, "views of widgets, progress bars or metadata of a run"
+    assert runner.to_text(runner.clean(notebook)) == text, "a card, views of widgets or metadata of a run"
 
 
 EXPLORER = """
@@ -116,14 +207,40 @@ SHOWS = """
 import sys, time
 import ipywidgets as widgets
 from IPython.display import Image, display
-from tqdm import tqdm
+from lcnn_utils.lab import track
 print("before")
-for _ in tqdm(range(3), leave=False):
+for _ in track(range(3), "step"):
     time.sleep(0.12)
 print("after")
 display(widgets.VBox([widgets.IntSlider()]), Image(b"\\x89PNG\\r\\n\\x1a\\n", format="png"))
 21 * 2
 """
+INTERRUPTED = """
+import signal, time
+from lcnn_utils.lab import setup, track
+lab = setup()
+def work():
+    for step in track(range(9), "step"):
+        time.sleep(0.2)
+        if step == 3:
+            signal.raise_signal(signal.SIGINT)
+work()
+"""
+
+
+@pytest.mark.slow
+def test_an_interrupted_cell_says_so_in_one_line_and_run_all_stops_there(monkeypatch):
+    monkeypatch.delenv("TQDM_DISABLE", raising=False)
+    notebook = new_notebook(cells=[new_code_cell(INTERRUPTED), new_code_cell("print('not run')")])
+    with pytest.raises(CellExecutionError) as raised:
+        NotebookClient(notebook, kernel_name="python3").execute()
+    assert raised.value.ename == "KeyboardInterrupt"
+    first, second = notebook.cells
+    assert {output.name for output in first.outputs} == {"stdout"}, "neither a traceback nor a bar on stderr"
+    _, rest = "".join(output.text for output in first.outputs).rstrip("\n").split("\n")
+    assert "step:  33%" in rest
+    assert re.search(r"\r +\rinterrupted", rest), "the bar is wiped out first"
+    assert second.outputs == []
 
 
 @pytest.mark.slow

@@ -16,7 +16,7 @@ STUB = "def my_beta_for_curvature(c):\n    ..."
 LOUD = "class Loud:\n    def __repr__(self): return 'x' * 10**8\nLoud()"
 LOOP = "while True:\n    try:\n        while True: pass\n    except: pass"
 CHILD = "subprocess.Popen(['sleep', '4321'], start_new_session=True)"
-SUBMITTED = {  # the cells: the results of the three exercises, and what their messages say
+SUBMITTED = {  # the cells: the results of the first three exercises, and what their messages say
     "Anna Müller/exercise 1.ipynb": (
         ["1/0", "assert not os.path.exists('made'); open('made', 'w')", WRONG, RIGHT + "\n1/0"],
         ["not tried", "not tried", "passed"],
@@ -73,16 +73,16 @@ def test_every_submission_gets_what_it_deserves(tmp_path, capsys):
     files = dict(iter(frame.groupby("file")))
     for name, (_, results, messages) in SUBMITTED.items():
         rows = files.pop(name)
-        assert list(rows.notebook) == ["01_softplus_and_beta"] * 3
-        assert list(rows.exercise) == ["centered_softplus", "derivatives", "beta_for_curvature"]
+        assert set(rows.notebook) == {"01_softplus_and_beta"}
+        rows = rows.set_index("exercise").loc[["centered_softplus", "derivatives", "beta_for_curvature"]]
         assert list(rows.result) == results, rows.to_string()
         assert all(part in text for part, text in zip(messages, rows.message, strict=True)), rows.to_string()
-    assert list(files.pop("copied.ipynb").result) == ["not tried"] * 3
+    assert set(files.pop("copied.ipynb").result) == {"not tried"}
     (broken,) = files.pop("broken.ipynb").itertuples()
     assert broken.result == "not tried"
     assert "read" in broken.message
     assert not files
     shown = capsys.readouterr().out
-    assert "Anna Müller/exercise 1.ipynb: 1 passed, 0 tried, 2 not tried of 3" in shown
+    assert "Anna Müller/exercise 1.ipynb: 1 passed, 0 tried, " in shown
     assert "01_softplus_and_beta, beta_for_curvature: 3 passed, 2 tried, 3 not tried of 8" in shown
     assert not [p for p in psutil.process_iter(["cmdline"]) if "4321" in (p.info["cmdline"] or ())], "none is left"
