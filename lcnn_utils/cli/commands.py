@@ -42,6 +42,12 @@ def lab_command(folder: str = "notebooks") -> list[str]:
     return command + (["--allow-root"] if hasattr(os, "geteuid") and os.geteuid() == 0 else [])
 
 
+def lab_environment() -> dict[str, str]:
+    """The environment it starts in: with ``labconfig/``, whose settings ask no question about news."""
+    config = [str(Path(__file__).parent), os.environ.get("JUPYTER_CONFIG_PATH")]
+    return os.environ | {"JUPYTER_CONFIG_PATH": os.pathsep.join(filter(None, config))}
+
+
 @dataclass(frozen=True)
 class Lab:
     """Open JupyterLab on the first of your own copies of the notebooks, in my_notebooks: they are never overwritten.
@@ -64,14 +70,9 @@ class Lab:
             command.append("--no-browser")
             print("open the URL printed below", flush=True)
         command += self.extra
-        config = [
-            str(Path(__file__).parent),
-            os.environ.get("JUPYTER_CONFIG_PATH"),
-        ]  # no question about news
-        environment = os.environ | {"JUPYTER_CONFIG_PATH": os.pathsep.join(filter(None, config))}
         if os.name == "posix":  # this process turns into Jupyter, so that Ctrl-C and kill reach it
-            os.execve(command[0], command, environment)
-        return subprocess.call(command, env=environment)
+            os.execve(command[0], command, lab_environment())
+        return subprocess.call(command, env=lab_environment())
 
 
 @dataclass(frozen=True)

@@ -87,9 +87,10 @@ def work(file: Path, report: Path) -> None:
         try:
             outcome = ask(source)
             for name in names:
-                call = f"verdict({page!r}, {name!r}, globals().get('my_{name}'))"
-                call = f"__import__('lcnn_utils.cli.grade', fromlist=['verdict']).{call}"
-                judged = ask("", user_expressions={"it": call})["user_expressions"]["it"]
+                call = f"_verdict({page!r}, {name!r}, globals().get('my_{name}'))"
+                judge = "from lcnn_utils.cli.grade import verdict as _verdict"
+                reply = ask(judge, store_history=False, user_expressions={"it": call})
+                judged = reply.get("user_expressions", {}).get("it", reply)
                 said = judged["status"] == "ok" and json.loads(ast.literal_eval(judged["data"]["text/plain"]))
                 for failed in (judged, outcome):
                     if not said and failed["status"] != "ok":
