@@ -157,11 +157,25 @@ def bisected_radius(m, g, k):
     return torch.where(m > 0, low, 0)
 
 
-def adjoint_by_autograd(conv, x):
-    x = x.detach().requires_grad_()
-    y = F.conv2d(x, conv.weight, None, conv.stride, conv.padding)
-    (back,) = torch.autograd.grad(y, x, y.detach())
-    return back / back.norm()
+def matrix_of(conv, shape):
+    pixels = torch.eye(math.prod(shape), dtype=conv.weight.dtype).view(-1, *shape[1:])
+    return F.conv2d(pixels, conv.weight, None, conv.stride, conv.padding).flatten(1).T
+
+
+def adjoint_by_autograd(conv, y, shape):
+    x = torch.zeros(shape, dtype=y.dtype, requires_grad=True)
+    return torch.autograd.grad(conv(x), x, y)[0]  # the bias falls out
+
+
+def power_step_by_matrix(conv, x):
+    matrix = matrix_of(conv, x.shape)
+    return F.normalize(matrix.T @ matrix @ x.flatten(), dim=0).view(x.shape)
+
+
+def conv_slope_by_matrix(conv, x, steps):
+    matrix = matrix_of(conv, x.shape)
+    v = F.normalize(torch.linalg.matrix_power(matrix.T @ matrix, steps) @ x.flatten(), dim=0)
+    return (matrix @ v).norm().item()
 
 
 def package_slopes(var, gamma, eps):
@@ -237,8 +251,11 @@ RIGHT = [
     ("bound.layer_term", lambda a, g, b: sum(g[k] * b[k] * torch.outer(a[k], a[k]) for k in range(len(g)))),
     ("bound.composition", lambda lg, cg, lh, ch: [torch.tensor(lg * lh), lg * ch + lh * cg * lh]),
     ("bound.certified_radius", bisected_radius),
-    ("lipschitz.power_step", adjoint_by_autograd),
+    ("lipschitz.adjoint", adjoint_by_autograd),
+    ("lipschitz.adjoint", lambda conv, y, shape: (matrix_of(conv, shape).T @ y.flatten()).view(shape)),
+    ("lipschitz.power_step", power_step_by_matrix),
     ("lipschitz.power_step", lambda c, x: _power(c.weight, x, dict(stride=c.stride, padding=c.padding), 1)),
+    ("lipschitz.conv_slope", conv_slope_by_matrix),
     ("lipschitz.batchnorm_slopes", package_slopes),
     ("lipschitz.block_bound", lambda b, s, averaged: (math.prod(b) + math.prod(s)) / (8**0.5 if averaged else 1)),
     ("training.layer_penalty", package_penalty),
