@@ -198,7 +198,6 @@ FIGURES = {
         positive(every(net=("Standard", "LCNN, MLP"), sample=range(9)), total=9.0, softmax=3.0, activations=1.0)
     ],
     bound.robust_accuracy: lambda: [CERTIFIED, COLOURS],
-    bound.radii: lambda: [every(net=tuple(COLOURS), certified=(0.0, 0.1), attacked=(0.4, np.inf)), COLOURS],
     bound.moons_balls: lambda: [
         pd.concat([points().assign(net=net) for net in "ab"]),
         fields("net", ("a", "b")),
