@@ -23,9 +23,8 @@ import torch
 import torch.nn.functional as F
 from filelock import FileLock
 from torch import Generator, Tensor
-from tqdm import tqdm
 
-from .lab import check_choice, data_root, pick_device
+from .lab import check_choice, data_root, pick_device, track
 
 DATASETS = ("digits", "cifar10", "cifar100", "svhn")
 TEN_DIGITS = tuple("0123456789")
@@ -206,7 +205,7 @@ def _download(urls: list[str], part: Path, md5: str, timeout: float) -> Path:
             if url.startswith("file:"):
                 shutil.copyfile(url2pathname(url.removeprefix("file://")), part)
             else:
-                with open(part, "ab") as file, tqdm(desc=url, total=1, unit="B", unit_scale=True, leave=False) as bar:
+                with open(part, "ab") as file, track(text=url, total=1, unit="B", unit_scale=True) as bar:
                     http = pooch.HTTPDownloader(progressbar=bar, chunk_size=1 << 16, timeout=timeout, headers=headers)
                     http(url, file, None)
         except (requests.RequestException, FileNotFoundError) as error:
@@ -252,7 +251,7 @@ def image_folder(folder: str | Path, size: int = 64) -> Images:
     if len(images.classes) < 2:
         raise ValueError(f"{folder} has a single class, {images.classes[0]}: {layout}")
     x = torch.empty(len(images), 3, size, size, dtype=torch.uint8)
-    for index, (path, _) in enumerate(tqdm(images.samples, desc=folder.name, unit="image", leave=False)):
+    for index, (path, _) in enumerate(track(images.samples, folder.name, unit="image")):
         try:
             x[index], _ = images[index]
         except (OSError, SyntaxError) as error:  # SyntaxError is PIL's for a broken PNG

@@ -12,12 +12,16 @@ import difflib
 import os
 import sys
 import time
+import traceback
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
+from IPython import get_ipython
+from tqdm import tqdm
 
 CLONE = Path(__file__).resolve().parent.parent
 PROJECT = CLONE if (CLONE / "notebooks").is_dir() else Path.cwd()  # where a wheel is at work
@@ -95,6 +99,20 @@ def check_choice(name: str, known: list[str] | tuple[str, ...], kind: str) -> st
     raise ValueError(f"unknown {kind} {name!r}: known are {', '.join(known)}{hint}")
 
 
+def track(iterable: Iterable | None = None, text: str = "", *, progress: bool = True, **options: Any) -> tqdm:
+    """A progress bar that leaves nothing behind. It is on stdout in a notebook: JupyterLab shows stderr on pink.
+    ``progress=False`` or ``TQDM_DISABLE=1``: none. ``options``: of tqdm."""
+    if not progress:
+        options["disable"] = True
+    return tqdm(iterable, text, leave=False, file=sys.stdout if get_ipython() else sys.stderr, **options)
+
+
+def say_interrupted(shell: Any, kind: type[BaseException], error: BaseException, *_: Any, **__: Any) -> None:
+    """One line in place of a traceback, for IPython; what the interrupted functions held is freed, their bars too."""
+    traceback.clear_frames(error.__traceback__)
+    print("interrupted: the kernel keeps what it had, and any cell can be run")
+
+
 def use_style() -> None:
     """Apply the project's matplotlib style, whatever the reader's own settings are; the backend stays as it is."""
     import matplotlib
@@ -120,23 +138,43 @@ class Lab:
     fast: bool
     started: float
 
+    @property
+    def machine(self) -> str:
+        """What kind it is, such as "1 thread of a CPU"."""
+        if self.device.type == "cuda":
+            return torch.cuda.get_device_name(self.device)
+        threads = torch.get_num_threads()
+        return f"{threads} thread{'s' * (threads > 1)} of a CPU" if self.device.type == "cpu" else str(self.device)
+
     def finish(self) -> str:
-        """How long the notebook took, from :func:`setup` on: the sentence for its last cell."""
+        """Seconds since :func:`setup` and the largest memory of the process: the sentence for a notebook's last cell,
+        whose beginning also stands on the notebook's card."""
         seconds = time.perf_counter() - self.started
-        about = f"{self.device}, {torch.get_num_threads()} thread(s), torch {torch.__version__}"
-        return f"ran in {seconds:.0f} s ({about}, fast mode {'on' if self.fast else 'off'})"
+        about = f"torch {torch.__version__}, fast mode {'on' if self.fast else 'off'}"
+        return f"ran in {seconds:.0f} s on {self.machine}{peak_memory()} ({about})"
+
+
+def peak_memory() -> str:
+    """Such as ", 1.2 GB of memory"; empty on Windows, where Python has no module ``resource``."""
+    if sys.platform == "win32":
+        return ""
+    import resource
+
+    largest = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    return f", {largest / 1e9:.1f} GB of memory"
 
 
 def setup(*, seeds: int = 3) -> Lab:
-    """Start a notebook: device, style, threads, seeds (2 at most in fast mode), all of it printed in one line."""
+    """Start a notebook: device, style, threads, seeds (2 at most in fast mode), all of it printed in one line. From
+    then on, interrupting a cell prints one line too."""
     use_style()
     show_whole_cells()
     one_thread()
     keep_memory()
     fast = check_choice(os.environ.get("LCNN_FAST") or "0", ("0", "1"), "value of LCNN_FAST") == "1"
     lab = Lab(pick_device(), tuple(range(min(seeds, 2) if fast else seeds)), fast, time.perf_counter())
-    cpu = f"{torch.get_num_threads()} thread(s)"
-    name = torch.cuda.get_device_name(lab.device) if lab.device.type == "cuda" else cpu
+    if shell := get_ipython():
+        shell.set_custom_exc((KeyboardInterrupt,), say_interrupted)
     mode = "on (small settings)" if fast else "off"
-    print(f"torch {torch.__version__} · device {lab.device} ({name}) · seeds {list(lab.seeds)} · fast mode {mode}")
+    print(f"torch {torch.__version__} · {lab.machine} · seeds {list(lab.seeds)} · fast mode {mode}")
     return lab

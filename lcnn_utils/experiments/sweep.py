@@ -16,10 +16,9 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 import torch
-from tqdm import tqdm
 
 from .. import training
-from ..lab import one_thread, pick_device
+from ..lab import one_thread, pick_device, track
 from ..training import ONLY, Recipe, run_name, state_path
 from ..training.checkpoint import epochs_done
 from ..training.fit import made_on
@@ -152,7 +151,7 @@ def sweep(
     if missing and client is not None:
         outcomes |= _swept(missing, client, device)
     elif missing and workers == 1:
-        outcomes |= {recipe: _outcome(recipe, device) for recipe in tqdm(missing, desc="runs")}
+        outcomes |= {recipe: _outcome(recipe, device) for recipe in track(missing, "runs")}
     elif missing:
         with local_cluster(workers, device) as cluster, dask_distributed().Client(cluster) as own:
             outcomes |= _swept(missing, own, device)
@@ -177,7 +176,7 @@ def _swept(missing: list[Recipe], client: Client, device: str | None) -> dict[Re
         futures[future] = recipe
     outcomes = dict[Recipe, Outcome]()
     try:
-        bar = tqdm(dask_distributed().as_completed(futures), total=len(missing), desc="runs")
+        bar = track(dask_distributed().as_completed(futures), "runs", total=len(missing))
         for future in bar:
             recipe = futures[future]
             if future.status == "finished":

@@ -11,11 +11,11 @@ import pandas as pd
 import torch
 from scipy.stats import binomtest
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from ..attacks import first_success, wilson
 from ..attacks.pgd import UNIT
 from ..curvature import certified_radius, curvature_bound, geometry, measuring, prepare
+from ..lab import track
 from ..nn import refresh_statistics, softened
 from ..nn.convert import RELUS
 from ..saliency import stability, summary
@@ -88,7 +88,7 @@ def report(
         del plan["certified_radius", "certified_accuracy"]
     rows, first = list[tuple](), Values()
     for network, net in nets.items():
-        for names, (measure, wanted) in tqdm(plan.items(), f"measuring {network}", leave=False):
+        for names, (measure, wanted) in track(plan.items(), f"measuring {network}"):
             index = _spread(len(x), wanted)
             reason = "no image has a finite value"
             try:
@@ -116,7 +116,7 @@ def softening(
     to soften, and as of :func:`report`.
     """
     parts = []
-    for beta in tqdm(sorted(betas, reverse=True), desc="β", leave=False):
+    for beta in track(sorted(betas, reverse=True), "β"):
         soft = {STATISTICS[0]: softened(net, beta).eval()}
         if train is not None:
             soft[STATISTICS[1]] = refresh_statistics(softened(net, beta).eval(), train)

@@ -18,11 +18,10 @@ import pandas as pd
 import torch
 from torch import Generator, Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
-from tqdm import tqdm
 
 from .. import __version__
 from ..curvature import geometry
-from ..lab import check_choice, keep_memory, pick_device
+from ..lab import check_choice, keep_memory, pick_device, track
 from ..nn import (
     CenteredSoftplus,
     LipschitzBatchNorm2d,
@@ -225,7 +224,7 @@ def _train(
     recipe, model, generator = state.recipe, state.model, state.generator
     network: Any = torch.compile(model, dynamic=False) if compiles(recipe, device) else model
     missing = range(len(state.history), recipe.epochs)
-    bar = tqdm(missing, f"{recipe.method} seed {recipe.seed}", leave=False, disable=not progress)
+    bar = track(missing, f"{recipe.method} seed {recipe.seed}", progress=progress)
     with norms_once_a_step(model) as advance:
         for epoch in bar:
             _train_mode(model)

@@ -2,8 +2,9 @@
 
     python tests/notebooks/execute.py [NAME ...]
 
-NAME is the beginning of a notebook's name, such as ``01``; without one it is every notebook. What readers on the web
-see is the static twin of each explorer: a stored widget view would be an empty box there, so views are left out.
+NAME is the beginning of a notebook's name, such as ``01``; without one it is every notebook. Views of widgets are left
+out: without a kernel they are empty boxes, and the picture that an explorer began with is stored beside its view. What
+the last cell says (seconds, memory) also goes into the row "Runs in" of the notebook's first cell.
 """
 
 from __future__ import annotations
@@ -36,7 +37,8 @@ LANGUAGE = {
     "pygments_lexer": "ipython3",
 }
 KEPT = ("tags", "jupyter")  # of a cell's metadata: what its author wrote, not what a run left behind
-PROGRESS = re.compile(r"\d+%\||\d+(it|s)/(s|it)\b|\[[\d:]+<|\d+it \[")  # a line that tqdm writes
+RAN = re.compile(r"^ran in (.*) \(", re.MULTILINE)  # what Lab.finish says
+CARD = re.compile(r"^\| Runs in \|.*\|$", re.MULTILINE)
 
 
 def execute(path: Path, store: Path, *, fast: bool = False, folder: Path | None = None, last: str = "") -> NotebookNode:
@@ -64,6 +66,7 @@ def execute(path: Path, store: Path, *, fast: bool = False, folder: Path | None 
         env["LCNN_FAST"] = "1"
     env |= {"LCNN_STORE": str(store), "LCNN_DATA": str(store / "no-datasets")}
     env |= {"IPYTHONDIR": str(store / "ipython")}  # not the reader's own start-up files
+    env |= {"TQDM_DISABLE": "1"}  # no progress bars
     env |= {"PYDEVD_DISABLE_FILE_VALIDATION": "1"}  # a warning of the debugger that ipykernel loads
     env |= {"no_proxy": "", "NO_PROXY": ""}
     for name in ("http_proxy", "https_proxy", "all_proxy", "ftp_proxy"):
@@ -73,19 +76,11 @@ def execute(path: Path, store: Path, *, fast: bool = False, folder: Path | None 
     return notebook
 
 
-def is_progress(output: NotebookNode) -> bool:
-    """Whether an output is stderr that holds nothing but progress bars."""
-    if output.output_type != "stream" or output.name != "stderr":
-        return False
-    lines = [line for line in re.split(r"(?:[\r\n]|\x1b\[A)+", output.text) if line.strip()]  # bars within bars, too
-    return all(PROGRESS.search(line) for line in lines)
-
-
 def stored_outputs(cell: NotebookNode) -> list[NotebookNode]:
-    """A cell's outputs without progress bars and views of widgets; text that came in pieces is put together."""
+    """A cell's outputs without views of widgets; text that came in pieces is put together."""
     kept: list[NotebookNode] = []
     for output in cell.outputs:
-        if is_progress(output) or VIEW in output.get("data", {}):
+        if output.get("data", {}).pop(VIEW, None) and set(output.data) <= {"text/plain"}:
             continue
         stream = output.get("name")
         if stream and kept and kept[-1].get("name") == stream:
@@ -93,6 +88,14 @@ def stored_outputs(cell: NotebookNode) -> list[NotebookNode]:
         else:
             kept.append(output)
     return kept
+
+
+def fill_card(notebook: NotebookNode) -> None:
+    """Write into the row "Runs in" of the first cell what the last one says."""
+    first, last = notebook.cells[0], notebook.cells[-1]
+    said = RAN.search("".join(output.get("text", "") for output in last.get("outputs", [])))
+    if said:
+        first.source = CARD.sub(f"| Runs in | {said[1]} |", first.source)
 
 
 def clean(notebook: NotebookNode) -> NotebookNode:
@@ -114,6 +117,7 @@ def clean(notebook: NotebookNode) -> NotebookNode:
             if "metadata" in output:  # sizes of pictures stay
                 sizes = {mime: size for mime, size in output.metadata.items() if mime in output.get("data", {})}
                 output.metadata = nbformat.from_dict({mime: size for mime, size in sizes.items() if size})
+    fill_card(notebook)
     return notebook
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import execute as runner
 import nbformat
 import pytest
+from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
@@ -48,7 +49,7 @@ def output_problems(notebook) -> list[str]:
             text = text_of(output)
             if output.output_type == "error":
                 problems.append(f"cell {number}: {output.ename}: {output.evalue}")
-            if output.get("name") == "stderr" and not runner.is_progress(output):
+            if output.get("name") == "stderr":
                 problems.append(f"cell {number}: on stderr: {text[-200:]}")
             problems += [f"cell {number}: {what}" for what, pattern in UNWANTED.items() if pattern.search(text)]
     return problems
@@ -87,7 +88,7 @@ def test_stored_notebook(path):
         if has_figure(cell):
             assert after is not None
             assert after.cell_type == "markdown", f"no paragraph reads the figure of {cell.source!r}"
-    assert runner.to_text(runner.clean(notebook)) == text, "views of widgets, progress bars or metadata of a run"
+    assert runner.to_text(runner.clean(notebook)) == text, "a card, views of widgets or metadata of a run"
 
 
 EXPLORER = """
@@ -116,14 +117,40 @@ SHOWS = """
 import sys, time
 import ipywidgets as widgets
 from IPython.display import Image, display
-from tqdm import tqdm
+from lcnn_utils.lab import track
 print("before")
-for _ in tqdm(range(3), leave=False):
+for _ in track(range(3), "step"):
     time.sleep(0.12)
 print("after")
 display(widgets.VBox([widgets.IntSlider()]), Image(b"\\x89PNG\\r\\n\\x1a\\n", format="png"))
 21 * 2
 """
+INTERRUPTED = """
+import signal, time
+from lcnn_utils.lab import setup, track
+lab = setup()
+def work():
+    for step in track(range(9), "step"):
+        time.sleep(0.2)
+        if step == 3:
+            signal.raise_signal(signal.SIGINT)
+work()
+"""
+
+
+@pytest.mark.slow
+def test_an_interrupted_cell_says_so_in_one_line_and_run_all_stops_there(monkeypatch):
+    monkeypatch.delenv("TQDM_DISABLE", raising=False)
+    notebook = new_notebook(cells=[new_code_cell(INTERRUPTED), new_code_cell("print('not run')")])
+    with pytest.raises(CellExecutionError) as raised:
+        NotebookClient(notebook, kernel_name="python3").execute()
+    assert raised.value.ename == "KeyboardInterrupt"
+    first, second = notebook.cells
+    assert {output.name for output in first.outputs} == {"stdout"}, "neither a traceback nor a bar on stderr"
+    _, rest = "".join(output.text for output in first.outputs).rstrip("\n").split("\n")
+    assert "step:  33%" in rest
+    assert re.search(r"\r +\rinterrupted", rest), "the bar is wiped out first"
+    assert second.outputs == []
 
 
 @pytest.mark.slow

@@ -1,6 +1,7 @@
 """Devices, folders, atomic files and the opening line, with disks that are really full or read-only."""
 
 import os
+import re
 
 import matplotlib
 import matplotlib.pyplot as plt
@@ -76,6 +77,14 @@ def test_a_choice_is_returned_or_one_is_suggested():
         check_choice("digit", known, "dataset")
 
 
+def test_a_bar_shows_what_is_done_and_leaves_nothing(capsys):
+    assert [*lab.track(range(3), "steps", mininterval=0, disable=False)] == [0, 1, 2]
+    *_, blank, end = capsys.readouterr().err.split("\r")
+    assert (blank.strip(), end) == ("", "")
+    assert [*lab.track(range(3), "steps", progress=False)] == [0, 1, 2]
+    assert capsys.readouterr().err == ""
+
+
 @pytest.mark.parametrize(("fast", "asked", "seeds"), [("0", 3, (0, 1, 2)), ("1", 3, (0, 1)), ("1", 1, (0,))])
 def test_setup_says_what_is_used(monkeypatch, capsys, fast, asked, seeds):
     monkeypatch.setenv("LCNN_DEVICE", "cpu")
@@ -85,10 +94,11 @@ def test_setup_says_what_is_used(monkeypatch, capsys, fast, asked, seeds):
         assert plt.rcParams["svg.hashsalt"] == "lcnn", "the project's style is on"
     assert (found.device, found.seeds, found.fast) == (torch.device("cpu"), seeds, fast == "1")
     (line,) = capsys.readouterr().out.splitlines()
-    for part in (torch.__version__, "device cpu", f"seeds {list(seeds)}", f"fast mode {'on' if found.fast else 'off'}"):
+    for part in (torch.__version__, "thread", f"seeds {list(seeds)}", f"fast mode {'on' if found.fast else 'off'}"):
         assert part in line
     monkeypatch.setattr(lab.time, "perf_counter", lambda: found.started + 12.4)
-    assert found.finish().startswith("ran in 12 s (cpu, ")
+    unit, size = r"\d+ threads? of a CPU", r"(, \d+\.\d GB of memory)?"  # Windows doesn't say
+    assert re.match(rf"ran in 12 s on {unit}{size} \(torch ", found.finish())
     monkeypatch.setenv("LCNN_FAST", "maybe")
     with pytest.raises(ValueError, match="LCNN_FAST 'maybe': known are 0, 1"):
         lab.setup()
