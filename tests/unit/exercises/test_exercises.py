@@ -40,7 +40,14 @@ OVERFLOWS = {  # answers that are nan or infinite
     "curvature.softmax_part": lambda z, y, g: (lambda p: p / (1 - p) * g)(z.softmax(1).gather(1, y[:, None])[:, 0]),
     "curvature.power_iteration": lambda hvp, v, n: reduce(lambda u, _: hvp(u), range(n), v).norm() ** (1 / n),
     "bound.certified_radius": lambda m, g, k: ((g**2 + 2 * k * m.clamp(min=0)).sqrt() - g) / k,
+    "attacks.margin_loss": lambda z, y: (lambda rest: rest.amax(1) - rest.gather(1, y[:, None]).squeeze(1))(
+        z.scatter(1, y[:, None], -math.inf)
+    ),
     "attacks.project": lambda step, eps: torch.stack([s / s.norm() * s.norm().clamp(max=eps) for s in step]),
+    "attacks.pgd_step": lambda x, x_adv, g, length, eps: (
+        pgd_step_by_package(x, x_adv, g / g.sum().abs(), length, eps)
+        + 0 * g / g.flatten(1).norm(dim=1)[:, None, None, None]
+    ),
 }
 MISTAKES = [(name, hint, wrong) for name, check in EXERCISES.items() for hint, wrong in check.mistakes.items()]
 MISTAKES += [(name, EXERCISES[name].wild, wrong) for name, wrong in OVERFLOWS.items()]
@@ -203,6 +210,17 @@ def pgd_step_by_package(x, x_adv, gradient, length, eps):
     return attacks.move(x, attacks.project(step, radius, "l2"), (0.0, 1.0))
 
 
+def attack_one_by_one(model, x, y, eps, lengths):
+    ends = []
+    for start, label in zip(x.split(1), y.split(1), strict=True):
+        end = start
+        for length in lengths:
+            gradient = grad(lambda at, label=label: -curvature.scalar_of(model(at), label, "margin").sum())(end)
+            end = pgd_step_by_package(start, end, gradient, length, eps)
+        ends.append(end)
+    return torch.cat(ends)
+
+
 def fold_norm_by_convert(sigma, mean, var, eps):
     before = torch.nn.BatchNorm2d(len(mean), eps).double()
     before.load_state_dict({"running_mean": mean, "running_var": var}, strict=False)
@@ -247,10 +265,13 @@ RIGHT = [
     ("attacks.project", lambda step, eps: torch.stack([s if s.norm() <= eps else eps * s / s.norm() for s in step])),
     ("attacks.project", lambda step, eps: attacks.project(step, torch.full((len(step),), eps).to(step), "l2")),
     ("attacks.pgd_step", pgd_step_by_package),
+    ("attacks.attack", attack_one_by_one),
     ("attacks.margin_loss", lambda logits, y: -curvature.scalar_of(logits, y, "margin")),
     ("paper.mean_curvature", lambda g, h, eps: sum(hi / (gi + eps) for gi, hi in zip(g, h, strict=True)) / len(g)),
     ("paper.inside", lambda a, s, b, t: (a - b) ** 2 <= s**2 + t**2),
     ("own_network.fold_norm", fold_norm_by_convert),
+    ("own_network.standard_error", lambda p, n: (n * p * (1 - p)) ** 0.5 / n),  # of a count, as a share
+    ("own_network.within_one_error", lambda p, n: n * (p.max() - p) ** 2 <= p.max() * (1 - p.max())),
     ("own_network.choose_lambda", chosen_by_sorting),
 ]
 
