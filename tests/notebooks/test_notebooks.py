@@ -1,8 +1,11 @@
 """Every notebook runs once, in fast mode and cut off from the network, and its controls survive their ends; what is
 stored is what a reader on the web should see."""
 
+import dis
 import re
+from collections.abc import Iterator
 from pathlib import Path
+from types import CodeType
 
 import execute as runner
 import nbformat
@@ -24,6 +27,11 @@ UNWANTED = {
     "a path of this machine": re.compile(r"(^|[^A-Za-z0-9_.])(/(work|root|home|tmp|Users)/|[A-Z]:\\Users\\)", re.M),
     "an address in memory": re.compile(r"\bat 0x[0-9a-fA-F]{6,}"),
 }
+ROWS = ["You will be able to", "Time", "Runs in", "Data", "Before", "Words", "Paper"]  # of the card
+MAX_WORDS = 2_000
+CURIOUS = re.compile(r"^## .*?For the curious.*?(?=^## |\Z)", re.MULTILINE | re.DOTALL)
+PREDICT = re.compile(r"\*+Predict\b[^*]*\*+")
+NO_WORDS = re.compile(r"\$[^$]*\$|<[^>]*>|\]\([^)]*\)|[^\w\s]")  # formulas, tags, addresses, signs
 NAN = re.compile(r"\bnan\b", re.IGNORECASE)
 by_name = pytest.mark.parametrize("path", runner.NOTEBOOKS, ids=lambda path: path.stem)
 
@@ -55,6 +63,67 @@ def output_problems(notebook) -> list[str]:
     return problems
 
 
+def functions(code: CodeType) -> Iterator[CodeType]:
+    for part in code.co_consts:
+        if isinstance(part, CodeType):
+            yield part
+            yield from functions(part)
+
+
+def reads_and_binds(source: str) -> tuple[set[str], set[str]]:
+    """Names of the notebook that a cell reads without having bound them itself (so do its functions, when they are
+    called), and names that it binds."""
+    code = compile(source, "cell", "exec")
+    reads, binds = set(), set()
+    for step in dis.get_instructions(code):
+        if step.opname == "STORE_NAME":
+            binds.add(step.argval)
+        elif step.opname == "LOAD_NAME" and step.argval not in binds:
+            reads.add(step.argval)
+    steps = [step for function in functions(code) for step in dis.get_instructions(function)]
+    return reads | {step.argval for step in steps if step.opname == "LOAD_GLOBAL"} - binds, binds
+
+
+def rebound(cells) -> list[str]:
+    """Where a cell reads a name that several cells bind, or that it binds itself afterwards: run again after all the
+    others, it would see another value than before."""
+    found = [reads_and_binds(cell.source) for cell in cells]
+    problems = []
+    for number, (reads, _) in enumerate(found, 1):
+        for name in sorted(reads):
+            places = [place for place, (_, binds) in enumerate(found, 1) if name in binds]
+            if len(places) > 1:
+                problems.append(f"code cell {number} reads {name!r}, which code cells {places} bind")
+    return problems
+
+
+def form_problems(notebook) -> list[str]:
+    """What the students' and instructors' copies, and a reader who runs cells twice, rely on."""
+    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    text = "\n\n".join(cell.source for cell in notebook.cells if cell.cell_type == "markdown")
+    problems = rebound(code)
+    rows = [line.split("|")[1].strip() for line in notebook.cells[0].source.splitlines() if line.startswith("|")]
+    problems += [f"the card has no row {row!r}" for row in ROWS if row not in rows]
+    if (words := len(NO_WORDS.sub(" ", CURIOUS.sub("", text)).split())) > MAX_WORDS:
+        problems.append(f"{words} words outside 'For the curious', which may be {MAX_WORDS}")
+    asked = PREDICT.findall(text)
+    if asked != [f"**Predict {number}.**" for number in range(1, len(asked) + 1)]:
+        problems.append(f"not numbered as **Predict 1.**, **Predict 2.**, …: {asked}")
+    tags = [cell.metadata.get("tags", []) for cell in notebook.cells]
+    if sum("answer" in names for names in tags) != len(asked):
+        problems.append("there are not as many answer cells as Predicts")
+    for number, cell in enumerate(notebook.cells, 1):
+        count = len(PREDICT.findall(cell.source))
+        if cell.cell_type == "markdown" and not all("answer" in names for names in tags[number : number + count]):
+            problems.append(f"cell {number} is not followed by an answer cell for each Predict in it")
+        if ("hide-input" in tags[number - 1]) != cell.metadata.get("jupyter", {}).get("source_hidden", False):
+            problems.append(f"cell {number}: the tag hide-input goes together with jupyter.source_hidden")
+        for stub in set(re.findall(r"^def (my_\w+)", cell.source, re.MULTILINE)):
+            if cell.cell_type == "code" and f"check.use({stub})" not in cell.source:
+                problems.append(f"cell {number} does not use {stub}: NAME = check.use({stub})")
+    return problems
+
+
 @pytest.mark.slow
 @by_name
 def test_notebook_runs_and_its_controls_survive_their_ends(path, tmp_path):
@@ -66,6 +135,27 @@ def test_notebook_runs_and_its_controls_survive_their_ends(path, tmp_path):
     assert output_problems(notebook) == []
     assert "moved 0 controls" not in notebook.cells[-1].outputs[-1].text
     assert list(folder.iterdir()) == []
+
+
+@by_name
+def test_form(path):
+    assert form_problems(nbformat.read(path, as_version=4)) == []
+
+
+@pytest.mark.parametrize(
+    ("cells", "seen"),
+    [
+        (["x = 1", "y = x", "x = 2"], ["code cell 2 reads 'x', which code cells [1, 3] bind"]),
+        (["x = 1", "x = x + 1"], ["code cell 2 reads 'x', which code cells [1, 2] bind"]),
+        (
+            ["x = 1", "x = 2", "def f(y):\n    return [x * y for _ in y]"],
+            ["code cell 3 reads 'x', which code cells [1, 2] bind"],
+        ),
+        (["x = 1\nprint(x)", "x = 2\nf = lambda: x", "for x in []:\n    pass", "def f(x):\n    return x"], []),
+    ],
+)
+def test_what_rebinding_is(cells, seen):
+    assert rebound([new_code_cell(source) for source in cells]) == seen
 
 
 @by_name

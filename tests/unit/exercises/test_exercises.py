@@ -20,6 +20,7 @@ from torch.nn import Identity
 from lcnn_utils import attacks, curvature, nn, saliency
 from lcnn_utils.exercises.engine import Exercise, choice_of, exercise
 from lcnn_utils.exercises.training import BASE, OTHER
+from lcnn_utils.measurements.softplus import composition
 from lcnn_utils.nn.convert import _lipschitz_from
 from lcnn_utils.nn.spectral_norm import _power
 from lcnn_utils.training import run_name
@@ -39,6 +40,8 @@ OVERFLOWS = {  # answers that are nan or infinite
     "softplus.beta_for_curvature": lambda c: math.inf,
     "curvature.softmax_part": lambda z, y, g: (lambda p: p / (1 - p) * g)(z.softmax(1).gather(1, y[:, None])[:, 0]),
     "curvature.power_iteration": lambda hvp, v, n: reduce(lambda u, _: hvp(u), range(n), v).norm() ** (1 / n),
+    "softplus.plain_stack": lambda x, beta, n: torch.log((beta * x).exp() - n) / beta,
+    "softplus.centered_stack": lambda x, beta, n: torch.log((beta * x).expm1() / 2**n) / beta,
     "bound.certified_radius": lambda m, g, k: ((g**2 + 2 * k * m.clamp(min=0)).sqrt() - g) / k,
     "attacks.margin_loss": lambda z, y: (lambda rest: rest.amax(1) - rest.gather(1, y[:, None]).squeeze(1))(
         z.scatter(1, y[:, None], -math.inf)
@@ -241,6 +244,9 @@ RIGHT = [
     ("softplus.derivatives", autograd_derivatives),
     ("softplus.beta_for_curvature", lambda c: torch.tensor(4 * c, requires_grad=True)),
     ("softplus.beta_for_curvature", lambda c: np.float32(4 * c)),
+    ("softplus.next_exponential", lambda E, centered: math.exp(math.log1p(E) - math.log(2) * centered)),
+    ("softplus.plain_stack", lambda x, beta, n: composition(x, beta, n)[0]),
+    ("softplus.centered_stack", lambda x, beta, n: composition(x, beta, n)[1]),
     ("curvature.hessian_vector_product", double_backward),
     ("curvature.hessian_vector_product", lambda f, x, v: vjp(grad(f), x)[1](v)[0]),
     ("curvature.power_iteration", lambda hvp, v, steps: norm(torch.stack([hvp(e) for e in torch.eye(len(v)).to(v)]))),
