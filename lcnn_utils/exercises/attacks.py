@@ -32,6 +32,10 @@ gap_of_two = lambda z: z.topk(2).values.diff().squeeze(1)  # second − first
         "one logit from each row: logits[:, y] takes a whole column for each label": lambda z, y: (
             z.masked_fill(labelled(z, y), -torch.inf).amax(1) - z[:, y]
         ),
+        "(N,) less (N, 1) is (N, N): give both the same shape": lambda z, y: (
+            margin(z, y) + own(z, y) - own(z, y)[:, None]
+        ),
+        "a number a sample, (N,): a dimension of size 1 is left over": lambda z, y: margin(z, y)[:, None],
     },
     wild="−∞ is still in there: did you overwrite z_y before you took it?",
 )
@@ -64,6 +68,9 @@ images = lambda *rows: torch.tensor(rows, dtype=torch.float64)[:, None, None]  #
         "which norm? the sum of absolute values is L1": lambda s, eps: shortened(s, eps, s.abs().sum((1, 2, 3), True)),
         "a length a sample, (N,), meets the columns of the images: it needs further dimensions of size 1": (
             lambda s, eps: shortened(s, eps, norms(s).flatten())
+        ),
+        "a length a sample needs as many dimensions as step has, not (N, 1)": (
+            lambda s, eps: shortened(s, eps, norms(s).view(-1, 1))
         ),
         "which of ε and the length stands above the other?": lambda s, eps: s * (norms(s) / eps).clamp(max=1),
     },
@@ -115,6 +122,9 @@ SMALL = (images([0.5, 0.9], [0.3, 0.4]), images([0.6, 0.7], [0.1, 0.5]), images(
         "each sample's own gradient has length 1, not that of the batch": lambda x, x_adv, g, n, eps: uphill(
             x, x_adv, g, n * norms(g) / g.norm(), eps
         ),
+        "clamped to ±eps it is in the ball of L∞: who takes care of that of L2?": lambda x, x_adv, g, n, eps: image(
+            x + (x_adv + n * unit(g) - x).clamp(-eps, eps)
+        ),
         "project takes steps, not points: from where to where?": lambda x, x_adv, g, n, eps: image(
             within(x_adv + n * unit(g), eps)
         ),
@@ -156,10 +166,10 @@ def network(seed: int, pixels: int, classes: int) -> nn.Module:
     """A small curved network, in float64."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        layers = [nn.Linear(pixels, 20), nn.Tanh(), nn.Linear(20, classes)]
-    for layer in layers[::2]:
-        layer.weight.data.mul_(4)
-    return nn.Sequential(nn.Flatten(), *layers).double().eval()
+        net = nn.Sequential(nn.Flatten(), nn.Linear(pixels, 20), nn.Tanh(), nn.Linear(20, classes))
+    for parameter in net.parameters():
+        parameter.data.mul_(4)
+    return net.double().eval()
 
 
 @exercise(
@@ -180,13 +190,19 @@ def network(seed: int, pixels: int, classes: int) -> nn.Module:
         "the ball's centre wanders along: which image stays where it is?": lambda *args: climb(
             *args, step=lambda x, x_adv, *rest: uphill(x_adv, x_adv, *rest)
         ),
-        "every step begins at x again: where should it begin?": lambda *args: climb(*args[:4], args[4][-1:]),
+        "every step begins at x again: where should it begin?": lambda m, x, y, eps, n: climb(m, x, y, eps, n[-1:]),
         "each step begins at x, though its gradient is that of x_adv": lambda *args: climb(
             *args, step=lambda x, x_adv, *rest: uphill(x, x, *rest)
         ),
-        "each step has its own length, one of lengths": lambda *args: climb(*args[:4], args[4][:1] * len(args[4])),
-        "one step for each of lengths: the last one is missing": lambda *args: climb(*args[:4], args[4][:-1]),
-        "return what comes after the last step, not after the first": lambda *args: climb(*args[:4], args[4][:1]),
+        "each step has its own length, one of lengths": lambda m, x, y, eps, n: climb(m, x, y, eps, n[:1] * len(n)),
+        "in which order does pgd_step take length and eps?": lambda *args: climb(
+            *args, step=lambda x, x_adv, gradient, length, eps: uphill(x, x_adv, gradient, eps, length)
+        ),
+        "the loss does not depend on the point you differentiate by: which image does model see?": (
+            lambda model, x, y, eps, lengths: torch.autograd.grad(margin(x.requires_grad_().flatten(1), y).sum(), +x)
+        ),
+        "one step for each of lengths: the last one is missing": lambda m, x, y, eps, n: climb(m, x, y, eps, n[:-1]),
+        "return what comes after the last step, not the first": lambda m, x, y, eps, n: climb(m, x, y, eps, n[:1]),
         "backward adds to .grad what was there before: start each step without it": lambda *args: climb(*args, kept=1),
         ".grad is None of a point that was computed: detach x_adv, then let it require a gradient": (
             lambda model, x, y, eps, lengths: uphill(x, x, None, lengths[0], eps)  # type: ignore[arg-type]

@@ -114,6 +114,7 @@ def within_one_error(accuracy: Tensor, n: int) -> Tensor:
         "the largest need not stand last": lambda lams, acc, n: lams[within(acc, n)][-1],
         "nor need it stand first": lambda lams, acc, n: lams[within(acc, n)][0],
         "this is an accuracy: which λ has it?": lambda lams, acc, n: acc[within(acc, n)].min(),
+        "this is its place in the table: which λ stands there?": lambda lams, acc, n: acc.argmax(),
         "one λ of those that are good enough, not all of them": lambda lams, acc, n: lams[within(acc, n)],
     },
 )
