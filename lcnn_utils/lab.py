@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from IPython import get_ipython
 from tqdm import tqdm
 
 CLONE = Path(__file__).resolve().parent.parent
@@ -99,15 +98,23 @@ def check_choice(name: str, known: list[str] | tuple[str, ...], kind: str) -> st
     raise ValueError(f"unknown {kind} {name!r}: known are {', '.join(known)}{hint}")
 
 
+def shell() -> Any:
+    """IPython's, in a notebook; else None, and a machine that only trains needs no IPython."""
+    ipython = sys.modules.get("IPython")
+    return ipython.get_ipython() if ipython else None
+
+
 def track(iterable: Iterable | None = None, text: str = "", *, progress: bool = True, **options: Any) -> tqdm:
-    """A progress bar that leaves nothing behind. It is on stdout in a notebook: JupyterLab shows stderr on pink.
+    """A progress bar that leaves nothing behind. It is on stdout in a notebook, since JupyterLab shows stderr on pink,
+    and bars within bars take turns on one line, since JupyterLab moves no cursor up.
     ``progress=False`` or ``TQDM_DISABLE=1``: none. ``options``: of tqdm."""
     if not progress:
         options["disable"] = True
-    return tqdm(iterable, text, leave=False, file=sys.stdout if get_ipython() else sys.stderr, **options)
+    stream = sys.stdout if shell() else sys.stderr
+    return tqdm(iterable, text, leave=False, position=0, file=stream, **options)
 
 
-def say_interrupted(shell: Any, kind: type[BaseException], error: BaseException, *_: Any, **__: Any) -> None:
+def say_interrupted(_shell: Any, _kind: type[BaseException], error: BaseException, *_: Any, **__: Any) -> None:
     """One line in place of a traceback, for IPython; what the interrupted functions held is freed, their bars too."""
     traceback.clear_frames(error.__traceback__)
     print("interrupted: the kernel keeps what it had, and any cell can be run")
@@ -166,15 +173,19 @@ def peak_memory() -> str:
 
 def setup(*, seeds: int = 3) -> Lab:
     """Start a notebook: device, style, threads, seeds (2 at most in fast mode), all of it printed in one line. From
-    then on, interrupting a cell prints one line too."""
+    then on, interrupting a cell prints one line too, and screen readers are told what explorers show."""
     use_style()
     show_whole_cells()
     one_thread()
     keep_memory()
     fast = check_choice(os.environ.get("LCNN_FAST") or "0", ("0", "1"), "value of LCNN_FAST") == "1"
     lab = Lab(pick_device(), tuple(range(min(seeds, 2) if fast else seeds)), fast, time.perf_counter())
-    if shell := get_ipython():
-        shell.set_custom_exc((KeyboardInterrupt,), say_interrupted)
+    if shell():
+        from IPython.display import display
+
+        shell().set_custom_exc((KeyboardInterrupt,), say_interrupted)
+        script = CLONE / "lcnn_utils" / "widgets" / "explorers.js"
+        display({"application/javascript": script.read_text(encoding="utf-8")}, raw=True)
     mode = "on (small settings)" if fast else "off"
     print(f"torch {torch.__version__} · {lab.machine} · seeds {list(lab.seeds)} · fast mode {mode}")
     return lab

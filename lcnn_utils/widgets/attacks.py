@@ -56,7 +56,7 @@ def path_explorer(model: nn.Module, x: Tensor, y: Tensor, resolution: int = 60) 
         norm=widgets.Dropdown(options=NORMS, description="norm"),
         eps=widgets.FloatSlider(0.4, min=0.05, max=1.2, step=0.05, description="ε: radius"),
         steps=widgets.IntSlider(10, 1, 40, description="steps"),
-        length=log_slider(10**-1.5, (-2, 0.5), "step length / ε"),
+        length=log_slider(0.03, 0.01, 3, "step length / ε"),
     )  # fmt: skip
 
 

@@ -54,8 +54,8 @@ def layer_explorer(model: nn.Module, x: Tensor, y: Tensor) -> widgets.VBox:
 
     options = [(str(number), name) for number, name in enumerate(trained.index, 1)]
     layer = widgets.Dropdown(options=options, description="activation")
-    beta = beta_slider(trained.beta.iloc[0])
-    slope = log_slider(1, (-0.7, 0.7), "slope before it, times")
+    beta = beta_slider(trained.beta.iloc[0], trained.beta)
+    slope = log_slider(1, 0.2, 5, "slope before it, times")
 
     def as_trained(change: dict) -> None:
         beta.value = trained.beta[change["new"]]

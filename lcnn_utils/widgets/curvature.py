@@ -59,7 +59,7 @@ def moons_explorer(models: dict[str, nn.Module], x: Tensor, y: Tensor, resolutio
 
     start = {method: float(np.exp(np.log(betas).mean())) for method, betas in trained.items()}
     net = widgets.Dropdown(options=[(METHOD[method][0], method) for method in models], description="trained net")
-    beta = beta_slider(start[net.value])
+    beta = beta_slider(start[net.value], start.values())
     net.observe(lambda change: beta.set_trait("value", start[change["new"]]), "value")
     return explore(picture, update, method=net, beta=beta)
 

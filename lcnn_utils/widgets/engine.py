@@ -1,8 +1,12 @@
 """Interactive figures: plain computations drawn into one reused figure, behind keyboard-usable sliders."""
 
+import base64
+import html
 import io
+import math
+import re
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import ipywidgets as widgets
@@ -16,6 +20,7 @@ from torch import Tensor
 
 DRAWING = threading.RLock()  # JupyterLab runs callbacks in threads: one at a time, and again from within itself
 SHOWN: dict[str, tuple[str, list[widgets.Box]]] = {}  # by cell: its last run, and the boxes which that run showed
+ROUND = (1, 1.2, 1.5, 2, 2.5, 3, 4, 5, 6, 8)
 
 
 def panels(size: tuple[float, float], *shape: int, **options: Any) -> Any:
@@ -52,8 +57,23 @@ class Picture:
         self.image.value = buffer.getvalue()
 
 
-def explore(picture: Picture, update: Callable[..., str], **controls: widgets.ValueWidget) -> widgets.VBox:
-    """Controls above a picture above a line of text; ``update(**values)`` changes the artists and returns the text."""
+class Explorer(widgets.VBox):
+    """Controls above a picture above a line of text. A notebook stores both as they were at first, for readers without
+    a running kernel; ``explorers.js``, which ``lab.setup`` runs, tells screen readers what is shown."""
+
+    def _repr_mimebundle_(self, **options: Any) -> Any:
+        *_, image, text = self.children
+        buffer = io.BytesIO()
+        Image.open(io.BytesIO(image.value)).quantize().save(buffer, "png")  # half the bytes: notebooks stay small
+        png = base64.b64encode(buffer.getvalue()).decode()
+        alt = html.escape(re.sub("<.*?>", "", text.value))
+        line = f"<p>{text.value} <i>Run this cell to move it.</i></p>"
+        still = {"image/png": png, "text/html": f'<img src="data:image/png;base64,{png}" alt="{alt}">{line}'}
+        return super()._repr_mimebundle_(**options) | still
+
+
+def explore(picture: Picture, update: Callable[..., str], **controls: widgets.ValueWidget) -> Explorer:
+    """Controls, a picture and a line of text; ``update(**values)`` changes the artists and returns the text."""
     text = widgets.HTML()
 
     def changed(_=None) -> None:
@@ -63,10 +83,11 @@ def explore(picture: Picture, update: Callable[..., str], **controls: widgets.Va
 
     for control in controls.values():
         control.style.description_width = "11em"
-        control.layout.width = "34em"
+        control.layout.width = "46em"
         control.observe(changed, "value")
     changed()
-    box = widgets.VBox([*controls.values(), picture.image, text])
+    box = Explorer([*controls.values(), picture.image, text])
+    box.add_class("lcnn-explorer")
     close_predecessors(box)
     return box
 
@@ -96,21 +117,23 @@ def close_predecessors(box: widgets.Box) -> None:
     SHOWN[cell] = (run, [*boxes, box])
 
 
-def log_slider(value: float, powers: tuple[float, float], description: str) -> widgets.FloatLogSlider:
-    """A slider from one power of ten to another, on a logarithmic scale, 20 steps to a factor of ten."""
-    slider = widgets.FloatLogSlider(value, base=10, min=powers[0], max=powers[1], step=0.05, description=description)
-    slider.readout_format = ".4g"
-    return slider
+def log_slider(
+    value: float, low: float, high: float, description: str, others: Iterable[float] = ()
+) -> widgets.SelectionSlider:  # fmt: skip
+    """A slider over round values, ten to a factor of ten, among which ``value`` and ``others`` are."""
+    powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    values = [float(f"{digits}e{power}") for digits in ROUND for power in powers]
+    return measured_slider(sorted({*(v for v in values if low <= v <= high), value, *others}), value, description)
 
 
-def beta_slider(value: float) -> widgets.FloatLogSlider:
+def beta_slider(value: float, others: Iterable[float] = ()) -> widgets.SelectionSlider:
     """The one β slider: 0.01 to 1000."""
-    return log_slider(value, (-2, 3), "β: sharpness")
+    return log_slider(value, 0.01, 1000, "β: sharpness", others)
 
 
 def measured_slider(values: Sequence[float], value: float, description: str) -> widgets.SelectionSlider:
-    """A slider over the ``values`` that were measured, and nothing between them."""
-    options = [(f"{measured:.3g}", measured) for measured in values]
+    """A slider over these values, and nothing between them."""
+    options = [(f"{measured:.4g}", measured) for measured in values]
     return widgets.SelectionSlider(options=options, value=value, description=description)
 
 

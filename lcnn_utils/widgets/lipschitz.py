@@ -18,7 +18,7 @@ def gamma_explorer(frame: pd.DataFrame) -> widgets.VBox:
     limit = left.axhline(1, color="black", ls="--", lw=1.5, label="γ")
     left.set(yscale="log", ylim=(lowest_slope, highest_slope), xlim=(-0.7, len(layers) - 0.3))
     left.set(title="largest slope of each BatchNorm", ylabel="slope")
-    left.set_xticks(range(len(layers)), layers, rotation=60, ha="right", fontsize=7)
+    left.set_xticks(range(len(layers)), layers, rotation=60, ha="right", fontsize=8)
     left.legend(fontsize=8, loc="upper right")
     twin = right.twinx()
     (accuracies,) = right.plot([], [], "o-", color=CYCLE[2])

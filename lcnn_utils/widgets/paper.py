@@ -1,5 +1,6 @@
 """The explorer of notebook 08: how strict a rule may be before a claim fails."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -36,11 +37,13 @@ def claim_explorer(tables: Mapping[str, pd.DataFrame]) -> widgets.VBox:
         chosen = CLAIMS[claim.value]
         numbers = [table.loc[claim.value, ["theirs", "ours"]].astype(float) for table in tables.values()]
         largest = 2.1 * float(np.nanmax([own_limit(chosen), *np.abs(pd.concat(numbers))]))
+        step = 10 ** math.floor(math.log10(largest / 20)) / 2  # every claim's own limit is a multiple of it
         in_points = "points" in chosen.value
         with DRAWING:
             axis.set(xlim=(-largest if in_points else 0, largest), xlabel="percentage points" if in_points else "times")
             picture.draw_background()
-        limit.min, limit.max, limit.step = 0, largest, largest / 100
+        limit.min, limit.step = 0, step
+        limit.max = step * math.ceil(largest / step)
         limit.value = own_limit(chosen)
 
     def update(claim: int, limit: float) -> str:

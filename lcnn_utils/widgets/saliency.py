@@ -64,5 +64,5 @@ def noise_explorer(
         number=widgets.IntSlider(0, 0, len(scene.x) - 1, description="image number"),
         method=widgets.Dropdown(options=[(MAPS[method], method) for method in methods], description="map"),
         noise=widgets.Dropdown(options=kinds, description="noise"),
-        length=log_slider(0.1, (-3, 0.3), "‖η‖: its length"),
+        length=log_slider(0.1, 0.001, 2, "‖η‖: its length"),
     )  # fmt: skip

@@ -49,6 +49,6 @@ def beta_explorer() -> widgets.VBox:
             f"put out <b>{plain_at_0:.3g}</b>, centered softplus <b>{centered_at_0:.3g}</b>."
         )
 
-    span = log_slider(4, (-1, 2), "range of x: ±")
+    span = log_slider(4, 0.1, 100, "range of x: ±")
     depth = widgets.IntSlider(1, 1, 20, description="n: layers")
     return explore(picture, update, beta=beta_slider(2), span=span, depth=depth)

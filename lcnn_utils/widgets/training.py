@@ -76,4 +76,4 @@ def lambda_explorer(frame: pd.DataFrame, layers: pd.DataFrame) -> widgets.VBox:
         )
 
     penalised = [value for value in means.index if value > 0]
-    return explore(picture, update, lambda_=measured_slider(penalised, 0.01, "λ: weight of both penalties"))
+    return explore(picture, update, lambda_=measured_slider(penalised, 0.01, "λ: both penalties"))

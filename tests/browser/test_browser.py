@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import secrets
 import shutil
 import socket
@@ -14,7 +15,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Locator, Page, sync_playwright
+from playwright.sync_api import Locator, Page, expect, sync_playwright
 
 from lcnn_utils.cli.commands import lab_command
 
@@ -151,6 +152,9 @@ def test_sliders(page, url):
         for key in ("End", "Home"):
             handle.press(key)
             picture = changed(image, picture)
+    expect(handles.first).to_have_attribute("aria-label", "β: sharpness")
+    expect(handles.first).to_have_attribute("aria-valuetext", "β = 0.01")
+    expect(image).to_have_attribute("alt", re.compile("Largest curvature: 0.0025. For x = 0, 1 softplus layer"))
     run(page, cell)
     pictures = "sum(type(thing).__name__ == 'Picture' for thing in gc.get_objects())"
     outputs = run(page, cell_with(page, "setup("), f"import gc\ngc.collect()\nprint({pictures}, 'in the kernel')")

@@ -27,6 +27,7 @@ from lcnn_utils.lab import write_text
 NOTEBOOKS = sorted((Path(__file__).resolve().parents[2] / "notebooks").glob("*.ipynb"))
 TIMEOUT = 300  # seconds a cell may take
 VIEW = "application/vnd.jupyter.widget-view+json"
+SCRIPT = "application/javascript"
 KERNELSPEC = {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"}
 LANGUAGE = {
     "codemirror_mode": {"name": "ipython", "version": 3},
@@ -77,10 +78,16 @@ def execute(path: Path, store: Path, *, fast: bool = False, folder: Path | None 
 
 
 def stored_outputs(cell: NotebookNode) -> list[NotebookNode]:
-    """A cell's outputs without views of widgets; text that came in pieces is put together."""
+    """A cell's outputs without scripts and views of widgets; text that came in pieces is put together. An explorer's
+    picture and the line below it become two outputs: GitHub shows no picture that stands in HTML."""
     kept: list[NotebookNode] = []
     for output in cell.outputs:
-        if output.get("data", {}).pop(VIEW, None) and set(output.data) <= {"text/plain"}:
+        data = output.get("data", {})
+        if data.pop(VIEW, None) or SCRIPT in data:
+            if "image/png" in data:
+                line = re.sub("<img.*?>", "", data["text/html"])
+                still = {"image/png": data["image/png"]}, {"text/html": line}
+                kept += [nbformat.v4.new_output("display_data", part) for part in still]
             continue
         stream = output.get("name")
         if stream and kept and kept[-1].get("name") == stream:

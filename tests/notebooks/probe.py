@@ -10,8 +10,6 @@ from ipywidgets.widgets.widget import _instances
 def states(control):
     if hasattr(control, "options"):
         return [("index", i) for i in range(len(control.options))]
-    if hasattr(control, "base"):  # a logarithmic slider: min and max are exponents
-        return [("value", control.base**control.min), ("value", control.base**control.max)]
     return [("value", control.min), ("value", control.max)]
 
 

@@ -208,11 +208,12 @@ import sys, time
 import ipywidgets as widgets
 from IPython.display import Image, display
 from lcnn_utils.lab import track
+from lcnn_utils.widgets.softplus import beta_explorer
 print("before")
 for _ in track(range(3), "step"):
     time.sleep(0.12)
 print("after")
-display(widgets.VBox([widgets.IntSlider()]), Image(b"\\x89PNG\\r\\n\\x1a\\n", format="png"))
+display(widgets.VBox([widgets.IntSlider()]), Image(b"\\x89PNG\\r\\n\\x1a\\n", format="png"), beta_explorer())
 21 * 2
 """
 INTERRUPTED = """
@@ -236,8 +237,10 @@ def test_an_interrupted_cell_says_so_in_one_line_and_run_all_stops_there(monkeyp
         NotebookClient(notebook, kernel_name="python3").execute()
     assert raised.value.ename == "KeyboardInterrupt"
     first, second = notebook.cells
-    assert {output.name for output in first.outputs} == {"stdout"}, "neither a traceback nor a bar on stderr"
-    _, rest = "".join(output.text for output in first.outputs).rstrip("\n").split("\n")
+    script, *texts = first.outputs
+    assert set(script.data) == {runner.SCRIPT}
+    assert {output.name for output in texts} == {"stdout"}, "neither a traceback nor a bar on stderr"
+    _, rest = "".join(output.text for output in texts).rstrip("\n").split("\n")
     assert "step:  33%" in rest
     assert re.search(r"\r +\rinterrupted", rest), "the bar is wiped out first"
     assert second.outputs == []
@@ -259,5 +262,8 @@ def test_what_is_stored_is_clean_and_a_run_that_fails_is_not_stored(tmp_path, mo
     notebook = nbformat.read(good, as_version=4)
     shown = notebook.cells[1]
     assert (shown.id, shown.metadata, shown.execution_count) == ("mine", {"tags": ["t"]}, 1)
-    assert [output.output_type for output in shown.outputs] == ["stream", "display_data", "execute_result"]
+    assert [output.output_type for output in shown.outputs] == ["stream", *["display_data"] * 3, "execute_result"]
+    _, _, picture, line, _ = shown.outputs
+    assert set(picture.data) == {"image/png"}
+    assert line.data["text/html"].startswith("<p>Largest curvature: <b>0.5</b>")
     assert shown.outputs[0].text == "before\nafter\n"

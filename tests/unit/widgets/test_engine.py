@@ -1,6 +1,8 @@
 """A picture draws only what moves, a failing update comes out, and a cell that is run again frees what it showed."""
 
+import base64
 import gc
+import io
 import weakref
 from types import SimpleNamespace
 
@@ -9,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from ipywidgets.widgets.widget import _instances
+from PIL import Image
 
 from lcnn_utils.widgets import engine
 
@@ -50,6 +53,23 @@ def test_show(channels):
     engine.show(artist, image)
     expected = image[0] if channels == 1 else image.permute(1, 2, 0)
     np.testing.assert_array_equal(artist.get_array(), expected)
+
+
+def test_what_is_stored_beside_the_view():
+    box = counter(lambda n: f"n = <b>{n}</b> & 2 < 3")
+    bundle = box._repr_mimebundle_()
+    assert "application/vnd.jupyter.widget-view+json" in bundle
+    pngs = base64.b64decode(bundle["image/png"]), box.children[-2].value
+    stored, drawn = (np.asarray(Image.open(io.BytesIO(png)).convert("RGB"), float) for png in pngs)
+    assert np.abs(stored - drawn).mean() < 2
+    assert 'alt="n = 1 &amp; 2 &lt; 3"' in bundle["text/html"]
+
+
+def test_a_slider_has_round_values_and_those_asked_for():
+    slider = engine.log_slider(0.3, 0.01, 100, "β", [0.1 + 0.2, 7.77])
+    assert [label for label, value in slider.options if 0.8 <= value <= 2.5] == ["0.8", "1", "1.2", "1.5", "2", "2.5"]
+    assert [slider.options[i][1] for i in (0, -1)] == [0.01, 100]
+    slider.value = 7.77
 
 
 class Model:
