@@ -65,8 +65,9 @@ error = lambda accuracy, n: (accuracy * (1 - accuracy) / n).sqrt()
     },
 )
 def standard_error(accuracy: Tensor, n: int) -> Tensor:
-    """f(accuracy, n) → the standard error √(p(1 − p)/n) of each accuracy p, a share of n images: accuracy (K,), n a
-    number. Solution: the formula itself; ``lcnn_utils.attacks.wilson`` is the better interval near 0 and 1."""
+    """f(accuracy, n) → the standard error of each accuracy (K,): the standard deviation of a mean of n answers, each
+    right (1) with that probability, else wrong (0). Solution: √(p(1 − p)/n) for accuracy p; near 0 and 1
+    ``lcnn_utils.attacks.wilson`` is the better interval."""
     return error(accuracy, n)
 
 
