@@ -3,7 +3,8 @@
 # The first of them makes .venv with the exact versions of requirements.lock, each file checked by its hash (about 3 GB
 # to download, 6 GB on disk); after that everything starts at once, until requirements.lock or pyproject.toml changes.
 #
-#   make lab LAB_ARGS="--no-browser --port 9999"   passed to `lcnn lab`, which hands what it doesn't know to Jupyter
+#   make lab LAB_ARGS=--read                       the originals, with their outputs; --instructor: with the solutions
+#   make lab LAB_ARGS="--no-browser --port 9999"   what `lcnn lab` doesn't know goes to Jupyter
 #   make figures FIGURES_ARGS="--only NAME"        only this figure or table, with what is made together with it
 #   make test PYTHON=python3.13                    the Python (3.11 or newer) that .venv is made from
 #   make test PY=python                            use that Python as it is and make no .venv: for an active conda
@@ -23,7 +24,7 @@ endif
 help: ## list the targets
 	@awk 'BEGIN { FS = ":.*## " } /^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
-lab: $(READY) ## open JupyterLab on notebook 01
+lab: $(READY) ## open JupyterLab on your own copy of notebook 01, in my_notebooks/
 	@$(PY) -m lcnn_utils lab $(LAB_ARGS)
 
 test: $(READY) ## lint, types, unit tests, every notebook, the browser test

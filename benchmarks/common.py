@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from lcnn_utils.lab import write_text
+from lcnn_utils.files import write_text
 from lcnn_utils.measurements.evaluate import provenance
 from lcnn_utils.measurements.paper import timed_in_turn
 

@@ -1,4 +1,4 @@
-"""What every room asks of the machine: device, folders, threads, files written safely, the start of a notebook.
+"""What every room asks of the machine: device, folders, threads, the start of a notebook.
 
 Environment variables: ``LCNN_DATA`` and ``LCNN_STORE``, folders of the datasets and of what is trained (default:
 ``data/`` of the project); ``LCNN_DEVICE`` (default: a GPU when there is one); ``LCNN_FAST=1`` for smaller settings.
@@ -6,15 +6,13 @@ Environment variables: ``LCNN_DATA`` and ``LCNN_STORE``, folders of the datasets
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import difflib
 import os
 import sys
 import time
 import traceback
-import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,8 +20,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-CLONE = Path(__file__).resolve().parent.parent
-PROJECT = CLONE if (CLONE / "notebooks").is_dir() else Path.cwd()  # where a wheel is at work
+from .files import CLONE, PROJECT
 
 
 def data_root(root: str | Path | None = None) -> Path:
@@ -63,30 +60,6 @@ def one_thread() -> None:
     """One thread for torch, unless OMP_NUM_THREADS is set: small nets gain little from a second, which spins."""
     if "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(1)
-
-
-@contextlib.contextmanager
-def atomic_path(path: Path, way_out: str = "set LCNN_STORE to a folder of yours") -> Iterator[Path]:
-    """Yield a temporary path beside ``path``; rename it to ``path`` on success, delete it on failure. No reader ever
-    sees a half-written file (OSError: the folder can't be written or the disk is full; names it and the way out)."""
-    temporary = path.with_name(f".{path.stem}-{uuid.uuid4().hex[:8]}{path.suffix}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        yield temporary
-        os.replace(temporary, path)
-    except OSError as error:
-        reason = f"cannot write {path} ({error.strerror}): free some space, or {way_out}"
-        raise type(error)(error.errno, reason) from error
-    finally:
-        with contextlib.suppress(OSError):  # replaced, or never made
-            temporary.unlink()
-
-
-def write_text(path: Path, text: str, way_out: str = "choose another folder") -> Path:
-    """Write ``text`` to ``path`` in UTF-8, whole or not at all; see :func:`atomic_path`."""
-    with atomic_path(path, way_out) as temporary:
-        temporary.write_text(text, encoding="utf-8")
-    return path
 
 
 def check_choice(name: str, known: list[str] | tuple[str, ...], kind: str) -> str:

@@ -9,20 +9,21 @@ import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import tyro
 from tyro.conf import Positional, Suppress
 
+from ..files import PROJECT
+from .copies import make_copies
+
 if TYPE_CHECKING:
     from ..training import Recipe
 
 Names = tuple[str, ...]
-CLONE = Path(__file__).resolve().parents[2]
-PROJECT = CLONE if (CLONE / "notebooks").is_dir() else Path.cwd()  # as in ``lab``, which imports torch
-FIRST_NOTEBOOK = "notebooks/01_softplus_and_beta.ipynb"
+FIRST_NOTEBOOK = "01_softplus_and_beta.ipynb"
 METRICS = ["accuracy", "curvature", "margin_curvature", "seconds"]
 
 
@@ -33,31 +34,45 @@ def has_display(environ: Mapping[str, str], platform: str) -> bool:
     return not platform.startswith("linux") or bool(environ.get("DISPLAY") or environ.get("WAYLAND_DISPLAY"))
 
 
-def lab_command() -> list[str]:
-    """What starts JupyterLab on the first notebook."""
+def lab_command(folder: str = "notebooks") -> list[str]:
+    """What starts JupyterLab on the first notebook of a folder, with our rules for what is saved (:mod:`.contents`)."""
     command = [sys.executable, "-m", "jupyterlab", f"--ServerApp.root_dir={PROJECT}"]
-    command.append(f"--LabApp.default_url=/lab/tree/{FIRST_NOTEBOOK}")
-    command.append("--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate")  # the versions are locked
+    command.append("--ServerApp.contents_manager_class=lcnn_utils.cli.contents.Contents")
+    command.append(f"--LabApp.default_url=/lab/tree/{folder}/{FIRST_NOTEBOOK}")
     return command + (["--allow-root"] if hasattr(os, "geteuid") and os.geteuid() == 0 else [])
+
+
+def lab_environment() -> dict[str, str]:
+    """The environment it starts in: with ``labconfig/``, whose settings ask no question about news."""
+    config = [str(Path(__file__).parent), os.environ.get("JUPYTER_CONFIG_PATH")]
+    return os.environ | {"JUPYTER_CONFIG_PATH": os.pathsep.join(filter(None, config))}
 
 
 @dataclass(frozen=True)
 class Lab:
-    """Open JupyterLab on the first notebook. All options go to Jupyter, such as --port 9999 or --no-browser."""
+    """Open JupyterLab on the first of your own copies of the notebooks, in my_notebooks: they are never overwritten.
 
+    All other options go to Jupyter, such as --port 9999 or --no-browser.
+    """
+
+    read: bool = False  # open the originals in notebooks, with their outputs; they can be run, but not changed
+    instructor: bool = False  # open copies with solutions and answers, in instructor_notebooks
     extra: Suppress[Names] = ()
 
     def run(self) -> int:
-        if not (PROJECT / FIRST_NOTEBOOK).is_file():
-            raise FileNotFoundError(f"{FIRST_NOTEBOOK} is not in {PROJECT}: clone the project, pip install -e . there")
-        command = lab_command()
+        if not (PROJECT / "notebooks" / FIRST_NOTEBOOK).is_file():
+            raise FileNotFoundError(f"no notebooks in {PROJECT}: clone the project, and there: pip install -e .")
+        folder = "notebooks" if self.read else "instructor_notebooks" if self.instructor else "my_notebooks"
+        if not self.read:
+            make_copies(PROJECT, PROJECT / folder, instructor=self.instructor)
+        command = lab_command(folder)
         if not has_display(os.environ, sys.platform):
             command.append("--no-browser")
             print("open the URL printed below", flush=True)
         command += self.extra
         if os.name == "posix":  # this process turns into Jupyter, so that Ctrl-C and kill reach it
-            os.execv(command[0], command)
-        return subprocess.call(command)
+            os.execve(command[0], command, lab_environment())
+        return subprocess.call(command, env=lab_environment())
 
 
 @dataclass(frozen=True)
@@ -169,7 +184,8 @@ class Results:
 
     def run(self) -> int:
         from ..experiments import results
-        from ..lab import check_choice, write_text
+        from ..files import write_text
+        from ..lab import check_choice
         from ..training import DATASETS
 
         runs = results()
@@ -230,6 +246,28 @@ class Ship:
         from ..measurements.ship import ship_all
 
         ship_all(self.portfolio)
+        return 0
+
+
+@dataclass(frozen=True)
+class Grade:
+    """Run every notebook below a folder and judge its exercises, into a CSV file: passed, tried or not tried.
+
+    Each runs in a process of its own, in fast mode, without the network; none can stop the others. They run as you:
+    grade what strangers hand in on a machine, or in a container, that holds nothing else.
+
+    lcnn grade submissions --seconds 300
+    """
+
+    folder: Positional[Path]  # the submissions; subfolders are searched, too
+    csv: Path | None = None  # where the results go; FOLDER/grades.csv
+    seconds: float = 600  # that one notebook may take
+    jobs: int | None = None  # notebooks at a time; one for each core
+
+    def run(self) -> int:
+        from .grade import grade
+
+        grade(self.folder, self.csv or self.folder / "grades.csv", self.seconds, self.jobs)
         return 0
 
 
@@ -324,11 +362,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130
 
 
-def parse(argv: Sequence[str]) -> Lab | Train | Sweep | Results | Evaluate | Ship | Figures | Doctor | Data:
+def parse(argv: Sequence[str]) -> Lab | Train | Sweep | Results | Evaluate | Ship | Grade | Figures | Doctor | Data:
     """The command that ``argv`` asks for; a mistake in it ends the program with tyro's explanation and status 2."""
-    commands = Lab | Train | Sweep | Results | Evaluate | Ship | Figures | Doctor | Data
+    commands = Lab | Train | Sweep | Results | Evaluate | Ship | Grade | Figures | Doctor | Data
     about = "LCNN Lab: low-curvature neural networks, taught and reproduced."
     if list(argv[:1]) != ["lab"]:
         return tyro.cli(commands, prog="lcnn", description=about, args=argv)
-    _, extra = tyro.cli(commands, prog="lcnn", description=about, args=argv, return_unknown_args=True)
-    return Lab(tuple(extra))
+    lab, extra = tyro.cli(Lab, prog="lcnn lab", args=argv[1:], return_unknown_args=True)
+    return replace(lab, extra=tuple(extra))

@@ -14,7 +14,8 @@ from jupyter_client.kernelspec import KernelSpecManager
 from packaging.requirements import Requirement
 
 from .. import data
-from ..lab import PROJECT, data_root, pick_device, store_root
+from ..files import PROJECT
+from ..lab import data_root, pick_device, store_root
 
 Check = tuple[str, bool | None, str, str]
 REINSTALL = f"{sys.executable} -m pip install -r {PROJECT / 'requirements.lock'}"

@@ -20,7 +20,8 @@ from tqdm import tqdm
 
 from ..experiments.results import RESULTS
 from ..figures.style import save, save_table
-from ..lab import PROJECT, check_choice, one_thread, use_style, write_text
+from ..files import PROJECT, write_text
+from ..lab import check_choice, one_thread, use_style
 from ..measurements.paper import NAME, datasets
 from . import figure_steps
 

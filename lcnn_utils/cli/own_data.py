@@ -18,7 +18,8 @@ from torchvision.models import get_model, list_models
 from ..data import Images, image_folder
 from ..figures import own_network as figures
 from ..figures.style import METHOD, save
-from ..lab import check_choice, pick_device, store_root, use_style, write_text
+from ..files import write_text
+from ..lab import check_choice, pick_device, store_root, use_style
 from ..measurements.own_network import report
 from ..nn import softened, to_low_curvature
 from ..training import METHODS, Training, fit

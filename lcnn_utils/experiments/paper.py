@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from ..lab import PROJECT
+from ..files import PROJECT
 from .intervals import CONFIDENCE, MISSING, Interval, difference_interval, ratio_interval
 from .results import GEOMETRY, has, measured
 

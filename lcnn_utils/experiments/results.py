@@ -15,7 +15,8 @@ from typing import Any
 import pandas as pd
 from filelock import FileLock
 
-from ..lab import PROJECT, atomic_path, store_root, write_text
+from ..files import PROJECT, atomic_path, write_text
+from ..lab import store_root
 from ..training import METHODS, SCALES
 
 RESULTS = PROJECT / "data" / "results"

@@ -20,7 +20,8 @@ import pandas as pd
 from torch import nn
 
 from ..curvature import geometry
-from ..lab import PROJECT, pick_device, store_root, write_text
+from ..files import PROJECT, write_text
+from ..lab import pick_device, store_root
 from ..nn import refresh_norms
 from ..training import Recipe, accuracy, build, fit_recipe, run_name, samples, state_path
 from ..training.batches import Device

@@ -121,23 +121,6 @@ def robust_accuracy(frame: pd.DataFrame, colours: dict[str, tuple[str, str]]) ->
     return figure
 
 
-def radii(frame: pd.DataFrame, colours: dict[str, tuple[str, str]]) -> Figure:
-    """Certified radius of each image against PGD's smallest step. Columns: net, certified, attacked (pixel units)."""
-    figure, axis = plt.subplots(figsize=(5.2, 4.2))
-    shown = frame[(frame.certified > 0) & np.isfinite(frame.attacked)]
-    for net, (colour, marker) in colours.items():
-        part = shown[shown.net == net]
-        axis.loglog(part.attacked, part.certified, marker, markersize=3, alpha=0.6, color=colour, label=net)
-    ends = np.array([shown.certified.min() / 1.5, shown.attacked.max() * 1.3] if len(shown) else [1e-3, 1])
-    axis.fill_between(ends, ends, ends[1], color="0.85", linewidth=0)
-    axis.plot(ends, ends, color="0.3", linewidth=1)
-    axis.annotate("an attack inside\na certified ball", (ends[0] * 1.2, ends[1] / 1.3), fontsize=8, va="top")
-    axis.set(xlim=ends, xlabel="PGD's smallest successful step (L2, pixel units)")
-    axis.set(ylim=ends, ylabel="certified radius (L2, pixel units)")
-    axis.legend(loc="lower right")
-    return figure
-
-
 def moons_balls(frame: pd.DataFrame, fields: pd.DataFrame, titles: Sequence[str]) -> Figure:
     """Certified balls on two moons and the steps PGD found, a panel a net; frames of ``measurements.moons_balls``."""
     nets = frame.net.unique()

@@ -141,25 +141,6 @@ def clips(frame: pd.DataFrame, gamma: float) -> Figure:
     return figure
 
 
-def slopes(frame: pd.DataFrame) -> Figure:
-    """1/σ of every channel of every BatchNorm. Columns: method, layer, slope, gamma (nan where there is none)."""
-    layers = list(frame.layer.unique())
-    figure, axis = plt.subplots(figsize=(9, 3.6))
-    for shift, (method, part) in zip((-0.18, 0.18), frame.groupby("method", sort=False), strict=False):
-        style = look(str(method))
-        place = part.layer.map(layers.index) + shift
-        axis.plot(place, part.slope, linestyle="none", alpha=0.6, markeredgewidth=0, markersize=4, **style)
-        limits = part.gamma.groupby(place).first().dropna()
-        if len(limits):
-            label = f"γ of the {style['label']}"
-            axis.plot(limits, "_", color="black", markersize=16, markeredgewidth=2, label=label)
-    axis.set_ylabel("1/σ of a channel")
-    log_axis(axis, "y")
-    axis.set_xticks(range(len(layers)), layers, rotation=35, ha="right", fontsize=8)
-    legend_beside(axis)
-    return figure
-
-
 def gamma(frame: pd.DataFrame) -> Figure:
     """Accuracy, curvature and slope of nets against γ, the first kind of statistics in full lines.
     ``frame``: columns method, statistics, gamma, accuracy (share, of a task with ten classes), curvature, grad_norm."""
@@ -193,7 +174,8 @@ def residual(frame: pd.DataFrame) -> Figure:
         axis.set(yscale="log", xlabel="residual blocks n", ylabel=name)
     for (_, part), colour in zip(frame.groupby("block", sort=False), CYCLE, strict=False):
         left.plot(part.groupby("blocks").bound.first(), color=colour, linewidth=1, linestyle=":")
-    left.plot([], [], color="0.4", linewidth=1, linestyle=":", label="bound 2ⁿ (sum), 2^(−n/2) (average)")
+    left.plot([], [], color="0.4", linewidth=1, linestyle=":", label="bound")
+    left.set_ylim(frame.slope.min() / 10, 1e6)
     left.legend(title=f"median and range of {frame.seed.nunique()} stacks")
     right.get_legend().remove()
     return figure

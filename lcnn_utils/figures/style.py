@@ -22,7 +22,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator, PercentFormatter
 
 from .. import __version__
-from ..lab import PROJECT, atomic_path
+from ..files import PROJECT, atomic_path
 
 METHOD = {  # name: (label, colour, marker)
     "standard": ("Standard", "#0173b2", "o"),

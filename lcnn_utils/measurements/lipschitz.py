@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ..curvature import geometry
+from ..lab import track
 from ..nn import LipschitzBatchNorm2d
 from ..training import accuracy
 from .curvature import layer_calls
@@ -70,7 +71,7 @@ def gamma_frame(
     curvature, grad_norm: medians of the margin's C and ‖∇f‖ over its first ``images``."""
     x, y = test
     parts = []
-    for (method, model), gamma, statistics in itertools.product(models.items(), gammas, STATISTICS):
+    for (method, model), gamma, statistics in track(list(itertools.product(models.items(), gammas, STATISTICS)), "γ"):
         net = with_gamma(model, gamma, None if statistics == "as trained" else train)
         slopes = {layer: norm.lipschitz_constant().item() for layer, (_, norm, _) in conv_layers(net, x).items()}
         g = geometry(net, x[:images], y[:images], scalar="margin", tol=0.05)

@@ -16,7 +16,8 @@ from filelock import FileLock, Timeout
 from safetensors.torch import save
 from torch import Generator, Tensor, nn
 
-from ..lab import atomic_path, store_root
+from ..files import atomic_path
+from ..lab import store_root
 from .recipe import Recipe, Training
 
 GONE = {"penalty_eval": False, "published": False, "channels_last": None}  # older recipes' fields, as all had them

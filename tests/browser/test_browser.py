@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Locator, Page, expect, sync_playwright
 
-from lcnn_utils.cli.commands import lab_command
+from lcnn_utils.cli.commands import lab_command, lab_environment
 
 NOTEBOOKS = Path(__file__).parents[2] / "notebooks"
 pytestmark = pytest.mark.slow
@@ -25,8 +25,6 @@ SECONDS = 120  # that anything here may take
 IS_ROOT = hasattr(os, "geteuid") and os.geteuid() == 0
 FLAGS = ["--disable-gpu", "--disable-background-networking", "--disable-dev-shm-usage"]
 SETTINGS = {
-    # no question about news over the page, no look for updates
-    "@jupyterlab/apputils-extension/notification": {"fetchNews": "false", "checkForUpdates": False},
     # every cell is rendered, not only those on the screen
     "@jupyterlab/notebook-extension/tracker": {"windowingMode": "none"},
 }
@@ -39,6 +37,7 @@ READY = """() => {
 def environment(home: Path) -> dict[str, str]:
     """An environment in which JupyterLab sees nothing of the user's own, with our settings in it."""
     env = {name: value for name, value in os.environ.items() if not name.startswith(("JUPYTER", "IPYTHON", "LCNN_"))}
+    env["JUPYTER_CONFIG_PATH"] = lab_environment()["JUPYTER_CONFIG_PATH"]
     for name in ("CONFIG_DIR", "DATA_DIR", "RUNTIME_DIR"):
         env[f"JUPYTER_{name}"] = str(home / name.lower())
     for name in ("SETTINGS_DIR", "WORKSPACES_DIR"):
@@ -144,6 +143,7 @@ def test_sliders(page, url):
     open_notebook(page, url, "01_softplus_and_beta.ipynb")
     cell = cell_with(page, "beta_explorer()")
     run(page, cell)
+    assert page.locator(".Toastify__toast, .jp-Dialog").count() == 0, "nothing is asked"
     image, handles = cell.locator("img.widget-image"), cell.locator(".noUi-handle")
     image.wait_for()
     picture = image.screenshot()

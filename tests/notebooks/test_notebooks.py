@@ -29,7 +29,7 @@ UNWANTED = {
 }
 ROWS = ["You will be able to", "Time", "Runs in", "Data", "Before", "Words", "Paper"]  # of the card
 MAX_WORDS = 2_000
-CURIOUS = re.compile(r"^## .*?For the curious.*?(?=^## |\Z)", re.MULTILINE | re.DOTALL)
+CURIOUS = re.compile(r"^## [^\n]*For the curious.*?(?=^## |\Z)", re.MULTILINE | re.DOTALL)
 PREDICT = re.compile(r"\*+Predict\b[^*]*\*+")
 NO_WORDS = re.compile(r"\$[^$]*\$|<[^>]*>|\]\([^)]*\)|[^\w\s]")  # formulas, tags, addresses, signs
 NAN = re.compile(r"\bnan\b", re.IGNORECASE)

@@ -10,7 +10,8 @@ import torch
 from helpers import files_of_at_most
 
 from lcnn_utils import lab
-from lcnn_utils.lab import atomic_path, check_choice, write_text
+from lcnn_utils.files import atomic_path, write_text
+from lcnn_utils.lab import check_choice
 
 
 @pytest.fixture(autouse=True)

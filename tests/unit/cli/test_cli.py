@@ -51,17 +51,26 @@ def test_the_examples_of_the_help_are_commands(command):
 # ---- lcnn lab ----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("seen", [True, False])
-def test_lab_becomes_jupyter_with_what_it_is_given(seen, monkeypatch):
-    started = []
+@pytest.mark.parametrize(
+    ("mode", "seen", "folder"),
+    [
+        ([], True, "my_notebooks"),
+        (["--read"], False, "notebooks"),
+        (["--instructor"], True, "instructor_notebooks"),
+    ],
+)
+def test_lab_becomes_jupyter_with_what_it_is_given(mode, seen, folder, monkeypatch):
+    started, made = [], []
+    monkeypatch.setattr(cli, "make_copies", lambda _, folder, instructor: made.append((folder.name, instructor)))
     monkeypatch.setattr(cli, "has_display", lambda *_: seen)
-    monkeypatch.setattr(cli.os, "execv", lambda _, command: sys.exit(started.append(command)))
+    monkeypatch.setattr(cli.os, "execve", lambda _, command, environment: sys.exit(started.append(command)))
     given = ["--port", "9999", "-y"]
     with pytest.raises(SystemExit):
-        cli.main(["lab", *given])
+        cli.main(["lab", *mode, *given])
     (command,) = started
+    assert made == ([] if folder == "notebooks" else [(folder, folder == "instructor_notebooks")])
     assert command[:3] == [sys.executable, "-m", "jupyterlab"]
-    assert "--LabApp.default_url=/lab/tree/notebooks/01_softplus_and_beta.ipynb" in command
+    assert f"--LabApp.default_url=/lab/tree/{folder}/01_softplus_and_beta.ipynb" in command
     assert command[-3:] == given
     assert ("--no-browser" in command) == (not seen)
     assert not any("token" in part or "ip=" in part for part in command), "Jupyter's safe defaults"

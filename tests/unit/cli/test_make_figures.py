@@ -15,7 +15,7 @@ import pytest
 
 from lcnn_utils.cli import commands, figure_steps, make_figures
 from lcnn_utils.cli.make_figures import Entry, entries, make, run, write_page
-from lcnn_utils.lab import PROJECT
+from lcnn_utils.files import PROJECT
 from lcnn_utils.measurements import bound, curvature
 
 FIGURE, TABLE = {"png", "svg", "json"}, {"csv", "md", "tex", "json"}

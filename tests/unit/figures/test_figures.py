@@ -171,7 +171,6 @@ KNOBS = every(knob=("sharpness β", "slope ×"), layer=("1", "3"), value=(0.1, 1
 NORMS = every(stride=(1, 2), size=(4, 8), kernel=(0, 1, 2), estimate=tuple(lipschitz.ESTIMATE))
 SPECTRA = every(method=NETS[:2], operator=("convolution", "then BatchNorm"), layer=("stem", "block 1 conv 1",
                 "block 1 conv 2", "block 2 shortcut"), share=(0.2, 0.6, 1.0))  # fmt: skip
-SLOPES = every(method=NETS[:2], layer=("stem", "block 1 conv 1"), channel=range(4), gamma=(5.0,))
 GAMMAS = every(method=("lcnn", "minimal"), statistics=("as trained", "again"), gamma=(1.0, 10.0), layer=("a", "b"))
 STACKS = every(block=tuple(lipschitz.BLOCK), seed=(0, 1), blocks=(1, 2, 3)).assign(bound=2.0)
 TAYLOR = every(order=(1, 2), length=(1e-3, 1e-2, 1e-1))
@@ -199,7 +198,6 @@ FIGURES = {
         positive(every(net=("Standard", "LCNN, MLP"), sample=range(9)), total=9.0, softmax=3.0, activations=1.0)
     ],
     bound.robust_accuracy: lambda: [CERTIFIED, COLOURS],
-    bound.radii: lambda: [every(net=tuple(COLOURS), certified=(0.0, 0.1), attacked=(0.4, np.inf)), COLOURS],
     bound.moons_balls: lambda: [
         pd.concat([points().assign(net=net) for net in "ab"]),
         fields("net", ("a", "b")),
@@ -212,7 +210,6 @@ FIGURES = {
     lipschitz.training_norms: lambda: [positive(every(epoch=(1, 4), layer=("a", "b")), error=1e-3), 0.3],
     lipschitz.spectra: lambda: [SPECTRA.assign(value=2 - SPECTRA.share)],
     lipschitz.clips: lambda: [positive(every(rule=tuple(lipschitz.RULE), channel=(0, 1)), slope=1.0), 3.0],
-    lipschitz.slopes: lambda: [positive(SLOPES, slope=3.0).assign(gamma=[np.nan] * 8 + [5.0] * 8)],
     lipschitz.gamma: lambda: [positive(GAMMAS, curvature=5.0, grad_norm=1.0).assign(accuracy=0.8)],
     lipschitz.residual: lambda: [positive(STACKS, slope=1.0, signal=1.0)],
     training.training_curves: lambda: [{"standard": history(), "lcnn": history()}],

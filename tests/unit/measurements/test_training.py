@@ -51,6 +51,45 @@ def test_the_notebook_trains_nothing_on_digits():
     assert {run_name(one) for one in with_weights} <= {path.stem for path in SHIPPED.glob("*.safetensors")}
 
 
+def test_what_notebook_5_says_of_the_shipped_runs():
+    methods = measurements.runs_frame(recipe("digits", method, seed) for method in METHODS for seed in range(5))
+    mean = methods.groupby("method")[["accuracy", "curvature", "margin_curvature"]].mean()
+    assert mean.curvature[["lcnn", "softplus_wd"]].max() < mean.curvature["standard"] / 4
+    assert mean.curvature[["gradreg", "cure", "adversarial"]].min() > mean.curvature["standard"] / 2
+    assert mean.margin_curvature["lcnn"] < 0.75 * mean.margin_curvature["softplus_wd"]
+    papers = mean.accuracy.drop(["minimal", "relu"])
+    assert papers.max() - papers.min() < 0.005, "two images of 360"
+    arms = measurements.ingredient_recipes(SEEDS)
+    hard, soft, gamma_only, beta_only, _, far, farthest = arms
+    means = measurements.arms_frame(arms).groupby("arm")[["curvature", "margin_curvature", "beta"]].mean()
+    assert means.curvature[[soft, far]].max() < means.curvature[hard] / 4, "the start alone, and the penalty alone"
+    assert abs(means.margin_curvature[gamma_only] / means.margin_curvature[soft] - 1) < 0.2
+    assert means.margin_curvature[beta_only] < 0.75 * means.margin_curvature[soft]
+    assert means.beta[farthest] < 1e-3
+    assert means.margin_curvature[farthest] < 0.1
+    by_lambda = measurements.runs_frame(measurements.lambda_recipes(SEEDS)).groupby("lambda_beta")
+    assert by_lambda.accuracy.mean()[0.01] > by_lambda.accuracy.mean()[0.0] - 0.01
+    assert by_lambda.accuracy.mean()[0.3] < 0.3
+    assert by_lambda.curvature.mean()[0.1] < by_lambda.curvature.mean()[0.0] / 2
+
+
+def test_what_notebook_5_says_of_the_dead_network():
+    failures = measurements.failure_recipes(SEEDS)
+    healthy, large_beta, large_gamma, dead, longer, quarter = failures
+    accuracy = measurements.arms_frame(failures).groupby("arm").accuracy.mean()
+    assert accuracy[dead] < 0.3
+    assert accuracy[[large_beta, large_gamma, longer]].min() > 0.7
+    assert accuracy[quarter] > 0.94
+    nets = {arm: measurements.trained_net(failures[arm][0]) for arm in (healthy, dead)}
+    signal = measurements.signal_frame(nets, samples(recipe("digits", "lcnn"), "test")[0]).groupby("net").sd.last()
+    assert signal[dead] < signal[healthy] / 1000
+    gammas = measurements.trained_layers(failures[longer]).query("kind == 'gamma'")
+    assert (gammas.groupby("seed").value.max() > 10).all(), "where they began"
+    first = pd.concat([run(one, weights=False).history.assign(seed=one.seed) for one in failures[dead]])
+    assert first[first.epoch == 2].accuracy.mean() > 0.75
+    assert first[first.epoch == 4].accuracy.mean() < 0.2
+
+
 def test_layers_are_numbered_from_input_to_output():
     """Give each activation and BatchNorm, in the order in which data meets it, a value of its own; read them off."""
     one = recipe("digits", "lcnn", width=2)
