@@ -20,6 +20,7 @@ from ..files import write_text
 Notebook = dict[str, Any]
 REVEAL = "<details><summary>Read on when you have answered</summary>\n\n{}\n\n</details>"
 BLOCK = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
+MEASURED = re.compile(r"^\| Runs in \|.*", re.MULTILINE)  # on the card: no change of the notebook
 PREDICT = re.compile(r"^\*\*Predict (\d+)\.\*\*\s*(.*?)(?=\n\s*\n|\Z)", re.MULTILINE | re.DOTALL)
 
 
@@ -97,7 +98,7 @@ def make_copies(project: Path, folder: Path, *, instructor: bool = False) -> Non
     for original in sorted((project / "notebooks").glob("*.ipynb")):
         notebook = json.loads(original.read_text(encoding="utf-8"))
         section = sections.get(original.name[:2], "")
-        content = [section, *((cell["cell_type"], source(cell)) for cell in notebook["cells"])]
+        content = [section, *((cell["cell_type"], MEASURED.sub("", source(cell))) for cell in notebook["cells"])]
         version = hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
         path, number = folder / original.name, 1
         if path.exists():

@@ -129,10 +129,9 @@ def exercises(page: str | None) -> list[str]:
 
 
 def isolated(store: Path) -> dict[str, str]:
-    """An environment for kernels: fast mode, a store of their own, no datasets, no network, a core each."""
-    env = os.environ | {"LCNN_FAST": "1", "LCNN_DEVICE": "cpu", "OMP_NUM_THREADS": "1", "no_proxy": "", "NO_PROXY": ""}
-    env |= {"LCNN_STORE": str(store), "LCNN_DATA": str(store / "no-datasets")}
-    env |= {"IPYTHONDIR": str(store / "ipython")} | dict.fromkeys(("TMPDIR", "TEMP", "TMP"), str(store))
+    """An environment for kernels: a store of their own, no datasets, no network, no start-up files."""
+    env = os.environ | {"LCNN_STORE": str(store), "LCNN_DATA": str(store / "no-datasets")}
+    env |= {"IPYTHONDIR": str(store / "ipython"), "no_proxy": "", "NO_PROXY": ""}
     for name in ("http_proxy", "https_proxy", "all_proxy", "ftp_proxy"):
         env |= {name: "http://127.0.0.1:9", name.upper(): "http://127.0.0.1:9"}  # nobody listens there
     return env
@@ -153,8 +152,10 @@ def graded(file: Path, shown: str, seconds: float, root: Path) -> tuple[pd.DataF
     (store / "work").mkdir()
     report = store / "report"
     command = [sys.executable, "-m", "lcnn_utils.cli.grade", str(file), str(report)]
+    env = isolated(store) | {"LCNN_FAST": "1", "LCNN_DEVICE": "cpu", "OMP_NUM_THREADS": "1"}
+    env |= dict.fromkeys(("TMPDIR", "TEMP", "TMP"), str(store))
     quiet: dict[str, Any] = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.DEVNULL)
-    worker = subprocess.Popen(command, cwd=store / "work", env=isolated(store), start_new_session=True, **quiet)
+    worker = subprocess.Popen(command, cwd=store / "work", env=env, start_new_session=True, **quiet)
     problem = "its process was killed"
     try:
         worker.wait(seconds)

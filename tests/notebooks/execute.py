@@ -10,7 +10,6 @@ the last cell says (seconds, memory) also goes into the row "Runs in" of the not
 from __future__ import annotations
 
 import argparse
-import os
 import re
 import sys
 import tempfile
@@ -22,6 +21,7 @@ from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
 from nbformat import NotebookNode
 
+from lcnn_utils.cli.grade import isolated
 from lcnn_utils.files import write_text
 
 NOTEBOOKS = sorted((Path(__file__).resolve().parents[2] / "notebooks").glob("*.ipynb"))
@@ -62,16 +62,8 @@ def execute(path: Path, store: Path, *, fast: bool = False, folder: Path | None 
             cell.outputs, cell.execution_count = [], None
     if last:
         notebook.cells.append(nbformat.v4.new_code_cell(last))
-    env = {name: value for name, value in os.environ.items() if name != "LCNN_FAST"}
-    if fast:
-        env["LCNN_FAST"] = "1"
-    env |= {"LCNN_STORE": str(store), "LCNN_DATA": str(store / "no-datasets")}
-    env |= {"IPYTHONDIR": str(store / "ipython")}  # not the reader's own start-up files
-    env |= {"TQDM_DISABLE": "1"}  # no progress bars
+    env = isolated(store) | {"LCNN_FAST": "1" if fast else "0", "TQDM_DISABLE": "1"}  # no progress bars
     env |= {"PYDEVD_DISABLE_FILE_VALIDATION": "1"}  # a warning of the debugger that ipykernel loads
-    env |= {"no_proxy": "", "NO_PROXY": ""}
-    for name in ("http_proxy", "https_proxy", "all_proxy", "ftp_proxy"):
-        env |= {name: "http://127.0.0.1:9", name.upper(): "http://127.0.0.1:9"}  # nobody listens there
     resources = {"metadata": {"path": str(folder or path.parent)}}
     NotebookClient(notebook, timeout=TIMEOUT, kernel_name="python3", resources=resources).execute(env=env)
     return notebook

@@ -16,6 +16,7 @@ from torch.func import grad, vjp
 from torch.nn import Identity
 
 from lcnn_utils import attacks, curvature, nn, saliency
+from lcnn_utils.cli.copies import guide_sections, instructor_copy, source, tagged
 from lcnn_utils.exercises.engine import Exercise, choice_of, exercise
 from lcnn_utils.experiments import Claim
 from lcnn_utils.measurements.softplus import composition
@@ -23,7 +24,8 @@ from lcnn_utils.nn.convert import _lipschitz_from
 from lcnn_utils.nn.spectral_norm import _power
 from lcnn_utils.training.objectives import gradreg, squared_gradient
 
-NOTEBOOKS = {int(path.name[:2]): path for path in Path(__file__).parents[3].glob("notebooks/*.ipynb")}
+PROJECT = Path(__file__).parents[3]
+NOTEBOOKS = {int(path.name[:2]): path for path in PROJECT.glob("notebooks/*.ipynb")}
 PAGES = ["softplus", "curvature", "bound", "lipschitz", "training", "saliency", "attacks", "paper", "own_network"]
 EXERCISES: dict[str, Exercise] = {
     f"{page}.{name}": value
@@ -130,6 +132,21 @@ def test_the_notebook_uses_each_exercise_of_its_file(number, page):
         assert name == student
         stub = re.search(rf"^def my_{name}\((.*)\):", source, re.MULTILINE)[1].split(", ")
         assert stub == list(inspect.signature(EXERCISES[f"{page}.{name}"].reference).parameters)
+
+
+@pytest.mark.parametrize(("number", "page"), list(enumerate(PAGES, start=1)))
+def test_the_guide_answers_every_predict_and_its_solutions_pass(number, page, capsys):
+    notebook = json.loads(NOTEBOOKS[number].read_text(encoding="utf-8"))
+    copy = instructor_copy(notebook, guide_sections(PROJECT)[f"{number:02}"])
+    assert all(source(cell).startswith("*Expected answer:*") for cell in tagged(copy, "answer"))
+    code = [source(cell) for cell in copy["cells"] if cell["cell_type"] == "code"]
+    names: dict = {}
+    exec(code[0], names)
+    for cell in code:
+        if "check.use(" in cell:
+            exec(cell, names)
+    verdicts = re.findall(r"^(.) my_(\w+):", capsys.readouterr().out, re.MULTILINE)
+    assert verdicts == [("✓", name.split(".")[1]) for name in EXERCISES if name.startswith(f"{page}.")]
 
 
 # ---------------------------------------------- independent right answers: closed forms, autograd, loops, the package
