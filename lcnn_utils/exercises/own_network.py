@@ -17,20 +17,30 @@ def in_a_row(function: Callable, sigma: float, mean: Tensor, var: Tensor, eps: f
     return torch.cat([torch.as_tensor(part, dtype=torch.float64).flatten() for part in answer])
 
 
+pair = lambda *values: torch.tensor(values, dtype=torch.float64)
+
+
 @exercise(
-    inputs=[(3.0, randn(0, 4), randn(10, 4).exp(), 1e-2), (0.2, randn(1, 3), randn(11, 3).exp(), 1e-3)],
+    inputs=[(2.0, pair(1, -2), pair(4, 1), 0.1), (0.2, randn(1, 3), randn(11, 3).exp(), 1e-3)],
     mistakes={
-        "a variance is a square: divide it by σ²": lambda s, mean, var, eps: (mean / s, var / s, eps / s**2),
-        "eps is added to the variance: it has to shrink like it": lambda s, m, var, eps: (m / s, var / s**2, eps),
-        "eps is a variance, too: divide it by σ²": lambda s, mean, var, eps: (mean / s, var / s**2, eps / s),
-        "the mean of x/σ is the mean of x, over σ": lambda s, mean, var, eps: (mean, var / s**2, eps / s**2),
-        "a mean is no square: divide it by σ": lambda s, mean, var, eps: (mean / s**2, var / s**2, eps / s**2),
-        "the other way round: what comes in became smaller": lambda s, m, v, eps: (m * s, v * s**2, eps * s**2),
-        "all three change": lambda s, mean, var, eps: (mean, var, eps),
+        "a variance is a mean of squares: what becomes of it, when x is divided by σ?": lambda s, mean, var, eps: (
+            mean / s, var / s, eps / s**2
+        ),
+        "eps stands beside var, and has to shrink like it": lambda s, m, var, eps: (m / s, var / s**2, eps),
+        "eps is added to a variance: does it count in x, or in squares of x?": lambda s, mean, var, eps: (
+            mean / s, var / s**2, eps / s
+        ),
+        "what is the mean of x/σ, when that of x is mean?": lambda s, mean, var, eps: (mean, var / s**2, eps / s**2),
+        "a mean is no square": lambda s, mean, var, eps: (mean / s**2, var / s**2, eps / s**2),
+        "the other way round: the BatchNorm now reads what was divided by σ": lambda s, m, v, eps: (
+            m * s, v * s**2, eps * s**2
+        ),
+        "with the old ones, what would it give of x/σ?": lambda s, mean, var, eps: (mean, var, eps),
+        "in the order mean, var, eps": lambda s, mean, var, eps: (var / s**2, mean / s, eps / s**2),
     },
     call=in_a_row,
     compared="mean, var and eps in one row: ",
-)
+)  # fmt: skip
 def fold_norm(sigma: float, mean: Tensor, var: Tensor, eps: float) -> tuple[Tensor, Tensor, float]:
     """f(sigma, mean, var, eps) → (mean, var, eps) with which a BatchNorm gives of x/σ what it gave of x with the old
     ones: (x − mean)/√(var + eps) in each channel. mean and var are (C,), sigma > 0 is one number for all channels.
@@ -38,37 +48,82 @@ def fold_norm(sigma: float, mean: Tensor, var: Tensor, eps: float) -> tuple[Tens
     return mean / sigma, var / sigma**2, eps / sigma**2
 
 
-table = lambda **rows: tuple(torch.tensor(row, dtype=torch.float64) for row in rows.values())
-LAMBDAS = [0.15, 0.6, 0.05, 1.0, 0.3, 0.1, 0.8, 0.4, 0.2]
-TABLES = [  # in the first, each of the mistakes below chooses another λ
-    (*table(lambdas=[*LAMBDAS, 0.12], accuracy=[0.89, 0.845, 0.88, 0.4, 0.875, 0.9, 0.65, 0.868, 0.8995, 0.89]), 100),
-    (*table(lambdas=[1e-3, 1e-2, 1e-1, 1.0], accuracy=[0.980, 0.983, 0.974, 0.950]), 180),
-    (*table(lambdas=[1e-3, 1e-2, 1e-1, 1.0], accuracy=[1.0, 1.0, 0.99, 0.95]), 180),
-    (*table(lambdas=[3.0], accuracy=[0.7]), 20),
-]
 error = lambda accuracy, n: (accuracy * (1 - accuracy) / n).sqrt()
-reached = lambda lambdas, accuracy, by: lambdas[accuracy >= accuracy.max() - by]  # in the table's order
-within = lambda lambdas, accuracy, n, times=1.0: reached(lambdas, accuracy, times * error(accuracy.max(), n))
 
 
 @exercise(
-    inputs=TABLES,
+    inputs=[(pair(0.9, 0.5, 0.2), 9), (pair(0.98, 0.96, 1.0, 0.0), 180)],
     mistakes={
-        "this one is best by chance: larger ones may be as good": lambda lams, acc, n: lams[acc.argmax()],
-        "the largest of all: its accuracy is too low": lambda lams, acc, n: lams.max(),
-        "this is the smallest λ within reach, not the largest": lambda lams, acc, n: within(lams, acc, n).min(),
-        "the largest, which need not stand last": lambda lams, acc, n: within(lams, acc, n)[-1],
-        "divide by n under the root": lambda lams, acc, n: within(lams, acc, 1).max(),
-        "that is the error's square": lambda lams, acc, n: reached(lams, acc, error(acc.max(), n) ** 2).max(),
-        "one standard error, not 1.96": lambda lams, acc, n: within(lams, acc, n, 1.96).max(),
-        "the standard error of the best, not of each": lambda lams, acc, n: reached(lams, acc, error(acc, n)).max(),
+        "this is the error's square": lambda p, n: error(p, n) ** 2,
+        "of one image. How does a mean of n of them vary?": lambda p, n: error(p, 1),
+        "the error of a mean does not fall as fast as 1/n": lambda p, n: error(p, 1) / n,
+        "0.2 right is 0.8 wrong: is your error the same for both?": lambda p, n: (p / n).sqrt(),
+        "n images, not n − 1: nothing was estimated before": lambda p, n: error(p, n - 1),
+        "one standard error; a 95 % interval is longer": lambda p, n: 1.96 * error(p, n),
+        "an error for each accuracy: don't average them": lambda p, n: error(p, n).mean(),
+        "wrong answers count, too: is yours largest for an accuracy of one half?": lambda p, n: p * (1 / n) ** 0.5,
+    },
+)
+def standard_error(accuracy: Tensor, n: int) -> Tensor:
+    """f(accuracy, n) → the standard error of each accuracy (K,): the standard deviation of a mean of n answers, each
+    right (1) with that probability, else wrong (0). Solution: √(p(1 − p)/n) for accuracy p; near 0 and 1
+    ``lcnn_utils.attacks.wilson`` is the better interval."""
+    return error(accuracy, n)
+
+
+reach = lambda accuracy, by: accuracy >= accuracy.max() - by
+within = lambda accuracy, n: reach(accuracy, error(accuracy.max(), n))
+
+
+@exercise(
+    inputs=[
+        (pair(0.9, 0.8995, 0.868, 0.845, 0.8, 0.4), 100),
+        (pair(0.974, 0.980, 0.983, 0.950), 180),
+        (pair(1.0, 0.99, 1.0, 0.95), 180),
+        (pair(0.7), 20),
+    ],
+    mistakes={
+        "whose standard error, the best one's or each one's?": lambda acc, n: reach(acc, error(acc, n)),
+        "one standard error, not 1.96 of them": lambda acc, n: reach(acc, 1.96 * error(acc.max(), n)),
+        "True where an accuracy is good enough": lambda acc, n: ~within(acc, n),
+        "only the best is left: how far below it may others be?": lambda acc, n: acc == acc.max(),
+        "at 100 % the standard error is 0, and the best is no further below itself than that": lambda acc, n: (
+            acc > acc.max() - error(acc.max(), n)
+        ),
+        "compare with the best, not with the mean": lambda acc, n: acc >= acc.mean() - error(acc.max(), n),
+        "True or False for each, not the accuracies themselves": lambda acc, n: acc[within(acc, n)],
+    },
+)
+def within_one_error(accuracy: Tensor, n: int) -> Tensor:
+    """f(accuracy, n) → whether each accuracy is no further below the best one than the best one's
+    ``standard_error``: accuracy (K,), shares of the same n images; the answer (K,), booleans. Solution: one line, a
+    comparison with the best accuracy less its standard error."""
+    return within(accuracy, n)
+
+
+@exercise(
+    inputs=[
+        (pair(0.2, 0.3, 0.05, 1, 0.15, 0.1), pair(0.89, 0.875, 0.88, 0.4, 0.9, 0.885), 100),
+        (pair(1e-3, 1e-2, 1e-1, 1), pair(0.980, 0.983, 0.974, 0.950), 180),
+        (pair(1e-3, 1e-2, 1e-1, 1), pair(1.0, 1.0, 0.99, 0.95), 180),
+        (pair(3), pair(0.7), 20),
+    ],
+    mistakes={
+        "this one is best by chance: which others are as good?": lambda lams, acc, n: lams[acc.argmax()],
+        "the largest of all: is it accurate enough?": lambda lams, acc, n: lams.max(),
+        "which end of those that are good enough?": lambda lams, acc, n: lams[within(acc, n)].min(),
+        "the largest need not stand last": lambda lams, acc, n: lams[within(acc, n)][-1],
+        "nor need it stand first": lambda lams, acc, n: lams[within(acc, n)][0],
+        "this is an accuracy: which λ has it?": lambda lams, acc, n: acc[within(acc, n)].min(),
+        "this is its place in the table: which λ stands there?": lambda lams, acc, n: acc.argmax(),
+        "one λ of those that are good enough, not all of them": lambda lams, acc, n: lams[within(acc, n)],
     },
 )
 def choose_lambda(lambdas: Tensor, accuracy: Tensor, n: int) -> Tensor:
-    """f(lambdas, accuracy, n) → the largest λ whose validation accuracy is no further below the best one than the
-    best one's standard error, √(p(1 − p)/n). lambdas and accuracy are (K,), in any order; accuracies are shares, each
-    of the same n images. Solution: notebook 09, the cell that chooses λ."""
-    return within(lambdas, accuracy, n).max()
+    """f(lambdas, accuracy, n) → the largest λ whose validation accuracy is ``within_one_error`` of the best: lambdas
+    and accuracy (K,), in any order; accuracies are shares of the same n images. Solution: one line, a condition that
+    picks some of the lambdas, and their maximum."""
+    return lambdas[within(accuracy, n)].max()
 
 
-use = choice_of(fold_norm, choose_lambda)
+use = choice_of(fold_norm, standard_error, within_one_error, choose_lambda)

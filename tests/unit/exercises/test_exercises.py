@@ -43,7 +43,14 @@ OVERFLOWS = {  # answers that are nan or infinite
     "softplus.plain_stack": lambda x, beta, n: torch.log((beta * x).exp() - n) / beta,
     "softplus.centered_stack": lambda x, beta, n: torch.log((beta * x).expm1() / 2**n) / beta,
     "bound.certified_radius": lambda m, g, k: ((g**2 + 2 * k * m.clamp(min=0)).sqrt() - g) / k,
+    "attacks.margin_loss": lambda z, y: (lambda rest: rest.amax(1) - rest.gather(1, y[:, None]).squeeze(1))(
+        z.scatter(1, y[:, None], -math.inf)
+    ),
     "attacks.project": lambda step, eps: torch.stack([s / s.norm() * s.norm().clamp(max=eps) for s in step]),
+    "attacks.pgd_step": lambda x, x_adv, g, length, eps: (
+        pgd_step_by_package(x, x_adv, g / g.sum().abs(), length, eps)
+        + 0 * g / g.flatten(1).norm(dim=1)[:, None, None, None]
+    ),
 }
 MISTAKES = [(name, hint, wrong) for name, check in EXERCISES.items() for hint, wrong in check.mistakes.items()]
 MISTAKES += [(name, EXERCISES[name].wild, wrong) for name, wrong in OVERFLOWS.items()]
@@ -267,6 +274,17 @@ def pgd_step_by_package(x, x_adv, gradient, length, eps):
     return attacks.move(x, attacks.project(step, radius, "l2"), (0.0, 1.0))
 
 
+def attack_one_by_one(model, x, y, eps, lengths):
+    ends = []
+    for start, label in zip(x.split(1), y.split(1), strict=True):
+        end = start
+        for length in lengths:
+            gradient = grad(lambda at, label=label: -curvature.scalar_of(model(at), label, "margin").sum())(end)
+            end = pgd_step_by_package(start, end, gradient, length, eps)
+        ends.append(end)
+    return torch.cat(ends)
+
+
 def verdict_by_claims(low, high, at_least, at_most):
     code = {"holds": 1.0, "fails": -1.0, "open": 0.0, "one run": 0.0}
     rows = torch.stack([low, high, at_least, at_most], 1).tolist()
@@ -327,11 +345,14 @@ RIGHT = [
     ("attacks.project", lambda step, eps: torch.stack([s if s.norm() <= eps else eps * s / s.norm() for s in step])),
     ("attacks.project", lambda step, eps: attacks.project(step, torch.full((len(step),), eps).to(step), "l2")),
     ("attacks.pgd_step", pgd_step_by_package),
+    ("attacks.attack", attack_one_by_one),
     ("attacks.margin_loss", lambda logits, y: -curvature.scalar_of(logits, y, "margin")),
     ("paper.mean_curvature", lambda g, h, eps: sum(hi / (gi + eps) for gi, hi in zip(g, h, strict=True)) / len(g)),
     ("paper.inside", lambda a, s, b, t: (a - b) ** 2 <= s**2 + t**2),
     ("paper.verdict", verdict_by_claims),
     ("own_network.fold_norm", fold_norm_by_convert),
+    ("own_network.standard_error", lambda p, n: (n * p * (1 - p)) ** 0.5 / n),  # of a count, as a share
+    ("own_network.within_one_error", lambda p, n: n * (p.max() - p) ** 2 <= p.max() * (1 - p.max())),
     ("own_network.choose_lambda", chosen_by_sorting),
 ]
 
