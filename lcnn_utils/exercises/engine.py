@@ -28,10 +28,12 @@ from ..lab import check_choice
 ERRORS = {  # a part of an error's message: what it usually means
     "does not require grad": "autograd has lost track: does x require a gradient, and do you ask for the graph of it?",
     "implicitly created only for scalar": "only a number can be differentiated backward: make one of the values",
+    "Boolean value of Tensor": "`if`, min and max of Python look at one number: which function of torch does it for each?",
     "converted to": "math's functions take single numbers, torch's take tensors",
     "'tuple' object": "torch.autograd.grad returns a tuple, with one entry for each input",
     "unsupported operand type(s) for": "is one of the two a tuple? torch.autograd.grad returns one",
     "must match the size": "print the shapes: one number a sample needs further dimensions of size 1 beside images",
+    "dim must be a 2-tuple": "torch's norm takes one dimension, or two: flatten the others first",
     "shapes cannot be multiplied": "print the shapes: for A @ B the last size of A is the first of B",
 }
 SMALL = 8  # entries of an answer that is shown whole
@@ -104,7 +106,7 @@ def kind(value: Any) -> str:
 
 def shown(argument: Any) -> str:
     """An argument of a call: a small tensor's entries, otherwise what it is."""
-    if isinstance(argument, Tensor) and 0 < argument.dim() <= 2 and argument.numel() <= SMALL:
+    if isinstance(argument, Tensor) and 0 < argument.dim() and argument.numel() <= SMALL:
         return f"{written(argument)} ({str(argument.dtype).removeprefix('torch.')})"
     return "a function" if inspect.isroutine(argument) else kind(argument)
 
@@ -209,7 +211,9 @@ class Exercise:
                 f"answer in the inputs' precision, {expected.dtype}" if alike and expected.is_floating_point() else ""
             )
             if isinstance(answer, tuple):
-                hint = "a tuple, such as torch.autograd.grad returns, with an entry for each input: take it out"
+                hint = (
+                    "torch.autograd.grad returns a tuple, with an entry for each input, and max(dim) values and indices"
+                )
             elif isinstance(answer, Tensor) and answer.dim() < expected.dim():
                 hint = "too few dimensions: along which of them did you sum?"
             return f"{self.compared}expected {kind(expected)}, got {kind(answer)}", hint

@@ -49,7 +49,11 @@ def notebook(*cells):
 PAGE = notebook(
     prose("**Predict 1.** How much?"),
     prose("*Your answer:*", "answer"),
-    code(STUB.splitlines(keepends=True), outputs=[{"output_type": "stream"}], execution_count=3),
+    code(
+        f"assert lab.fast or x > 3\n{STUB}".splitlines(keepends=True),
+        outputs=[{"output_type": "stream"}],
+        execution_count=3,
+    ),
     code("%matplotlib inline\ndef my_half(x): ..."),
     prose("A half.", "reveal"),
     prose("*Your answer:*", "answer"),

@@ -420,7 +420,7 @@ def test_an_interrupt_interrupts():
         (lambda x, n: x[:2] ** n, "got a float32 tensor of shape (2,)"),
         (lambda x, n: x.double() ** n, "got a float64 tensor of shape (3,)"),
         (lambda x, n: x.double() ** n, "answer in the inputs' precision, torch.float32"),
-        (lambda x, n: (x**n,), "torch.autograd.grad returns"),
+        (lambda x, n: (x**n,), "torch.autograd.grad returns a tuple"),
         (lambda x, n: (x**n, None), "got a tuple in which a part is missing"),
         (lambda x, n: 4.0, "got a float64 number"),
         (lambda x, n: x.norm(), "too few dimensions"),
