@@ -28,7 +28,7 @@ from ..lab import check_choice
 ERRORS = {  # a part of an error's message: what it usually means
     "does not require grad": "autograd has lost track: does x require a gradient, and do you ask for the graph of it?",
     "implicitly created only for scalar": "only a number can be differentiated backward: make one of the values",
-    "Boolean value of Tensor": "`if`, min and max of Python look at one number: which function of torch does it for each?",
+    "Boolean value of Tensor": "Python's if, min and max look at one number: which of torch's does it for each?",
     "converted to": "math's functions take single numbers, torch's take tensors",
     "'tuple' object": "torch.autograd.grad returns a tuple, with one entry for each input",
     "unsupported operand type(s) for": "is one of the two a tuple? torch.autograd.grad returns one",
@@ -106,7 +106,7 @@ def kind(value: Any) -> str:
 
 def shown(argument: Any) -> str:
     """An argument of a call: a small tensor's entries, otherwise what it is."""
-    if isinstance(argument, Tensor) and 0 < argument.dim() and argument.numel() <= SMALL:
+    if isinstance(argument, Tensor) and argument.dim() > 0 and argument.numel() <= SMALL:
         return f"{written(argument)} ({str(argument.dtype).removeprefix('torch.')})"
     return "a function" if inspect.isroutine(argument) else kind(argument)
 
