@@ -24,6 +24,7 @@ margin = lambda z, y: others(z, y).amax(1) - own(z, y)
         "the attacker's sign: it grows when the network gets worse": lambda z, y: -margin(z, y),
         "this does not look at y: it has the same sign, right or wrong": lambda z, y: z.topk(2).values.diff()[:, 0],
         "logits, not probabilities: those saturate": lambda z, y: margin(z.softmax(1), y),
+        "this is cross-entropy": lambda z, y: F.cross_entropy(z, y, reduction="none"),
         "0 may be larger than all others: what is smaller than any?": lambda z, y: others(z, y, 0).amax(1) - own(z, y),
         "logits[:, y] takes a whole column for each label": lambda z, y: others(z, y).amax(1) - z[:, y],
         "(N,) less (N, 1) is (N, N): give both the same shape": lambda z, y: others(z, y).amax(1) - own(z, y)[:, None],
@@ -44,7 +45,7 @@ images = lambda *rows: torch.tensor(rows, dtype=torch.float64)[:, None, None]  #
 
 @exercise(
     inputs=[
-        (images([0.3, 0.4], [3.0, 4.0]), 1.0),
+        (torch.tensor([[0.1, 0.2, 0.2, 0.4], [1.0, 2.0, 2.0, 4.0]], dtype=torch.float64).view(2, 2, 1, 2), 1.0),
         (torch.tensor([0.2, 0.8, 1.4, 2.0]).view(4, 1, 1, 1) * randn(0, 4, 1, 3, 3), 1.0),
         (torch.zeros(2, 1, 3, 3, dtype=torch.float64), 0.5),
     ],
@@ -121,6 +122,7 @@ def climb(
         "which image is the ball's centre?": lambda *args: climb(*args, step=lambda x, *rest: uphill(rest[0], *rest)),
         "every step begins at x again": lambda model, x, y, eps, lengths: climb(model, x, y, eps, lengths[-1:]),
         "each step has its own length": lambda m, x, y, eps, n: climb(m, x, y, eps, n[:1] * len(n)),
+        "nothing has moved: what does pgd_step answer, and who keeps it?": lambda m, x, y, eps, n: x + 0,
         "return what comes after the last step": lambda m, x, y, eps, n: climb(m, x, y, eps, n[:1]),
         "backward adds to .grad what was there before": lambda *args: climb(*args, kept=1),
     },

@@ -42,7 +42,8 @@ def layer_term(jacobian: Tensor, g: Tensor, bend: Tensor) -> Tensor:
 )
 def composition(lip_g: float, curv_g: float, lip_h: float, curv_h: float) -> tuple[float, float]:
     """f(lip_g, curv_g, lip_h, curv_h) → the pair of numbers (Lip, curv) of g∘h: Lip bounds the slope ‖J‖, and curv the
-    second derivative, ‖D²g[a, b]‖ ≤ curv_g‖a‖‖b‖. Solution: the notebook's, below the hints."""
+    second derivative, ‖D²g[a, b]‖ ≤ curv_g‖a‖‖b‖. Solution: Lip = lip_g·lip_h, curv = curv_g·lip_h² +
+    lip_g·curv_h."""
     return lip_g * lip_h, curv_g * lip_h**2 + lip_g * curv_h
 
 

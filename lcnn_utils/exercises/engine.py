@@ -33,8 +33,9 @@ ERRORS = {  # a part of an error's message: what it usually means
     "'NoneType'": ".grad is None of a tensor that was computed: detach it, then let it require a gradient",
     "appears to not have been used": "the value doesn't depend on that tensor: which one did it see?",
     "scalar type": "two precisions meet: give what you make the dtype of the inputs",
-    "'tuple' object": "torch.autograd.grad returns a tuple, with one entry for each input",
-    "unsupported operand type(s) for": "is one of the two a tuple? torch.autograd.grad returns one",
+    "return_types": "max and min along a dimension return values and indices",
+    "for ^:": "Python writes a power as **",
+    "'tuple'": "torch.autograd.grad returns a tuple, with one entry for each input",
     "must match the size": "print the shapes: one number a sample needs further dimensions of size 1 beside images",
     "dim must be a 2-tuple": "torch's norm takes one dimension, or two: flatten the others first",
     "shapes cannot be multiplied": "print the shapes: for A @ B the last size of A is the first of B",
@@ -63,15 +64,13 @@ def network(seed: int, *sizes: int) -> nn.Sequential:
 
 
 def attempt(function: Callable, *arguments: Any) -> Any:
-    """A function's answer to copies of the arguments, or the error that it raises.
+    """A function's answer, or the error that it raises.
 
-    Tensors come without their graph, from any device; arrays as tensors, numbers as tensors in float64.
+    Tensors come without their graph, from any device, numbers as tensors in float64.
     """
     try:
         with torch.enable_grad():
-            answer = function(*copy.deepcopy(arguments))
-        if isinstance(answer, np.ndarray):
-            answer = torch.from_numpy(answer.copy())
+            answer = function(*arguments)
         if isinstance(answer, Real):
             answer = torch.tensor(float(answer), dtype=torch.float64)
         return answer.detach().cpu().to_dense() if isinstance(answer, Tensor) else answer
@@ -119,9 +118,16 @@ def kind(value: Any) -> str:
 
 def shown(argument: Any) -> str:
     """An argument of a call: a small tensor's entries, otherwise what it is."""
-    if isinstance(argument, Tensor) and argument.dim() > 0 and argument.numel() <= SMALL:
+    if isinstance(argument, Tensor) and argument.numel() <= SMALL:
         return f"{written(argument)} ({str(argument.dtype).removeprefix('torch.')})"
     return "a function" if inspect.isroutine(argument) else kind(argument)
+
+
+def differs(before: Any, after: Any) -> bool:
+    """Whether an argument is a tensor that has other entries after the call."""
+    if not isinstance(before, Tensor):
+        return False
+    return before.shape != after.shape or not torch.allclose(before, after, rtol=0, atol=0, equal_nan=True)
 
 
 def gaps(answer: Tensor, expected: Tensor) -> Tensor:
@@ -170,6 +176,9 @@ def joined(function: Callable, *arguments: Any) -> Any:
     answer = function(*arguments)
     if not isinstance(answer, tuple | list) or any(is_absent(part) for part in answer):
         return answer
+    for part in answer:
+        if isinstance(part, tuple):
+            return part
     parts = [torch.as_tensor(part, dtype=torch.float64) for part in answer]
     alike = all(part.shape == parts[0].shape for part in parts)
     return torch.stack(parts) if alike else torch.cat([part.flatten() for part in parts])
@@ -189,6 +198,7 @@ class Exercise:
     def __post_init__(self) -> None:
         functools.update_wrapper(cast(Callable, self), self.reference)  # for the `?` and `??` of notebooks
         self.statement, _, self.solution = " ".join((self.reference.__doc__ or "").split()).partition(" Solution: ")
+        self.__doc__ = self.statement
 
     def __repr__(self) -> str:
         return self.statement
@@ -196,18 +206,23 @@ class Exercise:
     def judge(self, student: Callable) -> tuple[bool | None, str]:
         """The verdict on a student's function: right, wrong, or None: not attempted; and the text that says so."""
         for arguments in self.inputs:
-            answer = attempt(self.call, student, *arguments)
+            given = copy.deepcopy(arguments)
+            answer = attempt(self.call, student, *given)
             if arguments is self.inputs[0] and is_stub(answer):
                 missing = " (it returned None: once written, it needs a `return`)" if answer is None else ""
                 return None, f"not attempted yet{missing}"
             named = dict(zip(inspect.signature(self.reference).parameters, arguments, strict=True))
-            expected = attempt(self.call, self.reference, *arguments)
+            expected = attempt(self.call, self.reference, *copy.deepcopy(arguments))
             problem, hint = self.examine(answer, expected, named)
+            changed = [name for name, after in zip(named, given, strict=True) if differs(named[name], after)]
+            if changed and not problem:
+                problem = f"the answer is right, but your function changes {' and '.join(changed)} itself"
+                hint = "leave what you are given as it is: work on a copy"
             if problem:
                 asked = ", ".join(f"{name} = {shown(value)}" for name, value in named.items())
                 hint = self.likely_mistake(answer, expected, arguments) or hint
                 return False, f"for {asked}:\n  {problem}" + (f"\n  hint: {hint}" if hint else "")
-        return True, f"correct on {len(self.inputs)} inputs. Compare with {self.solution}"
+        return True, f"correct on {len(self.inputs)} inputs. Compare with {self.solution.replace('``', '')}"
 
     def examine(self, answer: Any, expected: Tensor, arguments: dict[str, Any]) -> tuple[str, str]:
         """What is wrong with an answer, empty if nothing is, and a hint, empty if there is none."""
@@ -217,10 +232,12 @@ class Exercise:
             return f"expected {kind(expected)}, but it raised {message(answer)}{line}", "".join(hints[:1])
         if kind(answer) != kind(expected):
             hint = ""
-            if isinstance(answer, tuple):
-                hint = "torch.autograd.grad returns a tuple with an entry for each input, max(dim) values and indices"
+            if isinstance(answer, tuple) and not any(is_absent(part) for part in answer):
+                hint = "a tuple: of torch.autograd.grad, with an entry for each input, or of a comma too many?"
+            elif isinstance(answer, np.ndarray):
+                hint = "stay with torch"
             elif isinstance(answer, Tensor) and answer.dim() < expected.dim():
-                hint = "too few dimensions: did you sum over one, or leave a part out?"
+                hint = "several parts are asked for" if self.call is joined else "along which dimension did you sum?"
             elif isinstance(answer, Tensor) and answer.shape == expected.shape:
                 hint = f"the type of its entries is to be {expected.dtype}"
             return f"{self.compared}expected {kind(expected)}, got {kind(answer)}", hint
@@ -236,7 +253,7 @@ class Exercise:
     def likely_mistake(self, answer: Any, expected: Tensor, arguments: tuple) -> str:
         """The hint of the first known mistake that gives this answer, and not the right one; empty if there is none."""
         for hint, wrong in self.mistakes.items():
-            mistaken = attempt(self.call, wrong, *arguments)
+            mistaken = attempt(self.call, wrong, *copy.deepcopy(arguments))
             if is_mistake(answer, mistaken) and not is_mistake(expected, mistaken):
                 return hint
         return ""
