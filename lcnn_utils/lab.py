@@ -146,7 +146,7 @@ def peak_memory() -> str:
 
 def setup(*, seeds: int = 3) -> Lab:
     """Start a notebook: device, style, threads, seeds (2 at most in fast mode), all of it printed in one line. From
-    then on, interrupting a cell prints one line too, and screen readers are told what explorers show."""
+    then on, interrupting a cell prints one line too."""
     use_style()
     show_whole_cells()
     one_thread()
@@ -154,11 +154,7 @@ def setup(*, seeds: int = 3) -> Lab:
     fast = check_choice(os.environ.get("LCNN_FAST") or "0", ("0", "1"), "value of LCNN_FAST") == "1"
     lab = Lab(pick_device(), tuple(range(min(seeds, 2) if fast else seeds)), fast, time.perf_counter())
     if shell():
-        from IPython.display import display
-
         shell().set_custom_exc((KeyboardInterrupt,), say_interrupted)
-        script = CLONE / "lcnn_utils" / "widgets" / "explorers.js"
-        display({"application/javascript": script.read_text(encoding="utf-8")}, raw=True)
     mode = "on (small settings)" if fast else "off"
     print(f"torch {torch.__version__} · {lab.machine} · seeds {list(lab.seeds)} · fast mode {mode}")
     return lab

@@ -54,7 +54,7 @@ def layer_explorer(model: nn.Module, x: Tensor, y: Tensor) -> widgets.VBox:
 
     options = [(str(number), name) for number, name in enumerate(trained.index, 1)]
     layer = widgets.Dropdown(options=options, description="activation")
-    beta = beta_slider(trained.beta.iloc[0], trained.beta)
+    beta = beta_slider(trained.beta.iloc[0], [*trained.beta, *trained.beta / 2])
     slope = log_slider(1, 0.2, 5, "slope before it, times")
 
     def as_trained(change: dict) -> None:

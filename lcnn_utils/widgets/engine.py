@@ -7,11 +7,13 @@ import math
 import re
 import threading
 from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
 import ipywidgets as widgets
 import numpy as np
 from IPython import get_ipython
+from IPython.display import display
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
@@ -19,6 +21,7 @@ from PIL import Image
 from torch import Tensor
 
 DRAWING = threading.RLock()  # JupyterLab runs callbacks in threads: one at a time, and again from within itself
+SCRIPT = Path(__file__).with_name("explorers.js").read_text(encoding="utf-8")
 SHOWN: dict[str, tuple[str, list[widgets.Box]]] = {}  # by cell: its last run, and the boxes which that run showed
 ROUND = (1, 1.2, 1.5, 2, 2.5, 3, 4, 5, 6, 8)
 
@@ -59,7 +62,7 @@ class Picture:
 
 class Explorer(widgets.VBox):
     """Controls above a picture above a line of text. A notebook stores both as they were at first, for readers without
-    a running kernel; ``explorers.js``, which ``lab.setup`` runs, tells screen readers what is shown."""
+    a running kernel; ``explorers.js`` tells screen readers what is shown."""
 
     def _repr_mimebundle_(self, **options: Any) -> Any:
         *_, image, text = self.children
@@ -89,6 +92,8 @@ def explore(picture: Picture, update: Callable[..., str], **controls: widgets.Va
     box = Explorer([*controls.values(), picture.image, text])
     box.add_class("lcnn-explorer")
     close_predecessors(box)
+    if get_ipython():
+        display({"application/javascript": SCRIPT}, raw=True)
     return box
 
 
@@ -134,7 +139,9 @@ def beta_slider(value: float, others: Iterable[float] = ()) -> widgets.Selection
 def measured_slider(values: Sequence[float], value: float, description: str) -> widgets.SelectionSlider:
     """A slider over these values, and nothing between them."""
     options = [(f"{measured:.4g}", measured) for measured in values]
-    return widgets.SelectionSlider(options=options, value=value, description=description)
+    slider = widgets.SelectionSlider(options=options, value=value, description=description)
+    slider.add_class("lcnn-choices")
+    return slider
 
 
 def show(artist: AxesImage, image: Tensor) -> None:

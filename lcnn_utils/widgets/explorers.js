@@ -1,10 +1,11 @@
-// Screen readers: a slider says what it is and what it is at, as in "β = 2", and a picture the line of text below it.
+// A slider of given values takes no typed ones. Screen readers: a slider says what it is and what it is at, as in "β = 2", and a picture the line of text below it.
 if (!window.lcnnExplorers) {
   const set = (node, name, value) => node.getAttribute(name) === value || node.setAttribute(name, value);
   window.lcnnExplorers = new MutationObserver(() => {
     for (const box of document.querySelectorAll('.lcnn-explorer')) {
       for (const slider of box.querySelectorAll('.widget-slider')) {
         const [label, readout] = ['.widget-label', '.widget-readout'].map(part => slider.querySelector(part).textContent);
+        if (slider.matches('.lcnn-choices')) slider.querySelector('.widget-readout').contentEditable = 'false';
         const handle = slider.querySelector('.noUi-handle');
         set(handle, 'aria-label', label);
         set(handle, 'aria-valuetext', `${label.split(':')[0]} = ${readout}`);

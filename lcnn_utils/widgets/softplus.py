@@ -45,8 +45,8 @@ def beta_explorer() -> widgets.VBox:
             picture.draw_background()
         plain_at_0, centered_at_0 = (value.item() for value in composition(torch.zeros(1), beta, depth))
         return (
-            f"Largest curvature: <b>{beta / 4:.3g}</b>. For x = 0, {depth} softplus layer{'s' * (depth > 1)} "
-            f"put out <b>{plain_at_0:.3g}</b>, centered softplus <b>{centered_at_0:.3g}</b>."
+            f"β = {beta:g}: largest curvature <b>{beta / 4:.3g}</b>. For x = 0, after {depth} "
+            f"layer{'s' * (depth > 1)}: softplus <b>{plain_at_0:.3g}</b>, centered softplus <b>{centered_at_0:.3g}</b>."
         )
 
     span = log_slider(4, 0.1, 100, "range of x: ±")

@@ -101,8 +101,8 @@ def page() -> Iterator[Page]:
 def cell_with(page: Page, code: str) -> Locator:
     """The first code cell of the open notebook in which this stands now; it may be overwritten."""
     cells = page.locator(".jp-NotebookPanel:visible .jp-CodeCell")
-    texts = cells.locator(".cm-content").all_inner_texts()
-    return cells.nth(next(number for number, text in enumerate(texts) if code in text))
+    texts = [cell.locator(".cm-content").all_inner_texts() for cell in cells.all()]  # of a hidden input none
+    return cells.nth(next(number for number, text in enumerate(texts) if code in "".join(text)))
 
 
 def run(page: Page, cell: Locator, source: str | None = None) -> Locator:
