@@ -109,7 +109,7 @@ def lanczos_step(hvp: Callable, v: Tensor, v_before: Tensor, beta: float | Tenso
     return alpha, rest.norm(), rest / rest.norm()
 
 
-def entries(hvp: Callable, v: Tensor, steps: int) -> tuple[Tensor, Tensor]:
+def entries(hvp: Callable, v: Tensor, steps: int, step: Callable = step) -> tuple[Tensor, Tensor]:
     """The alphas and the betas of Lanczos' steps from a start of length 1, (steps,) each; the first beta is 0."""
     v_before, beta, alphas, betas = torch.zeros_like(v), torch.zeros_like(v[0]), [], []
     for _ in range(steps):
@@ -120,12 +120,13 @@ def entries(hvp: Callable, v: Tensor, steps: int) -> tuple[Tensor, Tensor]:
     return torch.stack(alphas), torch.stack(betas)
 
 
-def ritz(hvp: Callable, v: Tensor, steps: int, beside: slice = slice(1, None)) -> Tensor:
+def ritz(hvp: Callable, v: Tensor, steps: int, beside: slice = slice(1, None), step: Callable = step) -> Tensor:
     """The eigenvalues of Lanczos' matrix; eigvalsh reads its lower triangle. ``beside``: the betas that it has."""
-    alphas, betas = entries(hvp, v, steps)
+    alphas, betas = entries(hvp, v, steps, step)
     return eigvalsh(alphas.diag() + betas[beside].diag(-1))
 
 
+without_before = lambda hvp, v, *before: step(hvp, v, 0 * v, 0)
 SPECTRA_AND_STEPS = [([3.0, -7.0, 2.0, 1.0, -4.0], 3), ([9.0, -4.0, 2.0], 1), (randn(8, 30).tolist(), 9)]
 
 
@@ -137,6 +138,9 @@ SPECTRA_AND_STEPS = [([3.0, -7.0, 2.0, 1.0, -4.0], 3), ([9.0, -4.0, 2.0], 1), (r
         "only a diagonal? eigvalsh reads the lower triangle": lambda hvp, v, n: entries(hvp, unit(v), n)[0].abs().max(),
         "the first vector of the basis is no unit vector": lambda hvp, v, n: ritz(hvp, v, n).abs().max(),
         "which two vectors does each beta belong to?": lambda hvp, v, n: ritz(hvp, unit(v), n, slice(-1)).abs().max(),
+        "v, v_before and beta all move on with each step": lambda hvp, v, n: (
+            ritz(hvp, unit(v), n, step=without_before).abs().max()
+        ),
         "a step too few": lambda hvp, v, n: ritz(hvp, unit(v), n - 1).abs().max(),
         "a step too many": lambda hvp, v, n: ritz(hvp, unit(v), n + 1).abs().max(),
     },

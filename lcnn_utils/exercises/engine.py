@@ -36,7 +36,7 @@ ERRORS = {  # a part of an error's message: what it usually means
     "return_types": "max and min along a dimension return values and indices",
     "for ^:": "Python writes a power as **",
     "'tuple'": "torch.autograd.grad returns a tuple, with one entry for each input",
-    "must match the size": "print the shapes: one number a sample needs further dimensions of size 1 beside images",
+    "must match the size": "print the shapes: beside images, one number for each sample needs dimensions of size 1",
     "dim must be a 2-tuple": "torch's norm takes one dimension, or two: flatten the others first",
     "shapes cannot be multiplied": "print the shapes: for A @ B the last size of A is the first of B",
 }
@@ -184,6 +184,10 @@ def joined(function: Callable, *arguments: Any) -> Any:
     return torch.stack(parts) if alike else torch.cat([part.flatten() for part in parts])
 
 
+class Unusable(Exception):
+    """What was expected, and why an exercise's call can do nothing with what the student's function returned."""
+
+
 @dataclass(eq=False, repr=False)
 class Exercise:
     """A function for students to write; :meth:`judge` compares theirs with the reference."""
@@ -226,10 +230,13 @@ class Exercise:
 
     def examine(self, answer: Any, expected: Tensor, arguments: dict[str, Any]) -> tuple[str, str]:
         """What is wrong with an answer, empty if nothing is, and a hint, empty if there is none."""
+        if isinstance(answer, Unusable):
+            return str(answer), "stay with tensors, and keep their graph"
         if isinstance(answer, BaseException):
             line = "".join(f", in the line `{line}`" for line in student_lines(answer)[:1])
             hints = [hint for part, hint in ERRORS.items() if part in message(answer)]
-            return f"expected {kind(expected)}, but it raised {message(answer)}{line}", "".join(hints[:1])
+            wanted = "" if self.compared and line else f"expected {kind(expected)}, but "
+            return f"{wanted}it raised {message(answer)}{line}", "".join(hints[:1])
         if kind(answer) != kind(expected):
             hint = ""
             if isinstance(answer, tuple) and not any(is_absent(part) for part in answer):
@@ -238,6 +245,8 @@ class Exercise:
                 hint = "stay with torch"
             elif isinstance(answer, Tensor) and answer.dim() < expected.dim():
                 hint = "several parts are asked for" if self.call is joined else "along which dimension did you sum?"
+            elif isinstance(answer, Tensor) and answer.dim() > expected.dim():
+                hint = "too many dimensions: do two shapes broadcast against each other, or is a sum missing?"
             elif isinstance(answer, Tensor) and answer.shape == expected.shape:
                 hint = f"the type of its entries is to be {expected.dtype}"
             return f"{self.compared}expected {kind(expected)}, got {kind(answer)}", hint

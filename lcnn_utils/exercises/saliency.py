@@ -23,6 +23,15 @@ def gradient(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
     mistakes={
         "half of the map is missing: for the label, or against it?": lambda model, x, y: gradient(model, x, y).abs(),
         "this is the map of the loss": lambda m, x, y: grad(lambda p: F.cross_entropy(m(p), y, reduction="sum"))(x),
+        "this is the map of the mean loss: the label's own logit is asked for": lambda m, x, y: grad(
+            lambda p: F.cross_entropy(m(p), y)
+        )(x),
+        "this is of the probability; the logit comes before it": lambda m, x, y: grad(
+            lambda p: m(p).softmax(1).gather(1, y[:, None]).sum()
+        )(x),
+        "this is of the log-probability; the logit comes before it": lambda m, x, y: grad(
+            lambda p: m(p).log_softmax(1).gather(1, y[:, None]).sum()
+        )(x),
         "this explains the prediction, not y": lambda model, x, y: gradient(model, x, model(x).argmax(1)),
         "each map is N times too small: a mean?": lambda model, x, y: gradient(model, x, y) / len(x),
         "weighed by the pixels' values it is another method": lambda model, x, y: gradient(model, x, y) * x,

@@ -2,19 +2,20 @@
 
 import math
 from collections.abc import Callable
+from numbers import Real
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .engine import choice_of, exercise, network, randn
+from .engine import Unusable, choice_of, exercise, network, randn
 
 
 def with_derivatives(value: Any, inputs: list[Tensor]) -> Any:
-    """A number and its derivatives by the inputs in one tensor. RuntimeError: it has lost its graph."""
-    if isinstance(value, float) or (isinstance(value, Tensor) and not value.requires_grad):
-        raise RuntimeError("training can't differentiate what it returns: stay with tensors")
+    """A number and its derivatives by the inputs in one tensor. Unusable: it has lost its graph."""
+    if isinstance(value, Real) or (isinstance(value, Tensor) and not value.requires_grad):
+        raise Unusable("expected a tensor that training can differentiate, got a number without a graph")
     if not isinstance(value, Tensor) or value.numel() != 1:
         return value
     derivatives = torch.autograd.grad(value, inputs, materialize_grads=True)
@@ -31,6 +32,7 @@ trained = lambda *sizes: randn(*sizes).requires_grad_()
         "which is penalised, γ or its logarithm?": lambda b, g, lb, lg: lb * b.exp().sum() + lg * g.exp().sum(),
         "which is penalised, β or its logarithm?": lambda b, g, lb, lg: lb * b.sum() + lg * g.abs().sum(),
         "every layer counts in full: is it a mean?": lambda b, g, lb, lg: lb * b.exp().mean() + lg * g.abs().mean(),
+        "one sum for β, one for γ: their numbers of layers differ": lambda b, g, lb, lg: lb * b.exp() + lg * g.abs(),
         "which weight belongs to which sum?": lambda b, g, lb, lg: lg * b.exp().sum() + lb * g.abs().sum(),
     },
     call=lambda function, b, g, *lambdas: with_derivatives(function(b, g, *lambdas), [b, g]),

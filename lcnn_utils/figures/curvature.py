@@ -35,14 +35,14 @@ def moons(frame: pd.DataFrame, points: pd.DataFrame) -> Figure:
 def beta_maps(frame: pd.DataFrame) -> Figure:
     """Curvature of a net at several β, its boundary in white. Columns: x1, x2, beta, margin, curvature, accuracy."""
     betas = sorted(frame.beta.unique(), reverse=True)
-    size = (3.3 * len(betas) + 0.7, 3.1)
+    size = (2.6 * len(betas) + 0.7, 2.6)
     figure, axes = plt.subplots(1, len(betas), figsize=size, sharex=True, sharey=True, squeeze=False)
     for axis, beta in zip(axes[0], betas, strict=True):
         part = frame[frame.beta == beta]
         image = _curvature_map(axis, part)
         axis.set(title=f"β = {beta:g}: accuracy {part.accuracy.iloc[0]:.1%}", xlabel="x₁")
     axes[0, 0].set_ylabel("x₂")
-    figure.colorbar(image, ax=axes, label="log₁₀ C of the margin (1/unit of x)")
+    figure.colorbar(image, ax=axes, label="log₁₀ C of the margin\n(1/unit of x)")
     return figure
 
 
@@ -59,7 +59,7 @@ def _curvature_map(axis: Axes, part: pd.DataFrame) -> AxesImage:
 
 
 def curvature_distribution(frame: pd.DataFrame) -> Figure:
-    """Distribution of C_f over test images, one curve a seed, and its means against accuracy.
+    """Distribution of C_f over test images, one curve for each seed, and its means against accuracy.
     ``frame``: columns label (of METHOD), seed, curvature (1/pixel unit), accuracy (share)."""
     figure, (left, right) = plt.subplots(1, 2, figsize=(9.4, 3.6), width_ratios=(3, 2))
     for (label, _), part in frame.groupby(["label", "seed"], sort=False):

@@ -15,9 +15,12 @@ from .attacks import picture
 from .style import BY_LABEL, CYCLE, error_bars, legend_below, log_axis, look, looks, series
 
 KIND = {"random": "random η", "worst": "worst η for the gradient"}
-TITLE = {  # of the measures that are drawn
+TITLE = {  # of the measures, in figures and tables
     "relative_change": "relative change",
     "cosine": "cosine, signed",
+    "spearman": "rank correlation",
+    "top_overlap": "top overlap",
+    "ssim": "SSIM",
     "infidelity": "infidelity (share unexplained)",
 }
 

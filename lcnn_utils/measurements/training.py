@@ -118,13 +118,14 @@ def failure_recipes(seeds: Sequence[int]) -> dict[str, list[Recipe]]:
 
 
 def arms_frame(arms: dict[str, list[Recipe]]) -> pd.DataFrame:
-    """Runs of several arms: columns arm, seed, the metrics, median β and γ over layers at the end."""
+    """Runs of several arms: columns arm, seed, the metrics, at the end median β and γ over layers, the largest γ."""
     rows = []
     for arm, recipes in arms.items():
         for recipe in recipes:
             result = run(recipe, weights=False)
-            medians = layer_frame(result.history.tail(1)).groupby("kind").value.median()
-            rows.append({"arm": arm, "seed": recipe.seed} | result.metrics | medians.to_dict())
+            layers = layer_frame(result.history.tail(1)).groupby("kind").value
+            ends = layers.median().to_dict() | {"largest_gamma": layers.max()["gamma"]}
+            rows.append({"arm": arm, "seed": recipe.seed} | result.metrics | ends)
     return pd.DataFrame(rows)
 
 
@@ -141,7 +142,7 @@ def softened_frame(seeds: Sequence[int], beta: float) -> pd.DataFrame:
 def arms_table(frame: pd.DataFrame) -> pd.DataFrame:
     """A row an arm: mean ± standard deviation over seeds. ``frame``: of :func:`arms_frame`, :func:`softened_frame`."""
     columns = {"accuracy %": "accuracy", "C of the loss": "curvature", "C of the margin": "margin_curvature"}
-    columns |= {"median β": "beta", "median γ": "gamma"}
+    columns |= {"median β": "beta", "median γ": "gamma", "largest γ": "largest_gamma"}
     return means_table(frame, "arm", columns).rename(columns={"arm": ""})
 
 

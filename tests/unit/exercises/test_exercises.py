@@ -421,6 +421,7 @@ def test_an_interrupt_interrupts():
         (lambda x, n: (x**n, None), "got a tuple in which a part is missing"),
         (lambda x, n: 4.0, "got a float64 number"),
         (lambda x, n: x.norm(), "along which dimension did you sum?"),
+        (lambda x, n: x[:, None] ** n - 0 * x, "too many dimensions"),
         (lambda x, n: x**n + torch.tensor([0, 0, 1]), "expected [1, 4, 9]\n  got      [1, 4, 10]   (1 of 3 entries"),
         (lambda x, n: x**n + 1e-3, "nearly right"),
         (lambda x, n: x**n / 0, "look at nan"),
@@ -472,6 +473,15 @@ def test_answers_of_other_forms_pass_and_a_stub_may_be_without_source():
     scope = {}
     exec("def stub(x, n):\n    raise NotImplementedError", scope)
     assert power.judge(scope["stub"])[0] is None
+
+
+def test_a_number_without_a_graph_is_no_error_of_the_student():
+    check = EXERCISES["training.layer_penalty"]
+    for answer in (lambda *args: check.reference(*args).item(), lambda *args: check.reference(*args).detach()):
+        verdict, text = check.judge(answer)
+        assert verdict is False
+        assert "stay with tensors" in text
+        assert "raised" not in text
 
 
 def test_a_derivative_is_checked_where_the_value_is_right():
