@@ -21,7 +21,7 @@ from typing import Any, cast
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..lab import check_choice
 
@@ -30,6 +30,9 @@ ERRORS = {  # a part of an error's message: what it usually means
     "implicitly created only for scalar": "only a number can be differentiated backward: make one of the values",
     "Boolean value of Tensor": "Python's if, min and max look at one number: which of torch's does it for each?",
     "converted to": "math's functions take single numbers, torch's take tensors",
+    "'NoneType'": ".grad is None of a tensor that was computed: detach it, then let it require a gradient",
+    "appears to not have been used": "the value doesn't depend on that tensor: which one did it see?",
+    "scalar type": "two precisions meet: give what you make the dtype of the inputs",
     "'tuple' object": "torch.autograd.grad returns a tuple, with one entry for each input",
     "unsupported operand type(s) for": "is one of the two a tuple? torch.autograd.grad returns one",
     "must match the size": "print the shapes: one number a sample needs further dimensions of size 1 beside images",
@@ -47,6 +50,16 @@ LIBRARIES = (  # the folders of this package, of torch and its neighbours, of Py
 def randn(seed: int, *shape: int) -> Tensor:
     """Normal random numbers in float64, the same at each call."""
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def network(seed: int, *sizes: int) -> nn.Sequential:
+    """Random affine maps between these sizes, with a softplus after each but the last, in float64."""
+    layers: list[nn.Module] = [nn.Flatten()]
+    for number, (before, behind) in enumerate(itertools.pairwise(sizes)):
+        linear = nn.utils.skip_init(nn.Linear, before, behind, dtype=torch.float64)
+        linear.weight.data, linear.bias.data = randn(seed + number, behind, before), randn(seed - number - 1, behind)
+        layers += [linear, nn.Softplus(beta=5)]
+    return nn.Sequential(*layers[:-1])
 
 
 def attempt(function: Callable, *arguments: Any) -> Any:
@@ -152,12 +165,14 @@ def difference(answer: Tensor, expected: Tensor, wrong: Tensor, arguments: dict[
     return f"{texts}, entry [{index}] ({count})"
 
 
-def stacked(function: Callable, *arguments: Any) -> Any:
-    """The parts of the tuple that a function answers in one tensor (a ``call`` of an exercise)."""
+def joined(function: Callable, *arguments: Any) -> Any:
+    """The parts of the tuple that a function answers, stacked if they are alike, else in a row: an exercise's call."""
     answer = function(*arguments)
     if not isinstance(answer, tuple | list) or any(is_absent(part) for part in answer):
         return answer
-    return torch.stack([torch.as_tensor(part, dtype=torch.float64) for part in answer])
+    parts = [torch.as_tensor(part, dtype=torch.float64) for part in answer]
+    alike = all(part.shape == parts[0].shape for part in parts)
+    return torch.stack(parts) if alike else torch.cat([part.flatten() for part in parts])
 
 
 @dataclass(eq=False, repr=False)
@@ -173,11 +188,7 @@ class Exercise:
 
     def __post_init__(self) -> None:
         functools.update_wrapper(cast(Callable, self), self.reference)  # for the `?` and `??` of notebooks
-
-    @property
-    def statement(self) -> str:
-        """What is asked for: the reference's docstring without the solution."""
-        return " ".join((inspect.getdoc(self.reference) or "").split("Solution:")[0].split())
+        self.statement, _, self.solution = " ".join((self.reference.__doc__ or "").split()).partition(" Solution: ")
 
     def __repr__(self) -> str:
         return self.statement
@@ -196,8 +207,7 @@ class Exercise:
                 asked = ", ".join(f"{name} = {shown(value)}" for name, value in named.items())
                 hint = self.likely_mistake(answer, expected, arguments) or hint
                 return False, f"for {asked}:\n  {problem}" + (f"\n  hint: {hint}" if hint else "")
-        compare = " ".join((inspect.getdoc(self.reference) or "").split("Solution:")[-1].split())
-        return True, f"correct on {len(self.inputs)} inputs. Compare with {compare}"
+        return True, f"correct on {len(self.inputs)} inputs. Compare with {self.solution}"
 
     def examine(self, answer: Any, expected: Tensor, arguments: dict[str, Any]) -> tuple[str, str]:
         """What is wrong with an answer, empty if nothing is, and a hint, empty if there is none."""
@@ -206,16 +216,13 @@ class Exercise:
             hints = [hint for part, hint in ERRORS.items() if part in message(answer)]
             return f"expected {kind(expected)}, but it raised {message(answer)}{line}", "".join(hints[:1])
         if kind(answer) != kind(expected):
-            alike = isinstance(answer, Tensor) and answer.is_floating_point() and answer.shape == expected.shape
-            hint = (
-                f"answer in the inputs' precision, {expected.dtype}" if alike and expected.is_floating_point() else ""
-            )
+            hint = ""
             if isinstance(answer, tuple):
-                hint = (
-                    "torch.autograd.grad returns a tuple, with an entry for each input, and max(dim) values and indices"
-                )
+                hint = "torch.autograd.grad returns a tuple with an entry for each input, max(dim) values and indices"
             elif isinstance(answer, Tensor) and answer.dim() < expected.dim():
-                hint = "too few dimensions: along which of them did you sum?"
+                hint = "too few dimensions: did you sum over one, or leave a part out?"
+            elif isinstance(answer, Tensor) and answer.shape == expected.shape:
+                hint = f"the type of its entries is to be {expected.dtype}"
             return f"{self.compared}expected {kind(expected)}, got {kind(answer)}", hint
         gap, allowed = gaps(answer, expected), 2e-5 if expected.dtype == torch.float32 else 1e-6
         if not bool((gap > allowed).any()):

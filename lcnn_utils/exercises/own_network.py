@@ -1,46 +1,28 @@
 """The exercises of notebook 09; :mod:`lcnn_utils.exercises.engine` checks them."""
 
-from collections.abc import Callable
-from typing import Any
-
 import torch
 from torch import Tensor
 
-from .engine import choice_of, exercise, is_absent, randn
+from .engine import choice_of, exercise, joined, randn
 
-
-def in_a_row(function: Callable, sigma: float, mean: Tensor, var: Tensor, eps: float) -> Any:
-    """The three parts that a function answers as one tensor (2C + 1,)."""
-    answer = function(sigma, mean, var, eps)
-    if not isinstance(answer, tuple | list) or any(is_absent(part) for part in answer):
-        return answer
-    return torch.cat([torch.as_tensor(part, dtype=torch.float64).flatten() for part in answer])
-
-
-pair = lambda *values: torch.tensor(values, dtype=torch.float64)
+row = lambda *values: torch.tensor(values, dtype=torch.float64)
 
 
 @exercise(
-    inputs=[(2.0, pair(1, -2), pair(4, 1), 0.1), (0.2, randn(1, 3), randn(11, 3).exp(), 1e-3)],
+    inputs=[(2.0, row(1, -2), row(4, 1), 0.1), (0.2, randn(1, 3), randn(11, 3).exp(), 1e-3)],
     mistakes={
-        "a variance is a mean of squares: what becomes of it, when x is divided by σ?": lambda s, mean, var, eps: (
-            mean / s, var / s, eps / s**2
-        ),
-        "eps stands beside var, and has to shrink like it": lambda s, m, var, eps: (m / s, var / s**2, eps),
-        "eps is added to a variance: does it count in x, or in squares of x?": lambda s, mean, var, eps: (
-            mean / s, var / s**2, eps / s
-        ),
+        "var is a mean of squares: what becomes of it?": lambda s, mean, var, eps: (mean / s, var / s, eps / s**2),
+        "eps stands beside var, and has to shrink like it": lambda s, mean, var, eps: (mean / s, var / s**2, eps),
+        "does eps count in x, or in squares of x?": lambda s, mean, var, eps: (mean / s, var / s**2, eps / s),
         "what is the mean of x/σ, when that of x is mean?": lambda s, mean, var, eps: (mean, var / s**2, eps / s**2),
         "a mean is no square": lambda s, mean, var, eps: (mean / s**2, var / s**2, eps / s**2),
-        "the other way round: the BatchNorm now reads what was divided by σ": lambda s, m, v, eps: (
-            m * s, v * s**2, eps * s**2
-        ),
+        "it now reads what was divided by σ": lambda s, mean, var, eps: (mean * s, var * s**2, eps * s**2),
         "with the old ones, what would it give of x/σ?": lambda s, mean, var, eps: (mean, var, eps),
         "in the order mean, var, eps": lambda s, mean, var, eps: (var / s**2, mean / s, eps / s**2),
     },
-    call=in_a_row,
+    call=joined,
     compared="mean, var and eps in one row: ",
-)  # fmt: skip
+)
 def fold_norm(sigma: float, mean: Tensor, var: Tensor, eps: float) -> tuple[Tensor, Tensor, float]:
     """f(sigma, mean, var, eps) → (mean, var, eps) with which a BatchNorm gives of x/σ what it gave of x with the old
     ones: (x − mean)/√(var + eps) in each channel. mean and var are (C,), sigma > 0 is one number for all channels.
@@ -52,16 +34,14 @@ error = lambda accuracy, n: (accuracy * (1 - accuracy) / n).sqrt()
 
 
 @exercise(
-    inputs=[(pair(0.9, 0.5, 0.2), 9), (pair(0.98, 0.96, 1.0, 0.0), 180)],
+    inputs=[(row(0.9, 0.5, 0.2), 9), (row(0.98, 0.96, 1.0, 0.0), 180)],
     mistakes={
         "this is the error's square": lambda p, n: error(p, n) ** 2,
-        "of one image. How does a mean of n of them vary?": lambda p, n: error(p, 1),
+        "of one image: how does a mean of n vary?": lambda p, n: error(p, 1),
         "the error of a mean does not fall as fast as 1/n": lambda p, n: error(p, 1) / n,
-        "0.2 right is 0.8 wrong: is your error the same for both?": lambda p, n: (p / n).sqrt(),
+        "is yours the same for 0.2 and for 0.8?": lambda p, n: (p / n).sqrt(),
         "n images, not n − 1: nothing was estimated before": lambda p, n: error(p, n - 1),
         "one standard error; a 95 % interval is longer": lambda p, n: 1.96 * error(p, n),
-        "an error for each accuracy: don't average them": lambda p, n: error(p, n).mean(),
-        "wrong answers count, too: is yours largest for an accuracy of one half?": lambda p, n: p * (1 / n) ** 0.5,
     },
 )
 def standard_error(accuracy: Tensor, n: int) -> Tensor:
@@ -77,21 +57,18 @@ within = lambda accuracy, n: reach(accuracy, error(accuracy.max(), n))
 
 @exercise(
     inputs=[
-        (pair(0.9, 0.8995, 0.868, 0.845, 0.8, 0.4), 100),
-        (pair(0.974, 0.980, 0.983, 0.950), 180),
-        (pair(1.0, 0.99, 1.0, 0.95), 180),
-        (pair(0.7), 20),
+        (row(0.9, 0.8995, 0.868, 0.845, 0.8, 0.4), 100),
+        (row(0.974, 0.980, 0.983, 0.950), 180),
+        (row(1.0, 0.99, 1.0, 0.95), 180),
     ],
     mistakes={
         "whose standard error, the best one's or each one's?": lambda acc, n: reach(acc, error(acc, n)),
         "one standard error, not 1.96 of them": lambda acc, n: reach(acc, 1.96 * error(acc.max(), n)),
         "True where an accuracy is good enough": lambda acc, n: ~within(acc, n),
-        "only the best is left: how far below it may others be?": lambda acc, n: acc == acc.max(),
-        "at 100 % the standard error is 0, and the best is no further below itself than that": lambda acc, n: (
-            acc > acc.max() - error(acc.max(), n)
-        ),
+        "only the best: how far below may others be?": lambda acc, n: acc == acc.max(),
+        "at 100 % the error is 0: and the best itself?": lambda acc, n: acc > acc.max() - error(acc.max(), n),
         "compare with the best, not with the mean": lambda acc, n: acc >= acc.mean() - error(acc.max(), n),
-        "True or False for each, not the accuracies themselves": lambda acc, n: acc[within(acc, n)],
+        "True or False for each, not the accuracies": lambda acc, n: acc[within(acc, n)],
     },
 )
 def within_one_error(accuracy: Tensor, n: int) -> Tensor:
@@ -103,20 +80,18 @@ def within_one_error(accuracy: Tensor, n: int) -> Tensor:
 
 @exercise(
     inputs=[
-        (pair(0.2, 0.3, 0.05, 1, 0.15, 0.1), pair(0.89, 0.875, 0.88, 0.4, 0.9, 0.885), 100),
-        (pair(1e-3, 1e-2, 1e-1, 1), pair(0.980, 0.983, 0.974, 0.950), 180),
-        (pair(1e-3, 1e-2, 1e-1, 1), pair(1.0, 1.0, 0.99, 0.95), 180),
-        (pair(3), pair(0.7), 20),
+        (row(0.2, 0.3, 0.05, 1, 0.15, 0.1), row(0.89, 0.875, 0.88, 0.4, 0.9, 0.885), 100),
+        (row(1e-3, 1e-2, 1e-1, 1), row(1.0, 1.0, 0.99, 0.95), 180),
     ],
     mistakes={
-        "this one is best by chance: which others are as good?": lambda lams, acc, n: lams[acc.argmax()],
-        "the largest of all: is it accurate enough?": lambda lams, acc, n: lams.max(),
-        "which end of those that are good enough?": lambda lams, acc, n: lams[within(acc, n)].min(),
-        "the largest need not stand last": lambda lams, acc, n: lams[within(acc, n)][-1],
-        "nor need it stand first": lambda lams, acc, n: lams[within(acc, n)][0],
-        "this is an accuracy: which λ has it?": lambda lams, acc, n: acc[within(acc, n)].min(),
-        "this is its place in the table: which λ stands there?": lambda lams, acc, n: acc.argmax(),
-        "one λ of those that are good enough, not all of them": lambda lams, acc, n: lams[within(acc, n)],
+        "this one is best by chance: which others are as good?": lambda lambdas, acc, n: lambdas[acc.argmax()],
+        "the largest of all: is it accurate enough?": lambda lambdas, acc, n: lambdas.max(),
+        "which end of those that are good enough?": lambda lambdas, acc, n: lambdas[within(acc, n)].min(),
+        "the largest need not stand last": lambda lambdas, acc, n: lambdas[within(acc, n)][-1],
+        "the largest need not stand first": lambda lambdas, acc, n: lambdas[within(acc, n)][0],
+        "this is an accuracy: which λ has it?": lambda lambdas, acc, n: acc[within(acc, n)].min(),
+        "this is a place in the table: which λ stands there?": lambda lambdas, acc, n: acc.argmax(),
+        "one of those that are good enough, not all": lambda lambdas, acc, n: lambdas[within(acc, n)],
     },
 )
 def choose_lambda(lambdas: Tensor, accuracy: Tensor, n: int) -> Tensor:

@@ -11,10 +11,10 @@ from .engine import choice_of, exercise, randn
 
 
 @exercise(
-    inputs=[(randn(n, n).abs() + 0.05, 30 * randn(n + 1, n).abs(), eps) for n, eps in [(5, 0.1), (1, 0.5), (20, 0.01)]],
+    inputs=[(randn(n, n).abs() + 0.05, 30 * randn(n + 1, n).abs(), eps) for n, eps in [(5, 0.1), (20, 0.01)]],
     mistakes={
         "a quotient of means: each image has a C of its own": lambda g, h, eps: h.mean() / (g.mean() + eps),
-        "which of the two may be 0, so that eps must be added to it?": lambda g, h, eps: ((h + eps) / g).mean(),
+        "which of the two may be 0, and needs eps?": lambda g, h, eps: ((h + eps) / g).mean(),
         "eps is not used: a gradient may be 0": lambda g, h, eps: (h / g).mean(),
         "eps belongs to the denominator": lambda g, h, eps: (h / g + eps).mean(),
         "the mean, not the median": lambda g, h, eps: (h / (g + eps)).median(),
@@ -28,15 +28,13 @@ def mean_curvature(grad_norm: Tensor, hessian_norm: Tensor, eps: float) -> Tenso
     return (hessian_norm / (grad_norm + eps)).mean()
 
 
+CELLS = [[1, 2.25, 3.35, 4.15, 5.15, 9], [0.1, 0.2, 0.2, 0.2, 0.1, 2], [2, 2, 3, 4, 5, 6], [0.1, 0.2, 0.2, 0.1, 0.2, 2]]
+
+
 @exercise(
     inputs=[
-        (
-            tensor([1.0, 2.25, 3.35, 4.15, 5.15, 9.0]),
-            tensor([0.1, 0.2, 0.2, 0.2, 0.1, 2.0]),
-            tensor([2.0, 2.0, 3.0, 4.0, 5.0, 6.0]),
-            tensor([0.1, 0.2, 0.2, 0.1, 0.2, 2.0]),
-        ),
-        *[(randn(n, n), randn(n + 1, n).abs() + 0.01, randn(n + 2, n), 2 * randn(n + 3, n).abs()) for n in (60, 200)],
+        tuple(tensor(CELLS)),
+        (randn(0, 200), randn(1, 200).abs() + 0.01, randn(2, 200), 2 * randn(3, 200).abs()),
     ],
     mistakes={
         "ours may lie below theirs, too: a difference has a size": lambda a, s, b, t: a - b <= hypot(s, t),
@@ -45,7 +43,7 @@ def mean_curvature(grad_norm: Tensor, hessian_norm: Tensor, eps: float) -> Tenso
         "both have a standard deviation: their_std is not used": lambda a, s, b, t: (a - b).abs() <= s,
         "this compares a difference with a variance": lambda a, s, b, t: (a - b).abs() <= s**2 + t**2,
         "True where it is inside": lambda a, s, b, t: (a - b).abs() > hypot(s, t),
-        "inside, for each cell: don't reduce over the cells": lambda a, s, b, t: ((a - b).abs() <= hypot(s, t)).all(),
+        "for each cell: don't reduce over the cells": lambda a, s, b, t: ((a - b).abs() <= hypot(s, t)).all(),
     },
 )
 def inside(ours: Tensor, our_std: Tensor, theirs: Tensor, their_std: Tensor) -> Tensor:
@@ -61,50 +59,29 @@ def as_numbers(function: Callable, *arguments: Any) -> Any:
     return answer.double() if isinstance(answer, Tensor) else answer
 
 
-def coded(holds: Tensor, fails: Tensor) -> Tensor:
-    return holds.double() - fails.double()
-
-
+coded = lambda holds, fails: holds.double() - fails.double()
 within = lambda low, high, least, most: (least < low) & (high < most)
 outside = lambda low, high, least, most: (high <= least) | (low >= most)
-known = lambda low: low == low
-random_intervals = lambda n: (randn(n, n) - randn(n + 1, n).abs(), randn(n, n) + randn(n + 2, n).abs())
-
-
-rules = tensor([[3.5, 3.5, 3.5, -1, -inf, 1], [inf, inf, inf, 1, 1, inf]]).double().unbind()
+by_middle = lambda middle, *rules: coded(within(middle, middle, *rules), outside(middle, middle, *rules))
+rows = lambda *numbers: tensor(numbers, dtype=torch.float64)
+RULES = (rows(3.5, 3.5, 3.5, -1, -inf, 1), rows(inf, inf, inf, 1, 1, inf))
 
 
 @exercise(
     inputs=[
-        (*tensor([[4, 2, 1, -2, 0.2, nan], [6, 4.5, 3, 2, 0.5, nan]]).double().unbind(), *rules),
-        (*tensor([[1, 4, 3.5, -0.9, 1, 2], [3, 5, 9, 0.7, 2, 3]]).double().unbind(), *rules),
-        *[(*random_intervals(n), -randn(n + 3, n).abs(), randn(n + 4, n).abs()) for n in (90, 200)],
+        (rows(4, 2, 1, -2, 0.2, nan), rows(6, 4.5, 3, 2, 0.5, nan), *RULES),
+        (rows(1, 4, 3.5, -0.9, 1, 2), rows(3, 5, 9, 0.7, 2, 3), *RULES),
+        (randn(0, 90) - randn(1, 90).abs(), randn(0, 90) + randn(2, 90).abs(), -randn(3, 90).abs(), randn(4, 90).abs()),
     ],
     mistakes={
-        "the middle of the interval decides here: what of the rest?": lambda a, b, c, d: coded(
-            within((a + b) / 2, (a + b) / 2, c, d), outside((a + b) / 2, (a + b) / 2, c, d)
-        ),
-        "this holds as soon as a part of the interval is inside": lambda a, b, c, d: coded(
-            known(a) & ~outside(a, b, c, d), outside(a, b, c, d)
-        ),
-        "this fails as soon as a part of the interval is outside": lambda a, b, c, d: coded(
-            within(a, b, c, d), known(a) & ~within(a, b, c, d)
-        ),
-        "at_most is not used, or not everywhere": lambda a, b, c, d: coded(a > c, b <= c),
-        "at_least is not used, or not everywhere": lambda a, b, c, d: coded(b < d, a >= d),
-        "1 where it holds, −1 where it fails": lambda a, b, c, d: -coded(within(a, b, c, d), outside(a, b, c, d)),
-        "nothing fails here: what of an interval that lies on one side, or on the other?": within,
-        "nan: where there is no interval, nothing is shown either way": lambda a, b, c, d: coded(
-            within(a, b, c, d), outside(a, b, c, d) | ~known(a)
-        ),
-        "an interval that touches a limit: the limits themselves are outside": lambda a, b, c, d: coded(
-            (a >= c) & (b <= d), (b < c) | (a > d)
-        ),
-        "entry by entry: `and`, `or` and `if` take a single truth value": lambda a, b, c, d: bool(a > c),
-        "make numbers of truth values before you subtract": lambda a, b, c, d: within(a, b, c, d) - outside(a, b, c, d),
-        "only 1 and −1: what lies partly inside is open, and so is nan": lambda a, b, c, d: coded(
-            within(a, b, c, d), ~within(a, b, c, d)
-        ),
+        "the middle decides here: what of the rest?": lambda a, b, *r: by_middle((a + b) / 2, *r),
+        "this holds as soon as a part is inside": lambda a, *r: coded(~outside(a, *r) & (a == a), outside(a, *r)),
+        "this fails as soon as a part is outside": lambda a, *r: coded(within(a, *r), ~within(a, *r) & (a == a)),
+        "at_most is not used everywhere": lambda a, b, c, d: coded(a > c, b <= c),
+        "at_least is not used everywhere": lambda a, b, c, d: coded(b < d, a >= d),
+        "does nothing fail here? An interval may lie on one side": within,
+        "nan shows nothing either way": lambda a, *r: coded(within(a, *r), outside(a, *r) | (a != a)),
+        "only 1 and −1: what lies partly inside is open": lambda *a: coded(within(*a), ~within(*a)),
     },
     call=as_numbers,
 )

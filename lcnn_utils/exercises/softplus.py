@@ -9,33 +9,25 @@ import torch.nn.functional as F
 from torch import Tensor, sigmoid
 from torch.func import grad
 
-from .engine import choice_of, exercise, is_stub, randn, stacked
+from .engine import choice_of, exercise, is_stub, joined, randn
 
 LOG2 = math.log(2)
-OVERFLOW = "e^{βx} overflows where βx is large, though its logarithm would not: never form it alone"
 
 
 @exercise(
     inputs=[
         (torch.tensor([-1.0, 0.0, 2.0]), 3.0),
-        ((3 * randn(0, 7)).float(), 3.0),
         (3 * randn(1, 2, 3, 4), 0.5),
         ((3 * randn(2, 7)).float(), 0.01),
-        (3 * randn(3), 1e3),
         (torch.tensor([-500.0, -1.0, 0.0, 1.0, 500.0]), 100.0),
     ],
     mistakes={
         "what is its value at x = 0? It has to be 0": lambda x, beta: F.softplus(x, beta),
-        "what you subtract is right for beta = 1 only: how does the value at 0 depend on beta?": lambda x, beta: (
-            F.softplus(x, beta) - LOG2
-        ),
-        "too steep by a factor: what stands under the logarithm's fraction bar?": lambda x, beta: (
-            F.softplus(beta * x) - LOG2
-        ),
+        "how does the value at 0 depend on beta?": lambda x, beta: F.softplus(x, beta) - LOG2,
+        "too steep: what stands below the fraction bar?": lambda x, beta: F.softplus(beta * x) - LOG2,
         "beta is not used": lambda x, beta: F.softplus(x) - LOG2,
-        "neither beta nor the centring is there": lambda x, beta: F.softplus(x),
     },
-    wild=OVERFLOW,
+    wild="e^{βx} overflows where βx is large, though its logarithm would not: never form it alone",
 )
 def centered_softplus(x: Tensor, beta: float) -> Tensor:
     """f(x, beta) → (log(1 + e^{βx}) − log 2)/β, like x in shape and dtype, for a number β > 0 and however large x.
@@ -44,26 +36,22 @@ def centered_softplus(x: Tensor, beta: float) -> Tensor:
     return (exact / beta).to(x.dtype)
 
 
-plain = lambda x, beta, n: torch.log(n + torch.exp(beta * x)) / beta
 bump = lambda t: sigmoid(t) * sigmoid(-t)  # σ′ = σ(1 − σ)
 
 
 @exercise(
     inputs=[(torch.tensor([-0.5, 0.0, 1.0], dtype=torch.float64), 3.0)]
-    + [(3 * randn(1, 2, 7) / scale, beta) for beta, scale in [(3.0, 1), (0.5, 1), (0.01, 0.01), (1e3, 1), (1e3, 1e3)]],
+    + [(3 * randn(1, 2, 7) / scale, beta) for beta, scale in [(0.5, 1), (0.01, 0.01), (1e3, 1), (1e3, 1e3)]],
     mistakes={
         "s₀″ lacks a factor: the chain rule, once more": lambda x, beta: (sigmoid(beta * x), bump(beta * x)),
         "swapped: the first derivative comes first": lambda x, beta: (beta * bump(beta * x), sigmoid(beta * x)),
         "beta is missing from what σ is taken of": lambda x, beta: (sigmoid(x), beta * bump(x)),
         "where is beta? s₀′ depends on it, and s₀″ does twice": lambda x, beta: (sigmoid(x), bump(x)),
-        "what is the derivative of σ? It is no σ": lambda x, beta: (sigmoid(beta * x), beta * sigmoid(beta * x)),
-        "a factor beta too many: there is a 1/β in front of the logarithm": lambda x, beta: (
-            beta * sigmoid(beta * x),
-            beta**2 * bump(beta * x),
-        ),
+        "the derivative of σ is no σ": lambda x, beta: (sigmoid(beta * x), beta * sigmoid(beta * x)),
+        "a factor beta too many": lambda x, beta: (beta * sigmoid(beta * x), beta**2 * bump(beta * x)),
     },
     wild="e^{βx} overflows where βx is large: torch has σ, which doesn't",
-    call=stacked,
+    call=joined,
     compared="s₀′ and s₀″, stacked: ",
 )
 def derivatives(x: Tensor, beta: float) -> tuple[Tensor, Tensor]:
@@ -83,13 +71,12 @@ def largest_second_derivative(function: Callable, c: float) -> Any:
 
 
 @exercise(
-    inputs=[(2.5,), (0.25,), (1.0,), (30.0,), (0.01,)],
+    inputs=[(2.5,), (0.25,), (30.0,)],
     mistakes={
-        "how much of β does s₀″ reach at its largest? Not all of it": lambda c: c,
+        "how much of β does s₀″ reach at its largest?": lambda c: c,
         "the other way round: a larger c needs a larger β": lambda c: c / 4,
         "both factors, σ and 1 − σ, are ½ at 0": lambda c: 2 * c,
     },
-    wild="β is a finite number above 0",
     call=largest_second_derivative,
     compared="largest s₀″ at your β: ",
 )
@@ -103,10 +90,8 @@ def beta_for_curvature(c: float) -> float:
     inputs=[(E, centered) for centered in (False, True) for E in (1.0, 0.25, 7.0)],
     mistakes={
         "centered is not used": lambda E, centered: 1 + E,
-        "this is v or βv, not its exponential": lambda E, centered: math.log((1 + E) / (2 if centered else 1)),
-        "log 2 is subtracted from βv: for the exponential, that is no difference but a ratio": lambda E, centered: (
-            1 + E - LOG2 * centered
-        ),
+        "this is v or βv, not its exponential": lambda E, centered: math.log((1 + E) / (1 + centered)),
+        "log 2 less in βv: what is that for e^{βv}?": lambda E, centered: 1 + E - LOG2 * centered,
         "E is e^{βu} already: don't take its exponential": lambda E, centered: (1 + math.exp(E)) / (1 + centered),
         "the 1 under the logarithm is missing": lambda E, centered: E / (1 + centered),
     },
@@ -117,11 +102,8 @@ def next_exponential(E: float, centered: bool) -> float:
     return (1 + E) / 2 if centered else 1 + E
 
 
-STACKS = [
-    (torch.tensor([-1.0, 0.0, 2.0], dtype=torch.float64), 1.0, 2),
-    (randn(3, 9), 0.5, 5),
-    (randn(4, 2, 4), 4.0, 1),
-]
+STACKS = [(torch.tensor([-1.0, 0.0, 2.0], dtype=torch.float64), 1.0, 2), (randn(3, 9), 0.5, 5), (randn(4, 4), 4.0, 1)]
+exp_of = lambda x, beta: torch.exp(beta * x)
 
 
 @exercise(
@@ -130,11 +112,10 @@ STACKS = [
         "this is one layer: n is not used": lambda x, beta, n: F.softplus(x, beta),
         "at x = 0 only: what is E at another x?": lambda x, beta, n: math.log(n + 1) / beta + 0 * x,
         "each layer adds less than the first one": lambda x, beta, n: F.softplus(x, beta) + (n - 1) * LOG2 / beta,
-        "divide by beta at the end": lambda x, beta, n: torch.log(n + torch.exp(beta * x)),
-        "this is E: go back to x": lambda x, beta, n: n + torch.exp(beta * x),
-        "each layer adds to E, it doesn't multiply": lambda x, beta, n: torch.log(1 + torch.exp(beta * x)) * n / beta,
+        "divide by beta at the end": lambda x, beta, n: torch.log(n + exp_of(x, beta)),
+        "this is E: go back to x": lambda x, beta, n: n + exp_of(x, beta),
+        "each layer adds to E, it doesn't multiply": lambda x, beta, n: F.softplus(x, beta) * n,
     },
-    wild="the logarithm of 0, or of a negative number: E is a power of e, and grows",
 )
 def plain_stack(x: Tensor, beta: float, n: int) -> Tensor:
     """f(x, beta, n) → the output of n plain softplus units behind one another, elementwise, like x.
@@ -142,22 +123,20 @@ def plain_stack(x: Tensor, beta: float, n: int) -> Tensor:
     return torch.log(n + torch.exp(beta * x)) / beta
 
 
+plain = plain_stack.reference
+
+
 @exercise(
     inputs=STACKS,
     mistakes={
-        "this is n plain layers: centering changes what a layer does to E": lambda x, beta, n: plain(x, beta, n),
+        "these are n plain layers: centering changes what a layer does to E": plain,
         "this is one layer: n is not used": lambda x, beta, n: F.softplus(x, beta) - LOG2 / beta,
         "centre each layer, not only the last": lambda x, beta, n: plain(x, beta, n) - math.log(n + 1) / beta,
         "right near x = 0 only": lambda x, beta, n: x / 2**n,
-        "each layer halves what is left, so n layers don't divide by 2n": lambda x, beta, n: (
-            torch.log1p(torch.expm1(beta * x) / (2 * n)) / beta
-        ),
-        "it is the distance of E from 1 that is halved, not E": lambda x, beta, n: (
-            torch.log(torch.exp(beta * x) / 2**n) / beta
-        ),
-        "divide by beta at the end": lambda x, beta, n: torch.log1p(torch.expm1(beta * x) / 2**n),
+        "what is left is halved n times": lambda x, beta, n: torch.log1p((exp_of(x, beta) - 1) / (2 * n)) / beta,
+        "it is the distance of E from 1 that is halved": lambda x, beta, n: x - n * LOG2 / beta,
+        "divide by beta at the end": lambda x, beta, n: torch.log1p((exp_of(x, beta) - 1) / 2**n),
     },
-    wild="the logarithm of 0, or of a negative number: E tends to 1, from above or from below",
 )
 def centered_stack(x: Tensor, beta: float, n: int) -> Tensor:
     """f(x, beta, n) → the output of n centered softplus units behind one another, elementwise, like x.

@@ -1,60 +1,39 @@
 """The exercises of notebook 05; :mod:`lcnn_utils.exercises.engine` checks them."""
 
-import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .engine import choice_of, exercise, randn
+from .engine import choice_of, exercise, network, randn
 
 
-def with_derivatives(value: Any, inputs: Sequence[Tensor]) -> Any:
+def with_derivatives(value: Any, inputs: list[Tensor]) -> Any:
     """A number and its derivatives by the inputs in one tensor. RuntimeError: it has lost its graph."""
     if isinstance(value, float) or (isinstance(value, Tensor) and not value.requires_grad):
-        raise RuntimeError("training can't differentiate what it returns")
+        raise RuntimeError("training can't differentiate what it returns: stay with tensors")
     if not isinstance(value, Tensor) or value.numel() != 1:
         return value
     derivatives = torch.autograd.grad(value, inputs, materialize_grads=True)
     return torch.cat([value.view(1), *(derivative.flatten() for derivative in derivatives)])
 
 
-def penalty_by_logs(function: Callable, log_beta: Tensor, log_gamma: Tensor, *lambdas: float) -> Any:
-    logs = [log_beta.requires_grad_(), log_gamma.requires_grad_()]
-    return with_derivatives(function(*logs, *lambdas), logs)
+trained = lambda *sizes: randn(*sizes).requires_grad_()
 
 
 @exercise(
-    inputs=[
-        (randn(0, 2), 2 * randn(9, 3), 1e-3, 1e-2),
-        (randn(1, 1), 2 * randn(10, 1), 0.3, 0.0),
-        (randn(2, 9), 2 * randn(11, 2), 0.0, 0.7),
-    ],
+    inputs=[(trained(0, 2), trained(9, 3), 1e-3, 1e-2), (trained(2, 9), trained(11, 2), 0.0, 0.7)],
     mistakes={
-        "a γ below 1 is to be pulled up: what is log_gamma there?": lambda b, g, lb, lg: (
-            lb * b.exp().sum() + lg * g.sum()
-        ),
-        "which is penalised, γ or its logarithm? log_gamma is one of the two": lambda b, g, lb, lg: (
-            lb * b.exp().sum() + lg * g.exp().sum()
-        ),
-        "which is penalised, β or its logarithm? log_beta is one of the two": lambda b, g, lb, lg: (
-            lb * b.sum() + lg * g.abs().sum()
-        ),
-        "β is to be pulled to 0, not to 1": lambda b, g, lb, lg: lb * b.abs().sum() + lg * g.abs().sum(),
-        "every layer counts in full: did you take a mean?": lambda b, g, lb, lg: (
-            lb * b.exp().mean() + lg * g.abs().mean()
-        ),
-        "lambda_beta and lambda_gamma are two weights": lambda b, g, lb, lg: lb * (b.exp().sum() + g.abs().sum()),
+        "a γ below 1 is to be pulled up, too": lambda b, g, lb, lg: lb * b.exp().sum() + lg * g.sum(),
+        "which is penalised, γ or its logarithm?": lambda b, g, lb, lg: lb * b.exp().sum() + lg * g.exp().sum(),
+        "which is penalised, β or its logarithm?": lambda b, g, lb, lg: lb * b.sum() + lg * g.abs().sum(),
+        "every layer counts in full: is it a mean?": lambda b, g, lb, lg: lb * b.exp().mean() + lg * g.abs().mean(),
         "which weight belongs to which sum?": lambda b, g, lb, lg: lg * b.exp().sum() + lb * g.abs().sum(),
-        "there is no square in it": lambda b, g, lb, lg: lb * b.exp().square().sum() + lg * g.square().sum(),
-        "stay with tensors: training differentiates the penalty by log_beta and log_gamma": lambda b, g, lb, lg: (
-            lb * b.exp().sum() + lg * g.abs().sum()
-        ).item(),
     },
-    call=penalty_by_logs,
+    call=lambda function, b, g, *lambdas: with_derivatives(function(b, g, *lambdas), [b, g]),
     compared="the penalty, then its derivatives by log_beta and log_gamma: ",
 )
 def layer_penalty(log_beta: Tensor, log_gamma: Tensor, lambda_beta: float, lambda_gamma: float) -> Tensor:
@@ -63,38 +42,21 @@ def layer_penalty(log_beta: Tensor, log_gamma: Tensor, lambda_beta: float, lambd
     return lambda_beta * log_beta.exp().sum() + lambda_gamma * log_gamma.abs().sum()
 
 
-def penalty_by_x(function: Callable, losses: Callable[[Tensor], Tensor], x: Tensor) -> Any:
-    x.requires_grad_()
-    return with_derivatives(function(losses(x), x), [x])
-
-
-network = lambda matrix: lambda x: (x.flatten(1) @ matrix).sin().logsumexp(1)  # x (N, …) → losses (N,)
+losses_of = lambda matrix: lambda x: (x.flatten(1) @ matrix).sin().logsumexp(1)  # x (N, …) → losses (N,)
 slopes = lambda losses, x, again=True: torch.autograd.grad(losses.sum(), x, create_graph=again)[0].flatten(1)
 
 
 @exercise(
-    inputs=[(network(randn(0, 2, 3)), randn(1, 3, 2)), (network(randn(2, 4, 3)), randn(3, 2, 1, 2, 2))],
+    inputs=[(losses_of(randn(0, 2, 3)), trained(1, 3, 2)), (losses_of(randn(2, 4, 3)), trained(3, 2, 1, 2, 2))],
     mistakes={
-        "training differentiates the penalty once more: the gradient needs a graph of its own": lambda losses, x: (
-            slopes(losses, x, False).square().sum(1).mean()
-        ),
-        "the penalty is one number, the mean over the samples": lambda losses, x: slopes(losses, x).square().sum(1),
-        "a norm sums over a sample's entries; the mean is over the samples only": lambda losses, x: (
-            slopes(losses, x).square().mean()
-        ),
-        "the squared norm: did you take its root?": lambda losses, x: slopes(losses, x).norm(dim=1).mean(),
-        "should a batch twice as large be penalised twice as much?": lambda losses, x: slopes(losses, x).square().sum(),
-        "the mean loss has slopes N times too small, in squares N²": lambda losses, x: (
-            slopes(losses / len(x), x).norm() ** 2 / len(x)
-        ),
-        "the mean loss has slopes N times too small: of what do you take the gradient?": lambda losses, x: (
-            slopes(losses / len(x), x).square().sum()
-        ),
-        "the square of the mean is not the mean of the squares": lambda losses, x: (
-            slopes(losses, x).norm(dim=1).mean() ** 2
-        ),
+        "training differentiates it: where is the graph?": lambda c, x: slopes(c, x, False).square().sum(1).mean(),
+        "the penalty is one number, the mean over the samples": lambda c, x: slopes(c, x).square().sum(1),
+        "a norm sums over a sample's entries; the mean is over samples": lambda c, x: slopes(c, x).square().mean(),
+        "the squared norm: did you take its root?": lambda c, x: slopes(c, x).norm(dim=1).mean(),
+        "should a batch twice as large be penalised twice as much?": lambda c, x: slopes(c, x).square().sum(),
+        "a mean loss has slopes N times too small": lambda c, x: slopes(c / len(x), x).square().sum(1).mean(),
     },
-    call=penalty_by_x,
+    call=lambda function, losses, x: with_derivatives(function(losses(x), x), [x]),
     compared="the penalty, then its derivatives by x: ",
 )
 def gradient_penalty(losses: Tensor, x: Tensor) -> Tensor:
@@ -103,29 +65,16 @@ def gradient_penalty(losses: Tensor, x: Tensor) -> Tensor:
     return slopes(losses, x).square().sum(1).mean()
 
 
-def small_net(seed: int, *sizes: int) -> nn.Sequential:
-    """Random linear maps with a softplus between them, in float64."""
-    layers = [nn.Linear(*pair, bias=False, dtype=torch.float64) for pair in itertools.pairwise(sizes)]
-    for number, layer in enumerate(layers):
-        layer.weight.data = randn(seed + number, *layer.weight.shape)
-    return nn.Sequential(*[part for layer in layers for part in (layer, nn.Softplus(5))][:-1])
+each_loss = lambda logits, y: F.cross_entropy(logits, y, reduction="none")
 
 
-def objective_by_weights(
-    function: Callable, model: nn.Module, x: Tensor, y: Tensor, log_beta: Tensor, log_gamma: Tensor, lambdas: Tensor
-) -> Any:
-    wanted = [log_beta.requires_grad_(), log_gamma.requires_grad_(), *model.parameters()]
-    return with_derivatives(function(model, x, y, log_beta, log_gamma, lambdas), wanted)
-
-
-def of_terms(combine: Callable[..., Any], scale: Callable = lambda logits: logits, reduction: str = "none") -> Callable:
+def of_terms(combine: Callable, loss: Callable = each_loss) -> Callable:
     """An objective that combines losses, Σ β, Σ |log γ|, gradient penalty, λ_β, λ_γ and λ."""
 
-    def answer(model: nn.Module, x: Tensor, y: Tensor, b: Tensor, g: Tensor, lambdas: Tensor) -> Any:
+    def answer(model: nn.Module, x: Tensor, y: Tensor, b: Tensor, g: Tensor, lambdas: Tensor) -> Tensor:
         x = x.detach().requires_grad_()
-        losses = F.cross_entropy(scale(model(x)), y, reduction=reduction)
-        penalty = slopes(losses, x).square().sum(1).mean()
-        return combine(losses, b.exp().sum(), g.abs().sum(), penalty, *lambdas)
+        losses = loss(model(x), y)
+        return combine(losses, b.exp().sum(), g.abs().sum(), slopes(losses, x).square().sum(1).mean(), *lambdas)
 
     return answer
 
@@ -135,26 +84,20 @@ mix = lambda c, b, g, p, lb, lg, l: c.mean() + lb * b + lg * g + l * p
 
 @exercise(
     inputs=[
-        (small_net(0, 2, 2), randn(1, 3, 2), torch.tensor([0, 1, 1]), randn(2, 1), randn(3, 1), randn(4, 3).abs()),
-        (small_net(5, 4, 6, 3), randn(7, 5, 4), torch.arange(5) % 3, randn(8, 2), randn(9, 4), randn(10, 3).abs()),
+        (network(0, 2, 2), randn(1, 3, 2), torch.tensor([0, 1, 1]), trained(2, 1), trained(3, 1), randn(4, 3).abs()),
+        (network(5, 4, 6, 3), randn(7, 5, 4), torch.arange(5) % 3, trained(8, 2), trained(9, 4), randn(10, 3).abs()),
     ],
     mistakes={
-        "one loss a sample goes into gradient_penalty: is that what your cross_entropy returns?": of_terms(
-            mix, reduction="mean"
-        ),
-        "of the losses the mean is asked for": of_terms(lambda c, *rest: mix(c, *rest) - c.mean() + c.sum()),
-        "one number for the whole batch": of_terms(lambda c, *rest: mix(c, *rest) - c.mean() + c),
-        "where is the gradient penalty?": of_terms(lambda c, b, g, p, lb, lg, l: mix(c, b, g, p, lb, lg, 0)),
-        "where is the layer penalty?": of_terms(lambda c, b, g, p, lb, lg, l: mix(c, b, g, p, 0, 0, l)),
-        "where is cross-entropy itself?": of_terms(lambda c, *rest: mix(c, *rest) - c.mean()),
+        "does your cross_entropy return a loss for each sample?": of_terms(mix, F.cross_entropy),
+        "of the losses the mean is asked for": of_terms(lambda c, *rest: mix(len(c) * c, *rest)),
+        "where is the gradient penalty?": of_terms(lambda c, b, g, p, *weights: mix(c, b, g, 0, *weights)),
+        "where is the layer penalty?": of_terms(lambda c, b, g, p, *weights: mix(c, 0, 0, p, *weights)),
+        "where is cross-entropy itself?": of_terms(lambda c, *rest: mix(0 * c, *rest)),
         "the gradient penalty has a weight, too": of_terms(lambda c, b, g, p, lb, lg, l: mix(c, b, g, p, lb, lg, 1)),
-        "in which order are the three weights in lambdas?": of_terms(
-            lambda c, b, g, p, lb, lg, l: mix(c, b, g, p, lg, lb, l)
-        ),
-        "cross_entropy wants logits, not probabilities": of_terms(mix, lambda logits: logits.softmax(1)),
-        "stay with tensors: training differentiates the objective": of_terms(lambda *parts: mix(*parts).item()),
+        "in which order are the weights?": of_terms(lambda c, b, g, p, lb, lg, l: mix(c, b, g, p, lg, lb, l)),
+        "logits, not probabilities": of_terms(mix, lambda logits, y: each_loss(logits.softmax(1), y)),
     },
-    call=objective_by_weights,
+    call=lambda function, model, *rest: with_derivatives(function(model, *rest), [*rest[2:4], *model.parameters()]),
     compared="the objective, then its derivatives by log_beta, log_gamma and the weights: ",
 )
 def objective(model: nn.Module, x: Tensor, y: Tensor, log_beta: Tensor, log_gamma: Tensor, lambdas: Tensor) -> Tensor:
@@ -178,16 +121,10 @@ lower = lambda gamma, fall: max(1.0, gamma * math.exp(-fall))  # γ after log γ
     ],
     mistakes={
         "and once γ has come down to 1?": lambda gamma, r, lam, m: gamma * math.exp(-lam * r.sum() / (1 - m)),
-        "what does momentum make of every step, in the long run?": lambda gamma, r, lam, m: lower(gamma, lam * r.sum()),
+        "what does momentum make of every step?": lambda gamma, r, lam, m: lower(gamma, lam * r.sum()),
         "the steps move log γ, not gamma": lambda gamma, r, lam, m: max(1.0, gamma - lam * r.sum() / (1 - m)),
         "this is log γ, but γ is asked for": lambda gamma, r, lam, m: math.log(lower(gamma, lam * r.sum() / (1 - m))),
-        "each of the T steps moves log γ: do they add up?": lambda gamma, r, lam, m: lower(
-            gamma, lam * r.mean() / (1 - m)
-        ),
-        "it pulls equally hard wherever γ is: what is the slope of |log γ| against log γ?": lambda gamma, r, lam, m: (
-            lower(gamma, math.log(gamma) * lam * r.sum() / (1 - m))
-        ),
-        "how hard it pulls depends on lam": lambda gamma, r, lam, m: lower(gamma, r.sum() / (1 - m)),
+        "each of the T steps moves log γ": lambda gamma, r, lam, m: lower(gamma, lam * r.mean() / (1 - m)),
         "which way does the penalty move γ?": lambda gamma, r, lam, m: lower(gamma, -lam * r.sum() / (1 - m)),
     },
 )

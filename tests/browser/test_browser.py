@@ -163,8 +163,8 @@ def test_sliders(page, url):
 
 def test_exercises(page, url):
     open_notebook(page, url, "06_saliency_stability.ipynb")
-    cell = cell_with(page, "check.relative_change")
-    answer = "def mine(before, after): return {}\ncheck.relative_change(mine);"
+    cell = cell_with(page, "def my_relative_change")
+    answer = "def my_relative_change(before, after): return {}\nrelative_change = check.use(my_relative_change)"
     wrong = run(page, cell, answer.format("(after - before).flatten(1).norm(dim=1)")).inner_text()
     assert "✗" in wrong
     assert "hint:" in wrong
