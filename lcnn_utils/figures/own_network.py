@@ -111,17 +111,18 @@ def ways(frame: pd.DataFrame) -> Figure:
     ``frame``: columns way; setting, a text written beside its point; accuracy with low and high; curvature with
     low_curvature and high_curvature.
     """
-    figure, axis = plt.subplots(figsize=(7.2, 4.2))
+    figure, axis = plt.subplots(figsize=(7.6, 4.6))
     styles = looks(WAYS)
     for way, part in frame.groupby("way", sort=False):
         part = part.sort_values("curvature")
         across = error_bars(part.curvature, part.low_curvature, part.high_curvature)
         along = error_bars(part.accuracy, part.low, part.high)
         axis.errorbar(part.curvature, part.accuracy, along, across, **styles[way], elinewidth=0.8)
-        text: dict[str, Any] = dict(textcoords="offset points", fontsize=9, color=styles[way]["color"])
+        paper = dict(facecolor="white", edgecolor="none", alpha=0.8, pad=0.5)
+        text: dict[str, Any] = dict(textcoords="offset points", fontsize=9, color=styles[way]["color"], bbox=paper)
         for place, point in enumerate(part.itertuples()):  # above and below the marker in turn
-            spot: dict[str, Any] = dict(xytext=(-4, 4), ha="right") if place % 2 else dict(xytext=(4, -12), ha="left")
-            axis.annotate(str(point.setting), (point.curvature, point.accuracy), **spot, **text)
+            shift = (5, 4 if place % 2 else -12)
+            axis.annotate(str(point.setting), (point.curvature, point.accuracy), shift, **text)
     axis.set(xlabel=QUANTITY["margin_curvature"], ylabel="accuracy")
     percent(axis)
     log_axis(axis)
@@ -186,5 +187,5 @@ def remarks(frame: pd.DataFrame) -> list[str]:
     lines = []
     for note, part in noted.groupby("note", sort=False):
         about = f"{', '.join(part.network.unique())}, {' and '.join(part.measure.unique())}: ".replace("_", " ")
-        lines += textwrap.wrap(about + str(note), 165, subsequent_indent="   ")
+        lines += textwrap.wrap(about + str(note), 110, subsequent_indent="   ")
     return lines

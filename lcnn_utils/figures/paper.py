@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping
 
 import matplotlib.pyplot as plt
@@ -51,7 +52,8 @@ def _claims(axis: Axes, tables: dict[str, pd.DataFrame], log: bool) -> None:
         )  # fmt: skip
         errors = error_bars(table.ours, table.low, table.high)
         axis.errorbar(table.ours, heights, xerr=errors, fmt="osv"[number], color=colour, label=title)
-    axis.set_yticks(places, [f"{claim}\n({rule})" for claim, rule in zip(first.claim, first.rule, strict=True)])
+    names = [f"{textwrap.fill(claim, 34)}\n({rule})" for claim, rule in zip(first.claim, first.rule, strict=True)]
+    axis.set_yticks(places, names)
     axis.tick_params(axis="y", labelsize=8)
     axis.set(xlim=ends, ylim=(len(first) - 0.4, -0.6))
     axis.grid(False, axis="y")
