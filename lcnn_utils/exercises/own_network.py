@@ -1,17 +1,30 @@
 """The exercises of notebook 09; :mod:`lcnn_utils.exercises.engine` checks them."""
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from torch import Tensor
 
-from .engine import choice_of, exercise, joined, randn
+from .engine import choice_of, exercise, is_absent, joined, randn
 
 row = lambda *values: torch.tensor(values, dtype=torch.float64)
+
+
+def of_batch_norm(function: Callable, *arguments: Any) -> Any:
+    """What decides the values of a BatchNorm: the answer's mean, and the sum of its var and eps."""
+    answer = function(*arguments)
+    if not isinstance(answer, tuple | list) or len(answer) != 3 or any(map(is_absent, answer)):
+        return answer
+    mean, var, eps = answer
+    return joined(lambda: (mean, var + eps))
 
 
 @exercise(
     inputs=[(2.0, row(1, -2), row(4, 1), 0.1), (0.2, randn(1, 3), randn(11, 3).exp(), 1e-3)],
     mistakes={
         "var is a mean of squares: what becomes of it?": lambda s, mean, var, eps: (mean / s, var / s, eps / s**2),
+        "var and eps are of squares of x: what becomes of them?": lambda s, mean, var, eps: (mean / s, var / s, eps),
         "eps stands beside var, and has to shrink like it": lambda s, mean, var, eps: (mean / s, var / s**2, eps),
         "does eps count in x, or in squares of x?": lambda s, mean, var, eps: (mean / s, var / s**2, eps / s),
         "what is the mean of x/σ, when that of x is mean?": lambda s, mean, var, eps: (mean, var / s**2, eps / s**2),
@@ -20,8 +33,8 @@ row = lambda *values: torch.tensor(values, dtype=torch.float64)
         "with the old ones, what would it give of x/σ?": lambda s, mean, var, eps: (mean, var, eps),
         "in the order mean, var, eps": lambda s, mean, var, eps: (var / s**2, mean / s, eps / s**2),
     },
-    call=joined,
-    compared="mean, var and eps in one row: ",
+    call=of_batch_norm,
+    compared="mean, and var + eps: ",
 )
 def fold_norm(sigma: float, mean: Tensor, var: Tensor, eps: float) -> tuple[Tensor, Tensor, float]:
     """f(sigma, mean, var, eps) → (mean, var, eps) with which a BatchNorm gives of x/σ what it gave of x with the old

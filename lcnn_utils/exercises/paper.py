@@ -11,10 +11,11 @@ from .engine import choice_of, exercise, randn
 
 
 @exercise(
-    inputs=[(randn(n, n).abs() + 0.05, 30 * randn(n + 1, n).abs(), eps) for n, eps in [(5, 0.1), (20, 0.01)]],
+    inputs=[(randn(n, n).abs() + 0.05, 30 * randn(n + 1, n).abs(), eps) for n, eps in [(5, 0.5), (20, 0.01)]],
     mistakes={
         "a quotient of means: each image has a C of its own": lambda g, h, eps: h.mean() / (g.mean() + eps),
         "which of the two may be 0, and needs eps?": lambda g, h, eps: ((h + eps) / g).mean(),
+        "eps is added to every norm, not only to small ones": lambda g, h, eps: (h / g.clamp(min=eps)).mean(),
         "eps is not used: a gradient may be 0": lambda g, h, eps: (h / g).mean(),
         "eps belongs to the denominator": lambda g, h, eps: (h / g + eps).mean(),
         "the mean, not the median": lambda g, h, eps: (h / (g + eps)).median(),
@@ -62,6 +63,8 @@ def as_numbers(function: Callable, *arguments: Any) -> Any:
 coded = lambda holds, fails: holds.double() - fails.double()
 within = lambda low, high, least, most: (least < low) & (high < most)
 outside = lambda low, high, least, most: (high <= least) | (low >= most)
+touching = lambda low, high, least, most: (least <= low) & (high <= most)
+beyond = lambda low, high, least, most: (high < least) | (low > most)
 by_middle = lambda middle, *rules: coded(within(middle, middle, *rules), outside(middle, middle, *rules))
 rows = lambda *numbers: tensor(numbers, dtype=torch.float64)
 RULES = (rows(3.5, 3.5, 3.5, -1, -inf, 1), rows(inf, inf, inf, 1, 1, inf))
@@ -71,9 +74,12 @@ RULES = (rows(3.5, 3.5, 3.5, -1, -inf, 1), rows(inf, inf, inf, 1, 1, inf))
     inputs=[
         (rows(4, 2, 1, -2, 0.2, nan), rows(6, 4.5, 3, 2, 0.5, nan), *RULES),
         (rows(1, 4, 3.5, -0.9, 1, 2), rows(3, 5, 9, 0.7, 2, 3), *RULES),
+        (rows(1, 4, 3, -0.5, 0, 2), rows(3, 5, 3.5, 1, 1, 3), *RULES),
         (randn(0, 90) - randn(1, 90).abs(), randn(0, 90) + randn(2, 90).abs(), -randn(3, 90).abs(), randn(4, 90).abs()),
     ],
     mistakes={
+        "does it hold where an end touches a limit?": lambda *a: coded(touching(*a), outside(*a)),
+        "does it fail where only an end touches a limit?": lambda *a: coded(within(*a), beyond(*a)),
         "the middle decides here: what of the rest?": lambda a, b, *r: by_middle((a + b) / 2, *r),
         "this holds as soon as a part is inside": lambda a, *r: coded(~outside(a, *r) & (a == a), outside(a, *r)),
         "this fails as soon as a part is outside": lambda a, *r: coded(within(a, *r), ~within(a, *r) & (a == a)),

@@ -45,7 +45,7 @@ def norms(frame: pd.DataFrame) -> Figure:
     strides, sizes = sorted(frame.stride.unique()), sorted(frame["size"].unique())
     figure, axes = plt.subplots(1, 1 + len(strides), figsize=(3.9 * (1 + len(strides)), 3.9))
     bounds = frame[frame.estimate == "bound"]  # the true norm stands beside each estimate
-    for stride, style, colour, shift in zip(strides, ("o-", "s--"), CYCLE, (0.96, 1.04), strict=False):
+    for stride, style, colour, shift in zip(strides, ("D-", "P--"), ("0.2", "0.55"), (0.96, 1.04), strict=False):
         part = bounds[bounds.stride == stride].assign(size=bounds["size"] * shift)
         _mean_and_range(axes[0], part, "true", fmt=style, color=colour, label=f"stride {stride}")
     axes[0].set(title="true norm ‖A‖₂", ylabel="largest ‖Ax‖₂ / ‖x‖₂", ylim=(0, None))

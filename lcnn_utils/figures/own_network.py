@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import matplotlib.pyplot as plt
@@ -23,24 +23,37 @@ QUANTITY = {  # of softening
 }
 SHARES = ("accuracy", "robust_accuracy")
 PANELS = {  # title: the measures it shows
-    "left by PGD (solid), certified (dashed)": ("robust_accuracy", "certified_accuracy"),
+    "left by PGD": ("robust_accuracy", "certified_accuracy"),
     "normalised curvature C, median": tuple(CURVATURE),
     "change of the gradient, median": ("relative_change",),
 }
 Looks = Mapping[str, Mapping[str, Any]]
+WAYS = ("as it came", "fine-tuned", "softened", "from the start")  # to low curvature, each with one look
+
+
+def softened_looks(statistics: Iterable[str], label: str = "softened, statistics {}") -> dict[str, dict[str, Any]]:
+    """A look for each kind of statistics of the softened network: one colour, the first kind hollow and dashed."""
+    hollow: dict[str, Any] = dict(linestyle="--", markerfacecolor="white")
+    shared = looks(WAYS)["softened"] | dict(linestyle="-")
+    return {
+        kind: shared | dict(label=label.format(kind)) | (hollow if place == 0 else {})
+        for place, kind in enumerate(statistics)
+    }
 
 
 def report(frame: pd.DataFrame) -> Figure:
-    """What was measured of one network, or of several to be compared; below, what could not be, and why.
+    """What was measured of one network, or of several to be compared; :func:`remarks` say what could not be, and why.
     ``frame``: of ``measurements.own_network.report``; error bars are its 95 % intervals."""
     frame = frame.assign(network=frame.network.astype(str))
     names = list(frame.network.unique())
     known = looks(names) | {name: look(name) for name in names if name in METHOD or name in BY_LABEL}
     known = {name: known[name] | {"label": _label(name, frame)} for name in names}
-    figure, axes = plt.subplots(1, len(PANELS), figsize=(11.4, 4.2), width_ratios=(4, 3, 4))
+    figure, axes = plt.subplots(1, len(PANELS), figsize=(11.4, 3.8), width_ratios=(4, 3, 4))
     for axis, draw, (title, measures) in zip(axes, (_shares, _curvature, _changes), PANELS.items(), strict=True):
         part = frame[frame.measure.isin(measures) & (frame.n > 0)]
         draw(axis, part, known)
+        if (part.measure == "certified_accuracy").any():
+            title += " (solid), certified (dashed)"
         if len(part):
             title += f"; n = {part.n.max()}" if part.n.nunique() == 1 else f"; n = {part.n.min()}–{part.n.max()}"
         else:
@@ -49,7 +62,6 @@ def report(frame: pd.DataFrame) -> Figure:
         axis.set_title(title)
     handles = [plt.Line2D([], [], **known[name]) for name in names]
     figure.legend(handles=handles, loc="outside upper center", ncols=2)
-    figure.supxlabel("\n".join(remarks(frame)), fontsize=8, x=0.01, ha="left")
     return figure
 
 
@@ -61,14 +73,14 @@ def softening(frame: pd.DataFrame, reference: pd.DataFrame | None = None) -> Fig
     """
     figure, axes = plt.subplots(2, 3, figsize=(11, 6.4))
     panels, trade = dict(zip(QUANTITY, axes.flat, strict=False)), axes[1, 2]
-    styles = looks(frame.statistics.unique(), "softened, statistics {}")
+    styles = softened_looks(frame.statistics.unique())
     for measure, axis in panels.items():
         series(axis, frame[frame.measure == measure], "beta", "value", "statistics", styles, markersize=4)
         axis.set(xlabel="sharpness β", ylabel=QUANTITY[measure])
         log_axis(axis)
     for statistics, part in frame.groupby("statistics", sort=False):
         path = part.pivot(index="beta", columns="measure", values="value")
-        trade.plot(path.curvature, path.accuracy, **styles[statistics], markersize=4)
+        trade.plot(path.curvature, path.accuracy, **styles[str(statistics)], markersize=4)
     if reference is not None:
         measured = reference[(reference.n > 0) & (reference.eps != 0)]
         for name, part in measured.groupby("network", sort=False):
@@ -99,17 +111,18 @@ def ways(frame: pd.DataFrame) -> Figure:
     ``frame``: columns way; setting, a text written beside its point; accuracy with low and high; curvature with
     low_curvature and high_curvature.
     """
-    figure, axis = plt.subplots(figsize=(7.2, 4.2))
-    styles = looks(frame.way.unique())
-    for number, (way, part) in enumerate(frame.groupby("way", sort=False)):
+    figure, axis = plt.subplots(figsize=(7.6, 4.6))
+    styles = looks(WAYS)
+    for way, part in frame.groupby("way", sort=False):
         part = part.sort_values("curvature")
         across = error_bars(part.curvature, part.low_curvature, part.high_curvature)
         along = error_bars(part.accuracy, part.low, part.high)
         axis.errorbar(part.curvature, part.accuracy, along, across, **styles[way], elinewidth=0.8)
-        text: dict[str, Any] = dict(textcoords="offset points", fontsize=9, color=styles[way]["color"])
-        for point in part.itertuples():
-            end, shift = (point.low, -9) if number % 2 else (point.high, 2)  # of the bar: ways cross
-            axis.annotate(str(point.setting), (point.curvature, end), (3, shift), **text)
+        paper = dict(facecolor="white", edgecolor="none", alpha=0.8, pad=0.5)
+        text: dict[str, Any] = dict(textcoords="offset points", fontsize=9, color=styles[way]["color"], bbox=paper)
+        for place, point in enumerate(part.itertuples()):  # above and below the marker in turn
+            shift = (5, 4 if place % 2 else -12)
+            axis.annotate(str(point.setting), (point.curvature, point.accuracy), shift, **text)
     axis.set(xlabel=QUANTITY["margin_curvature"], ylabel="accuracy")
     percent(axis)
     log_axis(axis)
@@ -174,5 +187,5 @@ def remarks(frame: pd.DataFrame) -> list[str]:
     lines = []
     for note, part in noted.groupby("note", sort=False):
         about = f"{', '.join(part.network.unique())}, {' and '.join(part.measure.unique())}: ".replace("_", " ")
-        lines += textwrap.wrap(about + str(note), 165, subsequent_indent="   ")
+        lines += textwrap.wrap(about + str(note), 110, subsequent_indent="   ")
     return lines

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping
 
 import matplotlib.pyplot as plt
@@ -17,12 +18,12 @@ START = {"beta": 5.0, "gamma": 10.0}  # of the trained β and γ (training.Recip
 
 
 def claims(tables: Mapping[str, pd.DataFrame]) -> Figure:
-    """A row a claim: the published number and ours with intervals; grey where the claim holds.
+    """A row per claim: the published number and ours with intervals; grey where the claim holds.
     Left, claims on ratios (log axis); right, claims on differences in points. What was not measured has no mark.
     ``tables``: title → of ``claims``, all with the same claims in the same order."""
     in_points = next(iter(tables.values())).value.str.contains("points")
     rows = max(in_points.sum(), (~in_points).sum())
-    figure, (left, right) = plt.subplots(1, 2, figsize=(13, 1.2 + 0.62 * rows))
+    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 1.2 + 0.62 * rows))
     _claims(left, {title: table[~in_points] for title, table in tables.items()}, log=True)
     _claims(right, {title: table[in_points] for title, table in tables.items()}, log=False)
     left.set_xlabel("times")
@@ -51,7 +52,8 @@ def _claims(axis: Axes, tables: dict[str, pd.DataFrame], log: bool) -> None:
         )  # fmt: skip
         errors = error_bars(table.ours, table.low, table.high)
         axis.errorbar(table.ours, heights, xerr=errors, fmt="osv"[number], color=colour, label=title)
-    axis.set_yticks(places, [f"{claim}\n({rule})" for claim, rule in zip(first.claim, first.rule, strict=True)])
+    names = [f"{textwrap.fill(claim, 34)}\n({rule})" for claim, rule in zip(first.claim, first.rule, strict=True)]
+    axis.set_yticks(places, names)
     axis.tick_params(axis="y", labelsize=8)
     axis.set(xlim=ends, ylim=(len(first) - 0.4, -0.6))
     axis.grid(False, axis="y")
@@ -78,9 +80,9 @@ def layers(panels: Mapping[str, pd.DataFrame]) -> Figure:
 
 
 def train_test(panels: Mapping[str, pd.DataFrame]) -> Figure:
-    """Mean curvature of each run on training and on test images: a point a run.
+    """Mean curvature of each run on training and on test images: a point per run.
     ``panels``: title → of ``measurements.train_test``."""
-    figure, axes = plt.subplots(1, len(panels), figsize=(0.4 + 4.3 * len(panels), 4.4), squeeze=False)
+    figure, axes = plt.subplots(1, len(panels), figsize=(0.4 + 3.6 * len(panels), 4.1), squeeze=False)
     for axis, (title, frame) in zip(axes[0], panels.items(), strict=True):
         values = frame[["train", "test"]].to_numpy()
         ends = (values.min() / 1.3, values.max() * 1.3)

@@ -3,8 +3,8 @@
 import ipywidgets as widgets
 import pandas as pd
 
-from ..figures.own_network import QUANTITY
-from ..figures.style import looks, percent
+from ..figures.own_network import QUANTITY, softened_looks
+from ..figures.style import percent
 from .engine import Picture, explore, measured_slider, panels
 
 
@@ -16,7 +16,7 @@ def softening_explorer(frame: pd.DataFrame) -> widgets.VBox:
     kinds = list(frame.statistics.unique())
     sharpest = values.loc[kinds[0]].loc[betas[0]]
     left, right = panels((10.5, 3.6), 1, 2, width_ratios=(5, 6))
-    for kind, style in looks(kinds, "statistics {}").items():
+    for kind, style in softened_looks(kinds, "statistics {}").items():
         left.plot(values.loc[kind].curvature, values.loc[kind].accuracy, **style, ms=4)
     (ring,) = left.plot([], [], "o", ms=15, mfc="none", mec="black", mew=2)
     left.set(xscale="log", ylim=(-0.03, 1.03), xlabel=QUANTITY["curvature"], ylabel="accuracy", title="every β")

@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 from matplotlib.text import Text
 
-from lcnn_utils.figures.own_network import report
+from lcnn_utils.figures.own_network import remarks, report
 
 MEASURES = {  # measure: its ε
     "accuracy": [np.nan],
@@ -57,11 +57,11 @@ def test_error_bars_are_the_intervals(networks, drawing):
                                       ["robust_accuracy", "certified_accuracy"], list(MEASURES)])  # fmt: skip
 def test_what_is_missing_is_said(measures, drawing):
     """Of one network, the other's points stay; of both, the panel says so."""
-    some = report(frame("ab", {("a", measure) for measure in measures}))
-    none = report(frame("ab", {(network, measure) for network in "ab" for measure in measures}))
-    for figure in (some, none):
+    frames = [frame("ab", {(network, measure) for network in nets for measure in measures}) for nets in ("a", "ab")]
+    some, none = map(report, frames)
+    for figure, rows in zip((some, none), frames, strict=True):
         figure.canvas.draw()
-        assert "too curved" in figure.get_supxlabel()
+        assert "too curved" in "\n".join(remarks(rows))
     assert all(axis.containers for axis in some.axes)
     empty = [axis for axis in none.axes if not axis.containers]
     assert all("not measured" in [text.get_text() for text in axis.texts] for axis in empty)
