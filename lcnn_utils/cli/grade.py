@@ -187,7 +187,7 @@ def counts(results: pd.Series) -> str:
 
 
 def grade(folder: Path, csv: Path, seconds: float, jobs: int | None) -> None:
-    """Grade every notebook below a folder; the results stand in a CSV file after each of them.
+    """Grade every notebook below a folder, into a CSV file. Until all are graded, the results so far stand beside it.
 
     FileNotFoundError: there is no such folder, or no notebook in it.
     """
@@ -196,10 +196,12 @@ def grade(folder: Path, csv: Path, seconds: float, jobs: int | None) -> None:
     files = {path.absolute(): name.as_posix() for path, name in found.items() if not hidden(name)}
     if not files:
         raise FileNotFoundError(f"there is no notebook (a file *.ipynb) in {folder.absolute()}")
-    frame = pd.DataFrame(columns=COLUMNS)
+    frame, unfinished = pd.DataFrame(columns=COLUMNS), csv.with_stem(f"{csv.stem}_unfinished")
+    jobs = jobs or os.cpu_count() or 1
+    print(f"grading {len(files)} notebooks, {jobs} at a time; the results so far: {unfinished}", flush=True)
     with (
         tempfile.TemporaryDirectory(prefix="lcnn-grade-", ignore_cleanup_errors=True) as root,
-        ThreadPoolExecutor(jobs or os.cpu_count()) as pool,
+        ThreadPoolExecutor(jobs) as pool,
     ):
         shown = [os.fsencode(name).decode(errors="replace") for name in files.values()]
         futures = [pool.submit(graded, *both, seconds, Path(root)) for both in zip(files, shown, strict=True)]
@@ -207,7 +209,7 @@ def grade(folder: Path, csv: Path, seconds: float, jobs: int | None) -> None:
             for future in as_completed(futures):
                 rows, problem = future.result()
                 frame = pd.concat([frame, rows]).sort_values("file", kind="stable")
-                write_text(csv, frame.to_csv(index=False))
+                write_text(unfinished, "\ufeff" + frame.to_csv(index=False))  # by its mark Excel knows UTF-8
                 print(f"{rows.file[0]}: {counts(rows.result)}{problem and f' ({problem})'}", flush=True)
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
@@ -216,7 +218,7 @@ def grade(folder: Path, csv: Path, seconds: float, jobs: int | None) -> None:
     by_exercise = frame[frame.exercise != ""].groupby(["notebook", "exercise"], sort=False)
     for (notebook, exercise), rows in by_exercise:
         print(f"{notebook}, {exercise}: {counts(rows.result)}")
-    print(f"all results: {csv}")
+    print(f"all results: {unfinished.replace(csv)}")
 
 
 if __name__ == "__main__":

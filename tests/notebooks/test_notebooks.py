@@ -1,6 +1,7 @@
 """Every notebook runs once, in fast mode and cut off from the network, and its controls survive their ends; what is
 stored is what a reader on the web should see."""
 
+import builtins
 import dis
 import re
 from collections.abc import Iterator
@@ -122,6 +123,23 @@ def form_problems(notebook) -> list[str]:
             if cell.cell_type == "code" and f"check.use({stub})" not in cell.source:
                 problems.append(f"cell {number} does not use {stub}: NAME = check.use({stub})")
     return problems
+
+
+@pytest.mark.parametrize("number", range(1, 10))
+def test_the_guides_paths_can_be_run_without_the_sections_left_out(number):
+    guide = (runner.NOTEBOOKS[0].parents[1] / "docs" / "instructor.md").read_text(encoding="utf-8")
+    for path in re.findall(r"^### (?:90 minutes|One day).*?(?=^### )", guide, re.MULTILINE | re.DOTALL):
+        rows = re.findall(rf"^\| \d+ \| {number} \| (.*?) \|", path, re.MULTILINE)
+        ranges = re.findall(rf"\b{number}\.(\d)(?: to {number}\.(\d))?", " ".join(rows))
+        wanted = {section for low, high in ranges for section in range(int(low), int(high or low) + 1)}
+        known, section = set(vars(builtins)), 0  # section 0: the cells before the first one
+        for cell in nbformat.read(runner.NOTEBOOKS[number - 1], as_version=4).cells:
+            if heading := re.search(rf"^## (?:{number}\.(\d))?", cell.source, re.MULTILINE):
+                section = int(heading[1] or 99)
+            if cell.cell_type == "code" and section in wanted | {0}:
+                reads, binds = reads_and_binds(cell.source)
+                assert reads <= known, f"section {section}: {reads - known}"
+                known |= binds
 
 
 @pytest.mark.slow
