@@ -224,14 +224,15 @@ def test_the_probe_sees(update, fault, tmp_path):
 SHOWS = """
 import sys, time
 import ipywidgets as widgets
-from IPython.display import Image, display
+from IPython.display import display
+from PIL import Image
 from lcnn_utils.lab import track
 from lcnn_utils.widgets.softplus import beta_explorer
 print("before")
 for _ in track(range(3), "step"):
     time.sleep(0.12)
 print("after")
-display(widgets.VBox([widgets.IntSlider()]), Image(b"\\x89PNG\\r\\n\\x1a\\n", format="png"), beta_explorer())
+display(widgets.VBox([widgets.IntSlider()]), Image.new("RGB", (9, 9)), beta_explorer())
 21 * 2
 """
 INTERRUPTED = """
@@ -283,5 +284,5 @@ def test_what_is_stored_is_clean_and_a_run_that_fails_is_not_stored(tmp_path, mo
     assert [output.output_type for output in shown.outputs] == ["stream", *["display_data"] * 3, "execute_result"]
     _, _, picture, line, _ = shown.outputs
     assert set(picture.data) == {"image/png"}
-    assert line.data["text/html"].startswith("<p>Largest curvature: <b>0.5</b>")
+    assert line.data["text/html"].startswith("<p>β = 2: largest curvature <b>0.5</b>")
     assert shown.outputs[0].text == "before\nafter\n"
