@@ -177,7 +177,7 @@ def joined(function: Callable, *arguments: Any) -> Any:
     if not isinstance(answer, tuple | list) or any(is_absent(part) for part in answer):
         return answer
     for part in answer:
-        if isinstance(part, tuple):
+        if isinstance(part, tuple | np.ndarray):
             return part
     parts = [torch.as_tensor(part, dtype=torch.float64) for part in answer]
     alike = all(part.shape == parts[0].shape for part in parts)

@@ -1,4 +1,5 @@
-// A slider of given values takes no typed ones. Screen readers: a slider says what it is and what it is at, as in "β = 2", and a picture the line of text below it.
+// Screen readers: a slider says what it is and what it is at, as in "β = 2", and a picture the line of text below it.
+// A slider over given values takes no typed ones.
 if (!window.lcnnExplorers) {
   const set = (node, name, value) => node.getAttribute(name) === value || node.setAttribute(name, value);
   window.lcnnExplorers = new MutationObserver(() => {
