@@ -198,7 +198,7 @@ def grade(folder: Path, csv: Path, seconds: float, jobs: int | None) -> None:
         raise FileNotFoundError(f"there is no notebook (a file *.ipynb) in {folder.absolute()}")
     frame, unfinished = pd.DataFrame(columns=COLUMNS), csv.with_stem(f"{csv.stem}_unfinished")
     jobs = jobs or os.cpu_count() or 1
-    print(f"grading {len(files)} notebooks, {jobs} at a time; the results so far: {unfinished}", flush=True)
+    print(f"notebooks to grade: {len(files)}, {jobs} at a time; the results so far: {unfinished}", flush=True)
     with (
         tempfile.TemporaryDirectory(prefix="lcnn-grade-", ignore_cleanup_errors=True) as root,
         ThreadPoolExecutor(jobs) as pool,

@@ -103,7 +103,7 @@ def next_exponential(E: float, centered: bool) -> float:
     return (1 + E) / 2 if centered else 1 + E
 
 
-STACKS = [(torch.tensor([-1.0, 0.0, 2.0], dtype=torch.float64), 2.0, 3), (randn(3, 9), 0.5, 5), (randn(4, 4), 4.0, 1)]
+STACKS = [(torch.tensor([-1.0, 0.0, 2.0], dtype=torch.float64), 2.0, 5), (randn(3, 9), 0.5, 5), (randn(4, 4), 4.0, 1)]
 exp_of = lambda x, beta: torch.exp(beta * x)
 
 
@@ -111,7 +111,8 @@ exp_of = lambda x, beta: torch.exp(beta * x)
     inputs=STACKS,
     mistakes={
         "this is one layer: n is not used": lambda x, beta, n: F.softplus(x, beta),
-        "that is at x = 0, if each layer added as much as the first": lambda x, beta, n: n * LOG2 / beta,
+        "each layer adds less than the first, and x is missing": lambda x, beta, n: n * LOG2 / beta,
+        "each layer adds less than the first; where is x?": lambda x, beta, n: n * LOG2 / beta + 0 * x,
         "at x = 0 only: what is E at another x?": lambda x, beta, n: math.log(n + 1) / beta + 0 * x,
         "each layer adds less than the first one": lambda x, beta, n: F.softplus(x, beta) + (n - 1) * LOG2 / beta,
         "divide by beta at the end": lambda x, beta, n: torch.log(n + exp_of(x, beta)),
@@ -135,6 +136,7 @@ plain = plain_stack.reference
         "this is one layer: n is not used": lambda x, beta, n: F.softplus(x, beta) - LOG2 / beta,
         "centre each layer, not only the last": lambda x, beta, n: plain(x, beta, n) - math.log(n + 1) / beta,
         "subtracting at the end is another thing": lambda x, beta, n: plain(x, beta, n) - n * LOG2 / beta,
+        "how many layers are these?": lambda x, beta, n: torch.log1p((exp_of(x, beta) - 1) / 2 ** (n - 1)) / beta,
         "right near x = 0 only": lambda x, beta, n: x / 2**n,
         "at x = 0 this isn't 0: what is halved?": lambda x, beta, n: torch.log(1 + exp_of(x, beta) / 2**n) / beta,
         "what is left is halved n times": lambda x, beta, n: torch.log1p((exp_of(x, beta) - 1) / (2 * n)) / beta,
