@@ -66,9 +66,7 @@ class Explorer(widgets.VBox):
 
     def _repr_mimebundle_(self, **options: Any) -> Any:
         *_, image, text = self.children
-        buffer = io.BytesIO()
-        Image.open(io.BytesIO(image.value)).quantize().save(buffer, "png")  # half the bytes: notebooks stay small
-        png = base64.b64encode(buffer.getvalue()).decode()
+        png = base64.b64encode(image.value).decode()
         alt = html.escape(re.sub("<.*?>", "", text.value))
         line = f"<p>{text.value} <i>Run this cell to move it.</i></p>"
         still = {"image/png": png, "text/html": f'<img src="data:image/png;base64,{png}" alt="{alt}">{line}'}

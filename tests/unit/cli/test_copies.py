@@ -6,7 +6,7 @@ import json
 import pytest
 
 from lcnn_utils.cli import copies
-from lcnn_utils.cli.contents import VIEW, Contents
+from lcnn_utils.cli.contents import SCRIPT, VIEW, Contents
 from lcnn_utils.cli.copies import instructor_copy, make_copies, student_copy
 
 STUB = 'import math\n\n\ndef my_half(x):\n    """Half of x."""\n    ...\n\n\nhalf = check.use(my_half)'
@@ -47,7 +47,7 @@ def notebook(*cells):
 
 
 PAGE = notebook(
-    prose("**Predict 1.** How much?"),
+    prose("| Runs in | 3 s |\n\n**Predict 1.** How much?"),
     prose("*Your answer:*", "answer"),
     code(
         f"assert lab.fast or x > 3\n{STUB}".splitlines(keepends=True),
@@ -99,10 +99,12 @@ def test_a_copy_is_never_overwritten(instructor, project, capsys):
     assert mine["metadata"]["lcnn"]["notebook"] == "01_halves"
     mine["cells"].append(prose("mine"))
     copy.write_text(json.dumps(mine), encoding="utf-8")
-    rerun = PAGE | {"cells": [*PAGE["cells"][:2], PAGE["cells"][2] | {"outputs": []}, *PAGE["cells"][3:]]}
+    card, answer, stub, *rest = PAGE["cells"]
+    card = card | {"source": card["source"].replace("3 s", "5 s")}
+    rerun = PAGE | {"cells": [card, answer, stub | {"outputs": []}, *rest]}
     original.write_text(json.dumps(rerun), encoding="utf-8")
     make_copies(project, folder, instructor=instructor)
-    assert capsys.readouterr().out == "", "other outputs make no new version"
+    assert capsys.readouterr().out == "", "other outputs, and another time, make no new version"
     original.write_text(json.dumps(notebook(*PAGE["cells"], prose("new"))), encoding="utf-8")
     for _ in range(2):
         make_copies(project, folder, instructor=instructor)
@@ -129,7 +131,8 @@ def test_a_file_of_ones_own_is_left_alone(text, project):
 
 def test_jupyter_saves_no_dead_widget_and_changes_no_original(project):
     shown = [{VIEW: {}, "text/html": "still"}, {VIEW: {}, "text/plain": "no picture"}, {"text/plain": "3"}]
-    outputs = [{"output_type": "display_data", "data": data, "metadata": {}} for data in shown]
+    all_of_them = [*shown, {SCRIPT: "alert(1)"}]
+    outputs = [{"output_type": "display_data", "data": data, "metadata": {}} for data in all_of_them]
     page = notebook(code("explorer()", outputs=outputs, id="a")) | {"metadata": {}}
     contents = Contents(root_dir=str(project))
     saved = asyncio.run(contents.save({"type": "notebook", "content": page}, "mine.ipynb"))

@@ -69,6 +69,8 @@ def test_every_submission_gets_what_it_deserves(tmp_path, capsys):
     (tmp_path / ".ipynb_checkpoints").mkdir()
     (tmp_path / ".ipynb_checkpoints" / "broken-checkpoint.ipynb").write_text("{", encoding="utf-8")
     assert main(["grade", str(tmp_path), "--seconds", "45", "--jobs", "4"]) == 0
+    assert sorted(path.name for path in tmp_path.glob("*.csv")) == ["grades.csv"], "and no unfinished one"
+    assert (tmp_path / "grades.csv").read_bytes().startswith(b"\xef\xbb\xbf"), "which tells Excel that it is UTF-8"
     frame = pd.read_csv(tmp_path / "grades.csv", keep_default_na=False)
     files = dict(iter(frame.groupby("file")))
     for name, (_, results, messages) in SUBMITTED.items():
