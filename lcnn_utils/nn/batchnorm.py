@@ -12,6 +12,8 @@ from torch.nn.modules.batchnorm import _NormBase
 
 from .softplus import check_positive, eager, wide
 
+FAST = ((torch.float32,) * 3, (torch.float64,) * 3, (torch.bfloat16, torch.float32, torch.float32))  # x, σ², log γ
+
 
 def _slope(square: Tensor, log_gamma: Tensor, weight: Tensor | None) -> Tensor:
     """The slope of each channel, (C,), from σ² = var + eps."""
@@ -36,7 +38,7 @@ class _FastBatchNorm(torch.autograd.Function):
         unclipped = inverse if weight is None else inverse * weight
         slope = unclipped.clamp(-gamma, gamma)
         clipped = slope != unclipped
-        used = torch.where(clipped, inverse * torch.finfo(x.dtype).eps, inverse)
+        used = torch.where(clipped, inverse * torch.finfo(inverse.dtype).eps, inverse)
         ctx.save_for_backward(x, log_gamma, weight, bias, mean, used, slope / used, clipped)
         ctx.eps = eps
         return torch.batch_norm(x, slope / inverse, bias, mean, var, False, 0.0, eps, False)
@@ -72,7 +74,12 @@ def _lipschitz_batch_norm(layer: LipschitzBatchNorm2d, x: Tensor) -> Tensor:
     if momentum is None or momentum > 0:  # 0: a pass that is not to be felt
         layer.num_batches_tracked.add_(1)
         momentum = 1 / layer.num_batches_tracked.item() if momentum is None else momentum
-    if x.dtype == running_mean.dtype == log_gamma.dtype and x.is_cpu and eager():
+    if (
+        running_mean.dtype == log_gamma.dtype in (x.dtype, torch.float32)
+        and x.dtype != torch.float16
+        and x.is_cpu
+        and eager()
+    ):
         mean, var = torch.batch_norm_update_stats(x.detach(), running_mean, running_var, momentum)
         return _FastBatchNorm.apply(x, log_gamma, weight, bias, mean, var, eps)
     mean = wide(x).mean(others)

@@ -14,12 +14,13 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, fx, nn
 from torch.autograd import forward_ad
 
 BETA_RANGE = (1e-8, 1e8)  # of a layer: in float32 these are x/2 and the ReLU
-FUSED_FROM = 0.05  # smallest β of the fused form, which cancels where β is small
-STEEP = 10.0  # above, |βx| is cut off at 30: subnormal numbers take a processor 100 times as long
+FUSED_FROM = {torch.float32: 0.05, torch.bfloat16: 0.5}  # smallest β of the fused form, which cancels below
+STEEP = 10.0  # above, |βx| is cut off at 30: subnormal and infinite numbers take a processor longer
 LOG_HALF = torch.tensor(0.5).log()
 
 
@@ -87,42 +88,57 @@ def eager() -> bool:
 
 def _dot(a: Tensor, b: Tensor) -> Tensor:
     """Σ ab, in one pass where both lie in memory alike."""
+    a, b = wide(a), wide(b)
     if a.stride() == b.stride() and (a.is_contiguous() or a.is_contiguous(memory_format=torch.channels_last)):
         return torch.dot(a.as_strided((a.numel(),), (1,)), b.as_strided((b.numel(),), (1,)))
     return (a * b).sum()
 
 
-class _OneBeta(torch.autograd.Function):
-    """s₀ as a layer computes it: x in float32 or wider, one β; keeps x and s₀ in memory, not the ten steps between.
+def _bounded(x: Tensor, beta: float) -> Tensor:
+    """x with |βx| cut off at 30 where β is ``STEEP``."""
+    return x.clamp(-30 / beta, 30 / beta) if beta > STEEP else x
 
-    On a CPU in float32, for β ≥ ``FUSED_FROM``, it takes fewer operations, exact to a few units in the last place of
-    1/β + |x|. The gradient in log β is Σ g (x σ(βx) − s₀).
+
+class _OneBeta(torch.autograd.Function):
+    """s₀ as a layer computes it, with one β; keeps x and s₀ in memory, not the ten steps between.
+
+    On a CPU in float32 or bfloat16, for β ≥ ``FUSED_FROM``, it takes fewer operations, exact to a few units in the last
+    place of 1/β + |x|. The gradient in log β is Σ g (x σ(βx) − s₀).
     """
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, log_beta: Tensor) -> Tensor:
-        ctx.beta = 0.0
-        if x.is_cpu and x.dtype == torch.float32:  # there a number costs no time
-            ctx.beta = math.exp(min(max(log_beta.item(), math.log(BETA_RANGE[0])), math.log(BETA_RANGE[1])))
-        if ctx.beta >= FUSED_FROM:  # relu(x) + log((1 + e^{−β|x|})/2)/β
+        ctx.beta = ctx.offset = 0.0
+        if x.is_cpu and x.dtype in FUSED_FROM:  # there a number costs no time
+            beta = math.exp(min(max(log_beta.item(), math.log(BETA_RANGE[0])), math.log(BETA_RANGE[1])))
+            ctx.beta = beta if beta >= FUSED_FROM[x.dtype] else 0.0
+        if not ctx.beta:
+            y = _centered(wide(x), beta_of(log_beta).to(wide(x).dtype)).to(x.dtype)
+        elif x.dtype == torch.bfloat16:
+            y = F.softplus(_bounded(x, ctx.beta), ctx.beta)
+            y = torch.maximum(y, x) if ctx.beta > STEEP else y
+            ctx.offset = math.log(2) / ctx.beta
+        else:  # relu(x) + log((1 + e^{−β|x|})/2)/β
             bend = torch.sub(LOG_HALF, x.abs(), alpha=ctx.beta)
             bend = (bend.clamp_(-30) if ctx.beta > STEEP else bend).exp_().add_(0.5).log_()
             y = torch.add(x.relu(), bend, alpha=1 / ctx.beta)
-        else:
-            y = _centered(x, beta_of(log_beta).to(x.dtype))
-        ctx.save_for_backward(x, log_beta, y)
-        return y
+        ctx.save_for_backward(x, log_beta, y)  # in bfloat16 before it is centred: y − x must vanish where x is large
+        return y - ctx.offset if ctx.offset else y
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor | None]:
-        x, log_beta, y = ctx.saved_tensors
-        near = x.clamp(-30 / ctx.beta, 30 / ctx.beta) if ctx.beta > STEEP else x
-        if ctx.beta < FUSED_FROM or torch.is_grad_enabled():  # a graph of the gradient is asked for
-            by_x = grad * torch.sigmoid(beta_of(log_beta).to(x.dtype) * near)
+        (x, log_beta, y), offset = ctx.saved_tensors, ctx.offset
+        near = _bounded(x, ctx.beta)
+        if not ctx.beta or torch.is_grad_enabled():  # a graph of the gradient is asked for
+            beta = beta_of(log_beta).to(wide(x).dtype)
+            by_x = (grad * torch.sigmoid(beta * wide(near))).to(x.dtype)
+            y, offset = (_centered(wide(x), beta), 0.0) if offset else (y, offset)
         else:
             by_x = torch.ops.aten.softplus_backward(grad, near, ctx.beta, 20)
-        by_log_beta = (_dot(by_x, x) - _dot(grad, y)).to(log_beta.dtype) if ctx.needs_input_grad[1] else None
-        return by_x, by_log_beta
+        if not ctx.needs_input_grad[1]:
+            return by_x, None
+        by_log_beta = _dot(by_x, x) - _dot(grad, y) + offset * grad.sum(dtype=wide(y).dtype)
+        return by_x, by_log_beta.to(log_beta.dtype)
 
 
 @fx.wrap
@@ -130,8 +146,7 @@ def _activation(x: Tensor, log_beta: Tensor, cap: float | None) -> Tensor:
     """What :class:`CenteredSoftplus` computes: one node of a graph that torch.fx traces."""
     if eager():
         soft = lambda z: _OneBeta.apply(z, log_beta)
-        y = soft(wide(x)) if cap is None else _capped(soft, wide(x), beta_of(log_beta), cap)
-        return y.to(x.dtype)
+        return soft(x) if cap is None else _capped(soft, wide(x), beta_of(log_beta), cap).to(x.dtype)
     beta = beta_of(log_beta)
     if torch.compiler.is_compiling() and x.ndim == 4:
         beta = beta.expand(1, x.shape[1], 1, 1)  # so its gradient is summed along with BatchNorm's

@@ -96,9 +96,13 @@ def make_optimizer(recipe: Training, model: nn.Module) -> tuple[torch.optim.SGD,
 
 
 def autocast(recipe: Training, device: torch.device) -> torch.autocast:
-    """bfloat16 as the recipe says; by default where a GPU computes in it."""
-    able = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
-    return torch.autocast(device.type, torch.bfloat16, enabled=able if recipe.bfloat16 is None else recipe.bfloat16)
+    """bfloat16 where the device computes in it: on a GPU unless the recipe says no, on a CPU if it says yes."""
+    if device.type == "cuda":
+        able = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        able = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    wanted = device.type == "cuda" if recipe.bfloat16 is None else recipe.bfloat16
+    return torch.autocast(device.type, torch.bfloat16, enabled=able and wanted)
 
 
 @functools.cache

@@ -250,8 +250,15 @@ def test_what_is_compiled(monkeypatch):
         assert not module.compiles(recipe, torch.device("cpu")), "the fused kernels are faster"
 
 
-def test_the_precision_of_a_step():
-    for wanted, dtype in ((None, torch.float32), (True, torch.bfloat16)):
+def test_the_precision_of_a_step(monkeypatch):
+    """On a CPU bfloat16 where it is asked for, and the CPU computes in it: elsewhere it would be emulated."""
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
+    for wanted, able, dtype in (
+        (None, True, torch.float32),
+        (True, True, torch.bfloat16),
+        (True, False, torch.float32),
+    ):
+        monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda able=able: able)
         net, computed = build(MOONS), []
         net[-1].register_forward_hook(lambda _, __, logits, computed=computed: computed.append(logits.dtype))
         optimizer, _ = module.make_optimizer(MOONS, net)
