@@ -43,7 +43,7 @@ def main(dataset: str = "digits", device_name: str = "cpu") -> None:
     gpu = device.type == "cuda"
     options: dict[str, Any] = {}
     if dataset == "cifar10":
-        options = dict(width=64, batch_size=512) if gpu else dict(scale="small", batch_size=128)
+        options = dict(scale="wide") if gpu else dict(scale="small", bfloat16=False)
     contestants = {METHOD[method][0]: (recipe(dataset, method, **options), False) for method in METHODS}
     contestants["LCNN, published layers"] = recipe(dataset, "lcnn", **options), True
     with_gradreg = recipe(dataset, "lcnn_gradreg", **options | {"derivative": "exact"})

@@ -22,6 +22,19 @@ from tqdm import tqdm
 
 from .files import CLONE, PROJECT
 
+LABEL = {  # method: its name in tables and figures
+    "standard": "Standard",
+    "lcnn": "LCNN",
+    "gradreg": "GradReg",
+    "lcnn_gradreg": "LCNN + GradReg",
+    "cure": "CURE",
+    "softplus_wd": "Softplus + weight decay",
+    "adversarial": "Adversarial training",
+    "minimal": "Minimal recipe",
+    "relu": "ReLU, ordinary net",
+    "relu_reading": "Standard, read as ReLU",
+}
+
 
 def data_root(root: str | Path | None = None) -> Path:
     """Folder of the datasets: the argument, else ``LCNN_DATA``, else ``data/`` of the project."""

@@ -209,27 +209,29 @@ class Results:
 class Evaluate:
     """Measure trained networks, into the tables from which the figures are drawn (data/README.md).
 
-    What a table has already, of the weights of now, is not measured again: stop and go on as you like. digits takes
-    half an hour on one core, CIFAR's small networks about ten minutes each. The last two kinds begin from the start.
+    What a table has already, of the weights of now, is not measured again: stop and go on as you like. On one core
+    digits take half an hour, CIFAR's tiny networks ten minutes each, its small ones half an hour. steps and
+    lambda_search begin from the start.
 
-    lcnn evaluate digits --only masking    (checks for masked gradients: ten minutes)
+    lcnn evaluate digits --only masking    (checks for masked gradients: twenty minutes)
 
     lcnn evaluate digits --only steps    (training steps of all methods, timed in turn: leave the machine idle)
 
     lcnn evaluate digits --only lambda_search    (trains 30 networks and chooses λ by held-out images)
 
-    lcnn evaluate cifar100 --scale wide --train    (on a GPU)
+    lcnn evaluate cifar100 --scale wide --train --minutes 50    (the paper's tables, on a GPU)
     """
 
     dataset: Positional[str] = "digits"  # digits, cifar10 or cifar100
     scale: str | None = None  # of CIFAR's networks: tiny (the default), small, wide or paper
     only: str | None = None  # one kind of table: runs, geometry, stability, curves, steps, masking, lambda_search
-    train: bool = False  # train the missing networks of the paper's tables first
+    train: bool = False  # each network of the paper's tables that is missing, before it is measured
+    minutes: float | None = None  # after which nothing new is begun; the same command goes on
 
     def run(self) -> int:
         from ..measurements.evaluate import evaluate
 
-        evaluate(self.dataset, self.scale, self.only, self.train)
+        evaluate(self.dataset, self.scale, self.only, self.train, self.minutes)
         return 0
 
 
@@ -240,7 +242,7 @@ class Ship:
     To make a run again, delete its files there and in data/runs first.
     """
 
-    portfolio: Positional[str] = "digits"  # digits (minutes on a CPU), or tiny (CIFAR-10, hours on a core)
+    portfolio: Positional[str] = "digits"  # digits (minutes on a CPU), tiny or small (CIFAR-10, hours)
 
     def run(self) -> int:
         from ..measurements.ship import ship_all

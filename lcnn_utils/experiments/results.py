@@ -20,7 +20,7 @@ from ..lab import store_root
 from ..training import METHODS, SCALES
 
 RESULTS = PROJECT / "data" / "results"
-BEST_FIRST = ("paper", "wide", "small", "tiny")  # scales of CIFAR's networks; that of digits, ``lab``, is in no name
+BEST_FIRST = ("paper", "wide", "tiny", "small")  # scales of CIFAR's networks; that of digits, ``lab``, is in no name
 GEOMETRY = ("grad_norm", "hessian_norm", "curvature", "margin_curvature")
 NEEDED = {  # kind of table: columns
     "runs": ("label", "method", "seed", "accuracy"),

@@ -85,12 +85,17 @@ def run(
         if folder != SHIPPED and epochs_done(state_path(recipe)) == recipe.epochs:
             return dataclasses.replace(result, model=fit_recipe(recipe, device=device, progress=progress)[0])
     model, history = fit_recipe(recipe, device=device, progress=progress, watch=watch)
-    metrics, sittings = measure(model, recipe), history.attrs["made_on"]
+    made = finished(model, recipe, history)
+    write_record(made, store_root() / "runs")
+    return made if weights else dataclasses.replace(made, model=None)
+
+
+def finished(model: nn.Module, recipe: Recipe, history: pd.DataFrame) -> Run:
+    """The run of a training that is done, measured now."""
+    sittings = history.attrs["made_on"]
     about = sittings[-1] | {"device": " and ".join(dict.fromkeys(sitting["device"] for sitting in sittings))}
     about |= {"seconds": history.attrs["seconds"], "seed": recipe.seed, "date": datetime.date.today().isoformat()}
-    made = Run(model if weights else None, metrics, recipe, history, about)
-    write_record(made, store_root() / "runs")
-    return made
+    return Run(model, measure(model, recipe), recipe, history, about)
 
 
 def load_weights(path: Path, recipe: Recipe) -> nn.Module:

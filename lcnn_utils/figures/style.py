@@ -23,19 +23,21 @@ from matplotlib.ticker import LogLocator, NullLocator, PercentFormatter
 
 from .. import __version__
 from ..files import PROJECT, atomic_path
+from ..lab import LABEL
 
-METHOD = {  # name: (label, colour, marker)
-    "standard": ("Standard", "#0173b2", "o"),
-    "lcnn": ("LCNN", "#de8f05", "s"),
-    "gradreg": ("GradReg", "#029e73", "^"),
-    "lcnn_gradreg": ("LCNN + GradReg", "#d55e00", "D"),
-    "cure": ("CURE", "#cc78bc", "v"),
-    "softplus_wd": ("Softplus + weight decay", "#ca9161", "P"),
-    "adversarial": ("Adversarial training", "#949494", "X"),
-    "minimal": ("Minimal recipe", "#56b4e9", "*"),
-    "relu": ("ReLU, ordinary net", "#000000", "h"),
-    "relu_reading": ("Standard, read as ReLU", "#4d4d4d", "d"),
+LOOK = {  # method: (colour, marker)
+    "standard": ("#0173b2", "o"),
+    "lcnn": ("#de8f05", "s"),
+    "gradreg": ("#029e73", "^"),
+    "lcnn_gradreg": ("#d55e00", "D"),
+    "cure": ("#cc78bc", "v"),
+    "softplus_wd": ("#ca9161", "P"),
+    "adversarial": ("#949494", "X"),
+    "minimal": ("#56b4e9", "*"),
+    "relu": ("#000000", "h"),
+    "relu_reading": ("#4d4d4d", "d"),
 }
+METHOD = {method: (LABEL[method], *look) for method, look in LOOK.items()}  # (label, colour, marker)
 BY_LABEL = {look[0]: look for look in METHOD.values()}
 ACTIVATION = {  # name: (label, colour, line style)
     "relu": ("ReLU", "#000000", ":"),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
@@ -13,7 +13,7 @@ from ..attacks import PAPER_EPS, masking_checks
 from ..attacks.pgd import ascend, check, fooling, random_steps
 from ..curvature import measuring, prepare
 from ..experiments import held_images, mean_interval, plus_minus, published
-from ..figures.style import METHOD
+from ..lab import LABEL
 
 
 def path(
@@ -65,14 +65,16 @@ def paper_table() -> pd.DataFrame:
     return rows[["label", "eps", "accuracy", "sd"]].fillna({"eps": 0})
 
 
-def masking_frame(nets: Mapping[str, nn.Module], x: Tensor, y: Tensor, eps: float, **options) -> pd.DataFrame:
-    """:func:`attacks.masking_checks` of each net, points of the first other net being tried on it: columns net, method,
-    other added."""
+def masking_frame(
+    nets: Mapping[str, nn.Module], x: Tensor, y: Tensor, eps: float, of: Sequence[str] = (), **options
+) -> pd.DataFrame:
+    """:func:`attacks.masking_checks` of each net, or of those named in ``of``, points of the first other net being
+    tried on it: columns net, method, other added."""
     parts = []
-    for method, net in nets.items():
+    for method in of or nets:
         other = next(name for name in nets if name != method)
-        checks = masking_checks(net, (x, y), eps, others={"another net": nets[other]}, **options)
-        parts.append(checks.assign(net=METHOD[method][0], method=method, other=METHOD[other][0]))
+        checks = masking_checks(nets[method], (x, y), eps, others={"another net": nets[other]}, **options)
+        parts.append(checks.assign(net=LABEL[method], method=method, other=LABEL[other]))
     return pd.concat(parts, ignore_index=True)
 
 

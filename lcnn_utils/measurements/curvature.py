@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ..curvature import evaluating, geometry, gradient_and_hvp
 from ..experiments import plus_minus
-from ..figures.style import METHOD
+from ..lab import LABEL
 from ..nn import relu_reading
 from ..training import Recipe, accuracy, fit_recipe, recipe, samples
 
@@ -111,7 +111,7 @@ def digits_study(seeds: Iterable[int], *, images: int = 360, **training: Any) ->
     parts = []
     for method, seed, net, x, y in digits_nets(seeds, **training):
         frame = net_frame(net, x[:images], y[:images], chunk=images)
-        parts.append(frame.assign(label=METHOD[method][0], method=method, seed=seed, accuracy=frame.correct.mean()))
+        parts.append(frame.assign(label=LABEL[method], method=method, seed=seed, accuracy=frame.correct.mean()))
     return pd.concat(parts, ignore_index=True)
 
 

@@ -1,13 +1,16 @@
-"""``lcnn evaluate``: measure trained networks, into the tables from which the figures are drawn.
+"""``lcnn evaluate``: train the networks of the paper's tables, and measure them, into the tables from which the figures
+are drawn.
 
-It imports no package of the lab alone (Jupyter, captum, Dask, tyro), so that it runs on a bare GPU server, too:
-``python -c "from lcnn_utils.measurements.evaluate import *; evaluate('cifar100', 'wide', train=True)"``.
+It needs torch, torchvision, pandas, scipy, safetensors, filelock and tqdm alone, so that it runs on a bare GPU server:
+``python -c "from lcnn_utils.measurements.evaluate import *; evaluate('cifar100', 'wide', train=True, minutes=9)"``.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import datetime
 import hashlib
+import math
 import os
 import platform
 import time
@@ -18,12 +21,11 @@ import pandas as pd
 from torch import Tensor
 
 from ..attacks import PAPER_EPS, curve_of, first_success
-from ..experiments import SHIPPED, append, has, measured, ordered, sweep
+from ..experiments import SHIPPED, append, has, measured, ordered, run
 from ..experiments.sweep import recorded
-from ..figures.style import METHOD
-from ..lab import check_choice, one_thread, pick_device
+from ..lab import LABEL, check_choice, one_thread, pick_device
 from ..nn import relu_reading
-from ..training import METHODS, Recipe, run_name, samples, state_path
+from ..training import METHODS, PAPER, Recipe, run_name, samples, state_path
 from ..training.fit import made_on
 from . import attacks, saliency
 from .curvature import net_frame
@@ -31,52 +33,82 @@ from .paper import steps_frame
 from .training import chosen, lambda_recipes, runs_frame, trained_net
 
 DIGITS_EPS = {"l2": (0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.7, 1.0), "linf": [n / 255 for n in (4, 8, 16, 24, 32, 48)]}
-TINY_EPS = {"l2": PAPER_EPS, "linf": [n / 255 for n in (1, 2, 4, 8, 16)]}
-LARGE = dict(seeds=(0, 1), test=1000, train=250, maps=500, restarts=5, eps={"l2": PAPER_EPS})
-PLANS: dict[str, dict[str, Any]] = {  # scale: seeds, images of each kind of measurement, the attack
-    "lab": dict(seeds=(0, 1, 2, 3, 4), test=360, train=360, maps=100, restarts=5, eps=DIGITS_EPS),
-    "tiny": dict(seeds=(0, 1), test=500, train=500, maps=100, restarts=5, eps=TINY_EPS),
-    **dict.fromkeys(("small", "wide", "paper"), LARGE),
+SMALL_EPS = {"l2": PAPER_EPS, "linf": [n / 255 for n in (1, 2, 4, 8, 16)]}
+LARGE: dict[str, Any] = dict(seeds=(0, 1), test=1000, train=250, maps=500, attacked=1000, restarts=5)
+LARGE |= dict(eps={"l2": PAPER_EPS}, masking=(200, 0.1))
+DIGITS = dict(seeds=(0, 1, 2, 3, 4), test=360, train=360, maps=100, attacked=360, masking=(200, 0.5), eps=DIGITS_EPS)
+PLANS: dict[str, dict[str, Any]] = {  # scale: seeds, images of each kind of measurement, the attacks
+    "lab": LARGE | DIGITS,
+    "tiny": LARGE | dict(test=500, train=500, maps=100, attacked=500, eps=SMALL_EPS),
+    "small": LARGE | dict(attacked=500, eps=SMALL_EPS),
+    **dict.fromkeys(("wide", "paper"), LARGE),
 }
 SEARCHED = (0.0, 1e-3, 3e-3, 1e-2, 2e-2, 3e-2, 5e-2, 1e-1, 2e-1, 3e-1)  # values of λ_β = λ_γ
-PAPER = ("standard", "lcnn", "lcnn_gradreg", "gradreg", "softplus_wd", "adversarial", "cure")  # what to train first
 
 
-def evaluate(dataset: str = "digits", scale: str | None = None, only: str | None = None, train: bool = False) -> None:
-    """Measure the networks that are here, but not those of which a table has rows with the weights of now. Rows are
-    written network by network: stop and go on as you like.
+class TimeIsUp(Exception):
+    """Nothing new is to be begun."""
+
+
+def evaluate(
+    dataset: str = "digits", scale: str | None = None, only: str | None = None, train: bool = False,
+    minutes: float | None = None,
+) -> None:  # fmt: skip
+    """Measure the networks that are here, one after the other, but not those of which a table has rows with the weights
+    of now. Each table is written after each network: stop and go on as you like.
 
     Args:
         dataset: ``digits``, ``cifar10`` or ``cifar100``.
         scale: of CIFAR's networks (default: tiny); their tables' names have it in them (cifar10_tiny_curves).
-        only: one of KINDS, or steps (of training, timed in turn), or, of digits, masking (ten minutes) or
-            lambda_search (trains 30 networks).
-        train: train the missing networks of the paper's tables first.
+        only: one of KINDS, or masking (the paper's methods, seed 0: minutes a network), or steps (of training, timed in
+            turn), or, of digits, lambda_search (trains 30 networks).
+        train: the networks of the paper's tables, each before it is measured, where they are missing.
+        minutes: after which no epoch and no measurement is begun; the same call goes on.
 
-    ValueError: an unknown name. FileNotFoundError: no network is here. RuntimeError: a training failed.
+    ValueError: an unknown name. FileNotFoundError: no network is here. RuntimeError: a training or a
+    measurement failed, after all others were done.
     """
     digits = check_choice(dataset, ("digits", "cifar10", "cifar100"), "dataset to evaluate") == "digits"
     scale = check_choice(scale or ("lab" if digits else "tiny"), tuple(PLANS), "scale")
-    on_demand = ON_DEMAND if digits else {"steps": steps}
-    check_choice(only or "runs", (*KINDS, *on_demand), "kind of table")
-    recipes = ordered([dataset], PAPER if train else tuple(METHODS), PLANS[scale]["seeds"], scale)
+    at_once = {"steps": steps} | ({"lambda_search": lambda_search} if digits else {})
+    check_choice(only or "runs", (*KINDS, *at_once), "kind of table")
     one_thread()
-    command = f"lcnn evaluate {dataset} --scale {scale}" + " --train" * train
-    place = dataset if digits else f"{dataset}_{scale}"
-    if only in on_demand:
-        frame, facts = on_demand[only](dataset, scale)
+    place, command = dataset if digits else f"{dataset}_{scale}", f"lcnn evaluate {dataset} --scale {scale}"
+    if only in at_once:
+        frame, facts = at_once[only](dataset, scale)
         append(frame, f"{place}_{only}", provenance(f"{command} --only {only}") | {"scale": scale} | facts)
         return
-    outcomes = sweep(recipes, workers=1) if train else []
-    failed = [f"{run_name(outcome.recipe)}: {outcome.error}" for outcome in outcomes if outcome.error]
-    trained = [recipe for recipe in recipes if recorded(recipe) and weights_file(recipe).exists()]
-    if not trained and not failed:
-        raise FileNotFoundError(f"no network of {dataset} at the scale {scale} is here: lcnn sweep, or --train")
-    for recipe in trained:
-        for kind in [only] if only else KINDS:
-            measure(f"{place}_{kind}", kind, recipe, PLANS[scale], provenance(command) | {"scale": scale})
+    recipes = ordered([dataset], PAPER if train else tuple(METHODS), PLANS[scale]["seeds"], scale)
+    if only == "masking":
+        recipes = [recipe for recipe in recipes if recipe.method in PAPER and recipe.seed == 0]
+    kinds = [only] if only else [kind for kind in KINDS if kind != "masking"]
+    about = provenance(command + " --train" * train) | {"scale": scale}
+    end, failed, seen = time.monotonic() + 60 * (math.inf if minutes is None else minutes), list[str](), 0
+
+    def in_time(*_: Any) -> None:
+        if time.monotonic() > end:
+            raise TimeIsUp
+
+    try:
+        for recipe in recipes:
+            try:
+                if train:
+                    run(recipe, weights=False, watch=in_time)
+                if not recorded(recipe) or not weights_file(recipe).exists():
+                    continue
+                for kind in kinds:
+                    in_time()
+                    measure(f"{place}_{kind}", kind, recipe, PLANS[scale], about)
+                seen += 1
+            except (RuntimeError, ValueError, OSError) as error:
+                failed.append(f"{run_name(recipe)}: {error}")
+    except TimeIsUp:
+        print(f"{minutes:g} minutes are over: {seen} of {len(recipes)} networks are done; the same command goes on")
+        seen = seen or 1
     if failed:
-        raise RuntimeError("these trainings failed: " + "; ".join(failed))
+        raise RuntimeError(f"{len(failed)} of {len(recipes)} networks failed: {'; '.join(failed)}")
+    if not seen:
+        raise FileNotFoundError(f"no network of {dataset} at the scale {scale} is here: lcnn sweep, or --train")
 
 
 def measure(name: str, kind: str, recipe: Recipe, plan: dict[str, Any], about: dict[str, Any]) -> None:
@@ -113,22 +145,23 @@ def geometry(recipe: Recipe, plan: dict[str, Any]) -> pd.DataFrame:
     parts = []
     for split, method, net in nets:
         frame = net_frame(net, *first_images(recipe, split, plan[split]))
-        parts.append(frame.assign(method=method, label=METHOD[method][0], seed=recipe.seed, split=split))
+        parts.append(frame.assign(method=method, label=LABEL[method], seed=recipe.seed, split=split))
     return pd.concat(parts, ignore_index=True)
 
 
 def stability(recipe: Recipe, plan: dict[str, Any]) -> pd.DataFrame:
     """:func:`saliency.nets_frame`, without the measures that no figure shows."""
     images = first_images(recipe, "test", plan["maps"])
-    frame = saliency.nets_frame({recipe.method: trained_net(recipe)}, *images).assign(seed=recipe.seed)
-    columns = ["net", "label", "seed", "image", "method", "weights", "noise", "eps", "relative_change", "cosine"]
-    return frame[[*columns, "curvature"]]
+    nets, measures = {recipe.method: trained_net(recipe)}, ("relative_change", "cosine")
+    frame = saliency.nets_frame(nets, *images, measures=measures).assign(seed=recipe.seed)
+    columns = ["net", "label", "seed", "image", "method", "weights", "noise", "eps"]
+    return frame[[*columns, *measures, "curvature"]]
 
 
 def curves(recipe: Recipe, plan: dict[str, Any]) -> pd.DataFrame:
     """What PGD of 20 steps leaves, in L2 and, where planned, in L∞. ``held`` has a character for each image: 1 if the
     network is right on all that was tried."""
-    model, (x, y) = trained_net(recipe), first_images(recipe, "test", plan["test"])
+    model, (x, y) = trained_net(recipe), first_images(recipe, "test", plan["attacked"])
     parts = []
     for norm, eps in plan["eps"].items():
         fell = first_success(model, x, y, eps, norm=norm, steps=20, restarts=plan["restarts"])
@@ -136,7 +169,7 @@ def curves(recipe: Recipe, plan: dict[str, Any]) -> pd.DataFrame:
         held = ["".join("1" if right else "0" for right in fell > limit) for limit in curve.eps]
         parts.append(curve.assign(held=held, norm=norm, loss="margin"))
     frame = pd.concat(parts, ignore_index=True)
-    return frame.assign(method=recipe.method, label=METHOD[recipe.method][0], seed=recipe.seed)
+    return frame.assign(method=recipe.method, label=LABEL[recipe.method], seed=recipe.seed)
 
 
 def steps(dataset: str, scale: str) -> tuple[pd.DataFrame, dict[str, Any]]:
@@ -146,11 +179,13 @@ def steps(dataset: str, scale: str) -> tuple[pd.DataFrame, dict[str, Any]]:
     return frame, {"rounds": int(frame["round"].nunique()), "batch_size": recipes[0].batch_size}
 
 
-def masking(dataset: str, scale: str) -> tuple[pd.DataFrame, dict[str, Any]]:
-    """The checks for masked gradients of four networks, with AutoAttack as a referee."""
-    scene = saliency.scene(pick_device(), dataset=dataset).first(200)
-    frame = attacks.masking_frame(scene.nets, scene.x, scene.y, 0.5, referee=True)
-    return frame, {"runs": list(scene.nets), "n": 200, "eps": 0.5}
+def masking(recipe: Recipe, plan: dict[str, Any]) -> pd.DataFrame:
+    """The checks for masked gradients, with AutoAttack as a referee and points made for Standard (for it: the LCNN)."""
+    n, eps = plan["masking"]
+    other = "lcnn" if recipe.method == "standard" else "standard"
+    nets = {recipe.method: trained_net(recipe), other: trained_net(dataclasses.replace(recipe, method=other))}
+    frame = attacks.masking_frame(nets, *first_images(recipe, "test", n), eps, of=[recipe.method], referee=True)
+    return frame.assign(eps=eps, n=n)
 
 
 def lambda_search(dataset: str, scale: str) -> tuple[pd.DataFrame, dict[str, Any]]:
@@ -162,8 +197,7 @@ def lambda_search(dataset: str, scale: str) -> tuple[pd.DataFrame, dict[str, Any
     return frame[columns], search | {"chosen": chosen(frame)}
 
 
-KINDS = {"runs": runs, "geometry": geometry, "stability": stability, "curves": curves}  # with rows for each network
-ON_DEMAND = {"steps": steps, "masking": masking, "lambda_search": lambda_search}
+KINDS = {"runs": runs, "geometry": geometry, "stability": stability, "curves": curves, "masking": masking}
 
 
 def weights_file(recipe: Recipe) -> Path:

@@ -14,7 +14,7 @@ from torch import nn
 
 from .. import training
 from ..experiments import comparison, has, how_measured, measured, plus_minus, with_interval
-from ..figures.style import METHOD
+from ..lab import LABEL
 from ..nn import LipschitzBatchNorm2d, norms_once_a_step
 from ..training import Recipe
 from ..training.fit import compiles
@@ -119,7 +119,7 @@ def steps_frame(recipes: Sequence[Recipe], device: torch.device, rounds: int, se
         steps = {recipe.method: stack.enter_context(stepping(recipe, as_trained(recipe), device)) for recipe in recipes}
         times = timed_in_turn(steps, rounds, seconds)
     frame = times.reset_index(names="round").melt("round", var_name="method", value_name="seconds")
-    return frame.assign(label=frame.method.map(lambda method: METHOD[method][0]))
+    return frame.assign(label=frame.method.map(lambda method: LABEL[method]))
 
 
 def cost_frame(dataset: str) -> pd.DataFrame:

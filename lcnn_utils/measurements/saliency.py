@@ -20,7 +20,7 @@ from ..experiments import (
     ratio_of_means,
     with_interval,
 )
-from ..figures.style import METHOD
+from ..lab import LABEL
 from ..saliency import stability
 from ..training import Recipe, run_name, samples
 from .training import trained_net
@@ -75,7 +75,7 @@ def nets_frame(nets: Mapping[str, nn.Module], x: Tensor, y: Tensor, **options) -
     for method, net in nets.items():
         frame = stability(net, (x, y), **options)
         curvature = geometry(net, x, y, scalar=options.get("scalar", "loss")).curvature.cpu().numpy()
-        parts.append(frame.assign(curvature=curvature[frame.image], net=method, label=METHOD[method][0]))
+        parts.append(frame.assign(curvature=curvature[frame.image], net=method, label=LABEL[method]))
     return pd.concat(parts, ignore_index=True)
 
 
@@ -117,7 +117,7 @@ def stability_ratio(frame: pd.DataFrame, eps: float) -> pd.DataFrame:
     rows = []
     for name, part in frame.groupby("net", sort=False):
         change = part.relative_change.mean()
-        rows.append((name, METHOD[str(name)][0], change, *ratio_of_means(standard, part, "relative_change")))
+        rows.append((name, LABEL[str(name)], change, *ratio_of_means(standard, part, "relative_change")))
     return pd.DataFrame(rows, columns=["net", "label", "change", "ratio", "low", "high"])
 
 

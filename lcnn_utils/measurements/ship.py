@@ -6,21 +6,23 @@ import dataclasses
 import json
 from pathlib import Path
 
-from ..experiments import SHIPPED, load_weights, measure, run
-from ..experiments.runs import Run, write_record
+from ..experiments import SHIPPED, load_weights, run
+from ..experiments.runs import Run, finished, write_record
 from ..lab import check_choice, one_thread
-from ..training import METHODS, Recipe, recipe, run_name
+from ..training import METHODS, PAPER, Recipe, accuracy, fit_recipe, recipe, run_name, samples
 from ..training.checkpoint import write
 from .training import failure_recipes, ingredient_recipes, lambda_recipes
 
 TINY_SEEDS = {"standard": 2, "lcnn": 2, "gradreg": 2, "lcnn_gradreg": 2, "softplus_wd": 2, "adversarial": 1}
+SMALL_SEEDS = {"standard": 2, "lcnn": 2}  # all others: one
 
 
 def portfolio(name: str) -> dict[Recipe, bool]:
     """What is shipped: each recipe, and whether its weights are shipped too (24 MB of them at most) or numbers only."""
-    check_choice(name, ("digits", "tiny"), "portfolio")
-    if name == "tiny":
-        return {recipe("cifar10", method, seed, "tiny"): True for method, n in TINY_SEEDS.items() for seed in range(n)}
+    check_choice(name, ("digits", "tiny", "small"), "portfolio")
+    if name != "digits":
+        seeds_of = TINY_SEEDS if name == "tiny" else dict.fromkeys(PAPER, 1) | SMALL_SEEDS
+        return {recipe("cifar10", m, seed, name): True for m, n in seeds_of.items() for seed in range(n)}
     seeds = (0, 1, 2)
     weights = [recipe("digits", method, seed) for method in METHODS for seed in (*seeds, 3, 4)]
     numbers_only = lambda_recipes(seeds)
@@ -35,23 +37,27 @@ def portfolio(name: str) -> dict[Recipe, bool]:
 def ship(recipe: Recipe, folder: Path = SHIPPED, *, weights: bool = True, progress: bool = True) -> Run:
     """Run a recipe and put it into ``folder``: weights rounded to float16, metrics measured from those; without
     ``weights`` the run's numbers only. RuntimeError: float16 changes the accuracy."""
-    result = run(recipe, progress=progress, weights=weights)
-    if result.model is not None:
-        path = folder / f"{run_name(recipe)}.safetensors"
-        tensors = {k: v.half() if v.is_floating_point() else v for k, v in result.model.state_dict().items()}
-        write(path, tensors, {"recipe": json.dumps(dataclasses.asdict(recipe))})
-        metrics = measure(load_weights(path, recipe).to(next(result.model.parameters()).device), recipe)
-        if abs(metrics["accuracy"] - result.metrics["accuracy"]) > 0.01:
-            path.unlink()
-            raise RuntimeError(f"float16 changes the accuracy of {path.stem}: ship its numbers only")
-        result = dataclasses.replace(result, metrics=metrics)
+    if not weights:
+        result = run(recipe, progress=progress, weights=False)
+        write_record(result, folder)
+        return result
+    model, history = fit_recipe(recipe, progress=progress)
+    path = folder / f"{run_name(recipe)}.safetensors"
+    tensors = {k: v.half() if v.is_floating_point() else v for k, v in model.state_dict().items()}
+    write(path, tensors, {"recipe": json.dumps(dataclasses.asdict(recipe))})
+    device = next(model.parameters()).device
+    rounded, images = load_weights(path, recipe).to(device), samples(recipe, "test", device)
+    if abs(accuracy(rounded, *images) - accuracy(model, *images)) > 0.01:
+        path.unlink()
+        raise RuntimeError(f"float16 changes the accuracy of {path.stem}: ship its numbers only")
+    result = finished(rounded, recipe, history)
     write_record(result, folder)
     return result
 
 
 def ship_all(name: str = "digits") -> None:
-    """Ship what is missing in data/checkpoints: ``digits`` (minutes on a CPU) or ``tiny`` (small networks on CIFAR-10,
-    hours on a core). To make a run again, delete its files there and in the store's ``runs`` first."""
+    """Ship what is missing in data/checkpoints: ``digits`` (minutes on a CPU) or ``tiny`` and ``small`` (on CIFAR-10,
+    hours). To make a run again, delete its files there and in the store's ``runs`` first."""
     one_thread()
     for wanted, weights in portfolio(name).items():
         record = SHIPPED / f"{run_name(wanted)}.json"

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from .. import training
 from ..experiments import measure, run
-from ..figures.style import METHOD
+from ..lab import LABEL
 from ..nn import CenteredSoftplus, softened
 from ..training import Recipe
 from .curvature import layer_calls, means_table
@@ -32,7 +32,7 @@ def runs_frame(recipes: Iterable[Recipe], progress: bool = True) -> pd.DataFrame
     rows = []
     for recipe in recipes:
         result = run(recipe, weights=False, progress=progress)
-        row: dict[str, Any] = dict(label=METHOD[recipe.method][0], method=recipe.method, seed=recipe.seed)
+        row: dict[str, Any] = dict(label=LABEL[recipe.method], method=recipe.method, seed=recipe.seed)
         row |= dict(lambda_beta=recipe.lambda_beta, lambda_gamma=recipe.lambda_gamma)
         rows.append(row | result.metrics | {"seconds": result.provenance["seconds"]})
     return pd.DataFrame(rows)
@@ -54,7 +54,7 @@ def trained_layers(recipes: Iterable[Recipe]) -> pd.DataFrame:
     parts = []
     for recipe in recipes:
         last = run(recipe, weights=False, progress=False).history.tail(1)
-        frame = layer_frame(last).assign(method=recipe.method, label=METHOD[recipe.method][0], seed=recipe.seed)
+        frame = layer_frame(last).assign(method=recipe.method, label=LABEL[recipe.method], seed=recipe.seed)
         parts.append(frame.assign(lambda_=recipe.lambda_beta))
     return pd.concat(parts, ignore_index=True)
 

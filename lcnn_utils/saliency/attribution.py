@@ -66,7 +66,8 @@ def explain(
     batch_size: int = 256,
     seed: int = 0,
 ) -> Tensor:
-    """Maps of each sample by one of Captum's methods → signed, detached, like ``x`` (Grad-CAM: (N, 1, H, W)).
+    """Maps of each sample: its gradient, or by one of Captum's methods → signed, detached, like ``x`` (Grad-CAM: (N, 1,
+    H, W)).
 
     Args:
         model, x: of logits (N, K), used in eval mode, left as it was; (N, C, H, W) images in [0, 1], or (N, d) points.
@@ -103,11 +104,11 @@ def explain(
 
 def _attribute(f, x, y, method, samples, noise, steps, baseline, window, layer, batch_size) -> Tensor:
     """The maps of one batch."""
+    if method == "gradient":
+        return torch.autograd.grad(f(x, y).sum(), x, materialize_grads=True)[0]
     from captum import attr  # here: it takes seconds to import
 
     copies = max(1, batch_size // len(x))  # of the batch that are evaluated at once
-    if method == "gradient":
-        return attr.Saliency(f).attribute(x, abs=False, additional_forward_args=y)
     if method == "smoothgrad":
         options = dict(nt_type="smoothgrad", nt_samples=samples, nt_samples_batch_size=copies, stdevs=float(noise))
         return attr.NoiseTunnel(attr.Saliency(f)).attribute(x, abs=False, additional_forward_args=y, **options)

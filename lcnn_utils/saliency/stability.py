@@ -37,8 +37,8 @@ WINDOW = 7  # of SSIM, in pixels
 BY_INPUT = ("input_x_gradient", "integrated_gradients", "deeplift", "occlusion")  # they weigh pixels by their value
 
 
-def compare(before: Tensor, after: Tensor) -> dict[str, np.ndarray]:
-    """How alike two maps of each sample are, both (N, …): :data:`MEASURES` → (N,), computed in float64.
+def compare(before: Tensor, after: Tensor, measures: Sequence[str] = MEASURES) -> dict[str, np.ndarray]:
+    """How alike two maps of each sample are, both (N, …): measure → (N,), computed in float64.
 
     ``relative_change``: ‖after − before‖/‖before‖, the paper's; infinite where ``before`` is 0, nan where both are.
     ``cosine``: of the signed maps. ``spearman``: rank correlation of the signed values, nan where a map is constant.
@@ -50,11 +50,8 @@ def compare(before: Tensor, after: Tensor) -> dict[str, np.ndarray]:
     """
     if before.shape != after.shape or before.dim() < 2 or 0 in before.shape[1:]:
         raise ValueError(f"maps of shapes {tuple(before.shape)} and {tuple(after.shape)} can't be compared")
-    from scipy.stats import rankdata  # here: it takes a while to import
-
     a, b = (m.detach().cpu().double().flatten(1) for m in (before, after))  # in this order: Apple's GPU has no float64
     a, b = (m.masked_fill(~(a + b).isfinite().all(1, keepdim=True), torch.nan) for m in (a, b))
-    ranks = [torch.from_numpy(rankdata(m, axis=1) - (m.shape[1] + 1) / 2) for m in (a, b)]  # less their mean
     sizes = [m.abs().unflatten(1, (before.shape[1] if before.dim() == 4 else 1, -1)).sum(1) for m in (a, b)]
     k = min(max(1, round(TOP * sizes[0].shape[1])), sizes[0].shape[1] - 1)
     first, second = (s > s.topk(k + 1).values[:, -1:] for s in sizes)
@@ -62,13 +59,20 @@ def compare(before: Tensor, after: Tensor) -> dict[str, np.ndarray]:
     scale = a.abs().amax(1, keepdim=True)
     a, b = (m / torch.where(scale > 0, scale, 1) for m in (a, b))
     values = {
-        "relative_change": (b - a).norm(dim=1) / a.norm(dim=1),
-        "cosine": F.cosine_similarity(a, b, eps=0),
-        "spearman": F.cosine_similarity(ranks[0], ranks[1], eps=0),
-        "top_overlap": torch.minimum(shared / first.sum(1), shared / second.sum(1)),
-        "ssim": _ssim(a.view(before.shape), b.view(before.shape)),
+        "relative_change": lambda: (b - a).norm(dim=1) / a.norm(dim=1),
+        "cosine": lambda: F.cosine_similarity(a, b, eps=0),
+        "spearman": lambda: _spearman(a, b),
+        "top_overlap": lambda: torch.minimum(shared / first.sum(1), shared / second.sum(1)),
+        "ssim": lambda: _ssim(a.view(before.shape), b.view(before.shape)),
     }
-    return {name: value.numpy() for name, value in values.items()}
+    return {name: values[check_choice(name, MEASURES, "measure")]().numpy() for name in measures}
+
+
+def _spearman(a: Tensor, b: Tensor) -> Tensor:
+    from scipy.stats import rankdata  # here: it takes a while to import
+
+    ranks = [torch.from_numpy(rankdata(m, axis=1) - (m.shape[1] + 1) / 2) for m in (a, b)]  # less their mean
+    return F.cosine_similarity(ranks[0], ranks[1], eps=0)
 
 
 def _ssim(before: Tensor, after: Tensor) -> Tensor:
@@ -199,6 +203,7 @@ def stability(
     scalar: str = "loss",
     noise: Sequence[str] = NOISE,
     control: bool = False,
+    measures: Sequence[str] = MEASURES,
     perturbations: int = 0,
     batch_size: int = 256,
     seed: int = 0,
@@ -217,9 +222,10 @@ def stability(
         methods, scalar, **options: of :func:`explain`; ``loss`` as in the paper.
         noise: ``random``, uniform among the directions, and ``worst``, of :func:`worst_step`.
         control: measure also a copy with shuffled weights (:func:`randomized`), which has learnt nothing.
+        measures: of :func:`compare`.
         perturbations: random η a length for the infidelity; 0 leaves it out.
 
-    Columns: image (its index in ``images``), weights (``trained``, ``random``), noise, eps, method, :data:`MEASURES`
+    Columns: image (its index in ``images``), weights (``trained``, ``random``), noise, eps, method, the measures
     (and infidelity, of the random η). ValueError: bad input; too few images are classified rightly.
     """
     lengths = sorted({float(e) for e in eps_grid})
@@ -252,7 +258,7 @@ def stability(
                 moved = move(x, step, box)
                 for method in methods:
                     about = dict(image=right.cpu(), weights=weights, noise=kind, eps=eps, method=method)
-                    values = compare(start[method], explain(net, moved, y, method, **options))
+                    values = compare(start[method], explain(net, moved, y, method, **options), measures)
                     if perturbations and kind == "random":
                         settings = eps, perturbations, box, scalar, seed, options.get("baseline", 0.0)
                         values["infidelity"] = _infidelity(net, x, y, method, start[method], *settings)

@@ -29,6 +29,7 @@ METHODS = {  # name: (activation, whether its layers are Lipschitz: spectral nor
     "minimal": ("trained", False),
     "relu": ("relu", False),  # everybody's network: ReLU, ordinary residual blocks, BatchNorm with scale and shift
 }
+PAPER = ("standard", "lcnn", "lcnn_gradreg", "gradreg", "softplus_wd", "adversarial", "cure")  # its tables, by urgency
 PENALISED = ("gradreg", "lcnn_gradreg", "minimal")  # by their gradient
 ONLY: dict[str, tuple[str, ...]] = {  # field: the methods that it makes a difference to; all others make one to all
     "beta": ("lcnn", "lcnn_gradreg", "minimal"),
@@ -97,7 +98,7 @@ class Training:
     max_beta: float | None = None  # ours, to fine-tune: all β and γ end at or below these. The ceilings fall from the
     max_gamma: float | None = None  # largest β and γ at the start, geometrically over the first half; None: no ceiling
     compile: bool | None = None  # by torch.compile; None: where it works on a GPU, recipes' CNNs, first derivatives
-    bfloat16: bool | None = None  # mixed precision; None: on a GPU that computes in it
+    bfloat16: bool | None = None  # mixed precision, where the device computes in it; None: on GPUs only
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
@@ -143,9 +144,10 @@ class Recipe(Training):
 
 LAB: dict[str, Any] = dict(lambda_beta=1e-2, lambda_gamma=1e-2, lambda_grad=1e-2, eps=0.3)  # λ·Σ lr is what acts
 CIFAR: dict[str, Any] = dict(model="resnet18", augment=True, derivative="difference")
-SMALL: dict[str, Any] = CIFAR | dict(width=16, epochs=30, batch_size=512, lr=0.4)
+SMALL: dict[str, Any] = CIFAR | dict(width=16, epochs=20, lr=0.2, bfloat16=True)
 TINY: dict[str, Any] = CIFAR | dict(model="resnet10", width=8, epochs=8)
-TINY |= dict(lambda_beta=3e-3, lambda_gamma=3e-3, lambda_grad=6.1e-3)  # a third of the small scale's Σ lr
+TINY |= dict(lambda_beta=3e-3, lambda_gamma=3e-3, lambda_grad=6.1e-3)  # a third of the wide scale's Σ lr
+WIDE: dict[str, Any] = CIFAR | dict(width=64, epochs=30, batch_size=512, lr=0.4)
 IMAGES = ("cifar10", "cifar100", "svhn")
 SCALES: dict[str, dict[str, dict[str, Any]]] = {  # scale: dataset: fields
     "lab": {
@@ -154,7 +156,7 @@ SCALES: dict[str, dict[str, dict[str, Any]]] = {  # scale: dataset: fields
     },
     "small": dict.fromkeys(IMAGES, SMALL),
     "tiny": dict.fromkeys(IMAGES, TINY),
-    "wide": dict.fromkeys(IMAGES, SMALL | dict(width=64)),  # the paper's width
+    "wide": dict.fromkeys(IMAGES, WIDE),  # the paper's width
     "paper": dict.fromkeys(IMAGES, CIFAR | dict(width=64, epochs=200, schedule="steps", lambda_grad=6.1e-3)),  # code-22
 }
 
@@ -162,9 +164,10 @@ SCALES: dict[str, dict[str, dict[str, Any]]] = {  # scale: dataset: fields
 def recipe(dataset: str, method: str, seed: int = 0, scale: str | None = None, **changes: Any) -> Recipe:
     """The recipe of a method at a scale, with ``changes`` of its fields; errors as :class:`Recipe`.
 
-    ``scale``: ``lab`` (moons, digits: seconds on a CPU); for CIFAR and SVHN ``small`` (ResNet-18 of width 16, on a
-    GPU), ``tiny`` (ResNet-10 of width 8: ten minutes a net and up on one CPU core), ``wide`` (width 64: a minute or two
-    on a large GPU) or ``paper`` (width 64, 200 epochs). Default: the first of these that the dataset has.
+    ``scale``: ``lab`` (moons, digits: seconds on a CPU); for CIFAR and SVHN ``small`` (ResNet-18 of width 16: 40
+    minutes and up on a CPU core that computes in bfloat16), ``tiny`` (ResNet-10 of width 8: ten minutes and up),
+    ``wide`` (width 64: a minute or two on a large GPU) or ``paper`` (width 64, 200 epochs). Default: the
+    first of these that the dataset has.
     """
     check_choice(dataset, DATASETS, "dataset")
     scales = tuple(name for name, table in SCALES.items() if dataset in table)

@@ -78,14 +78,14 @@ def stored_outputs(cell: NotebookNode) -> list[NotebookNode]:
     kept: list[NotebookNode] = []
     for output in cell.outputs:
         data = output.get("data", {})
+        if "image/png" in data:
+            data["image/png"] = in_256_colours(data["image/png"])
         if data.pop(VIEW, None) or SCRIPT in data:
             if "image/png" in data:
                 line = re.sub("<img.*?>", "", data["text/html"])
                 still = {"image/png": data["image/png"]}, {"text/html": line}
                 kept += [nbformat.v4.new_output("display_data", part) for part in still]
             continue
-        if "image/png" in data:
-            data["image/png"] = in_256_colours(data["image/png"])
         stream = output.get("name")
         if stream and kept and kept[-1].get("name") == stream:
             kept[-1].text += output.text

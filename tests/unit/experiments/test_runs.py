@@ -52,6 +52,7 @@ def made(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("LCNN_STORE", str(folder / "store"))
         patch.setenv("LCNN_DEVICE", "cpu")
+        run(TINY, progress=False)
         ship(TINY, folder / "shipped", progress=False)
     return folder
 
@@ -203,7 +204,7 @@ def test_shipped_weights_are_rounded_and_so_are_their_metrics(store, shipped, no
         torch.testing.assert_close(value.to(exact[name].dtype), exact[name], rtol=2**-11, atol=1e-7, msg=name)
     rounded, (x, y) = load_weights(path, one), samples(one, "test")
     assert made.metrics == measure(rounded, one)
-    assert same_weights(made.model, net), "the run itself has its own weights"
+    assert same_weights(made.model, rounded)
     assert accuracy(net, x, y) > 0.3, "a net that has learnt something"
     with torch.no_grad():
         assert (rounded(x) - net(x)).abs().max() < 0.05 * net(x).std()

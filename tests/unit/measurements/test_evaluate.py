@@ -1,20 +1,27 @@
 """`lcnn evaluate` and `lcnn ship`: what is there is not made again."""
 
 import importlib
+import re
+import subprocess
+import sys
 from dataclasses import replace
+from importlib import metadata
 
+import pandas as pd
 import pytest
 
 from lcnn_utils.cli import commands as cli
-from lcnn_utils.experiments import held_images, how_measured, measured, runs
+from lcnn_utils.experiments import has, held_images, how_measured, measured, runs
 from lcnn_utils.measurements import evaluate as module
 from lcnn_utils.measurements import ship
 from lcnn_utils.measurements.evaluate import evaluate
 from lcnn_utils.measurements.paper import cost_frame
 from lcnn_utils.measurements.training import lambda_recipes
-from lcnn_utils.training import recipe, run_name, samples, state_path
+from lcnn_utils.training import PAPER, recipe, run_name, samples, state_path
+from lcnn_utils.training.checkpoint import epochs_done
 
 tables = importlib.import_module("lcnn_utils.experiments.results")  # whose name in the package is a function
+masking = importlib.import_module("lcnn_utils.attacks.masking")
 EPS = {"l2": (0.1,), "linf": (0.1,)}
 SMALL = recipe("digits", "lcnn", model="mlp", width=4, epochs=1)
 
@@ -23,7 +30,11 @@ SMALL = recipe("digits", "lcnn", model="mlp", width=4, epochs=1)
 def plan(store, monkeypatch, tmp_path):
     """No tables, and small measurements."""
     monkeypatch.setattr(tables, "RESULTS", tmp_path / "results")
-    monkeypatch.setitem(module.PLANS, "lab", dict(seeds=(0,), test=6, train=6, maps=6, restarts=1, eps=EPS))
+    monkeypatch.setitem(
+        module.PLANS,
+        "lab",
+        dict(seeds=(0,), test=6, train=6, maps=6, attacked=6, restarts=1, eps=EPS, masking=(6, 0.5)),
+    )
 
 
 @pytest.fixture
@@ -44,6 +55,11 @@ def test_every_kind_of_table_of_a_shipped_network(plan, monkeypatch):
     curves = measured("digits_curves")
     assert set(curves.norm) == {"l2", "linf"}
     assert held_images(curves).sum(1).tolist() == curves.correct.tolist()
+    assert not has("digits_masking"), "it takes minutes: only where it is asked for"
+    monkeypatch.setattr(masking, "autoattack", lambda model, x, *_, **__: x)  # it takes a minute, and has its own test
+    evaluate("digits", only="masking")
+    checks = measured("digits_masking")
+    assert (checks.check.nunique(), set(checks.other), set(checks.n)) == (len(checks), {"Standard"}, {6})
     for kind in module.KINDS:
         assert list(how_measured(f"digits_{kind}")["runs"]) == [run_name(lcnn)]
 
@@ -66,9 +82,70 @@ def test_a_network_is_measured_once_and_again_with_other_weights(small, monkeypa
 def test_a_training_that_fails_is_named_and_the_others_are_measured(small, monkeypatch):
     broken = replace(SMALL, lr=1e20)
     monkeypatch.setattr(module, "ordered", lambda *_: [broken, SMALL])
-    with pytest.raises(RuntimeError, match=f"failed: {run_name(broken)}: ."):
+    with pytest.raises(RuntimeError, match=f"1 of 2 networks failed: {run_name(broken)}: ."):
         evaluate("digits", only="runs", train=True)
     assert measured("digits_runs").run.tolist() == [run_name(SMALL)]
+
+
+def test_when_time_is_up_the_same_call_goes_on(small, monkeypatch, capsys):
+    longer = replace(SMALL, width=16, epochs=3)
+    monkeypatch.setattr(module, "ordered", lambda *_: [longer, SMALL])
+    evaluate("digits", train=True, minutes=0)
+    assert epochs_done(state_path(longer)) == 1
+    assert not has("digits_runs")
+    assert "0 of 2 networks" in capsys.readouterr().out
+    evaluate("digits", only="runs", train=True, minutes=60)
+    assert set(measured("digits_runs").run) == {run_name(longer), run_name(SMALL)}
+
+
+ON_A_BARE_SERVER = """
+import importlib.machinery, sys
+
+class Missing(importlib.machinery.PathFinder):
+    @classmethod
+    def find_spec(cls, name, path=None, target=None):
+        if name in MISSING:
+            return importlib.machinery.ModuleSpec(name, cls)
+
+    @staticmethod
+    def create_module(spec):
+        raise ModuleNotFoundError(f"a GPU server lacks {spec.name}")
+
+    exec_module = None
+
+sys.meta_path.insert(0, Missing)
+import torch
+from lcnn_utils import data
+from lcnn_utils.experiments import runs
+from lcnn_utils.measurements import evaluate as module
+from lcnn_utils.training.recipe import SCALES
+
+x, y = torch.randint(256, (40, 3, 32, 32), dtype=torch.uint8), torch.zeros(40, dtype=torch.long)
+images = data.Images(x, y, (), "cifar100")  # of one class, so that a step learns it
+data.load = lambda name, split: images
+runs.GEOMETRY = 2
+SCALES["wide"]["cifar100"] |= dict(model="resnet10", width=2, epochs=2, batch_size=20)
+module.PLANS["wide"] |= dict(seeds=(0,), test=2, train=2, maps=2, attacked=2, restarts=1)
+module.evaluate("cifar100", "wide", train=True, minutes=0)
+module.evaluate("cifar100", "wide", train=True)
+"""
+
+
+def test_the_papers_grid_on_a_bare_server(store, tmp_path):
+    """All methods, tiny, from the first epoch to the last table, without most of what the lab installs."""
+    needed = {"torch", "torchvision", "numpy", "pandas", "scipy", "safetensors", "filelock", "tqdm"}
+    wanted = {re.match("[a-z-]+", line).group() for line in metadata.requires("lcnn-utils")} - needed - {"lcnn-utils"}
+    missing = [
+        name for name, owners in metadata.packages_distributions().items() if wanted & {o.lower() for o in owners}
+    ]
+    assert {"matplotlib", "sklearn", "captum", "skimage", "jupyterlab", "tyro", "distributed"} <= set(missing)
+    script = ON_A_BARE_SERVER.replace("MISSING", repr(missing))
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "0 of 7 networks are done; the same command goes on" in done.stdout
+    for kind in set(module.KINDS) - {"masking"}:
+        (table,) = (store / "results").glob(f"cifar100_wide_{kind}.csv*")
+        assert pd.read_csv(table).run.nunique() == len(PAPER)
 
 
 def test_steps_are_timed_in_turn(plan, monkeypatch):
@@ -94,7 +171,7 @@ def test_the_search_for_lambda_measures_the_held_out_part(small, monkeypatch):
     assert how_measured("digits_lambda_search")["chosen"] in (0.0, 0.1)
 
 
-@pytest.mark.parametrize("args", [["mnist"], ["digits", "--scale", "wide"], ["cifar10", "--only", "masking"]])
+@pytest.mark.parametrize("args", [["mnist"], ["digits", "--scale", "wide"], ["cifar10", "--only", "lambda_search"]])
 def test_what_evaluate_refuses(args, store, capsys):
     assert cli.main(["evaluate", *args]) == 1
     assert "unknown" in capsys.readouterr().err
