@@ -82,7 +82,7 @@ def evaluate(
     if only == "masking":
         recipes = [recipe for recipe in recipes if recipe.method in PAPER and recipe.seed == 0]
     kinds = [only] if only else [kind for kind in KINDS if kind != "masking"]
-    about = provenance(command + " --train" * train) | {"scale": scale}
+    about = provenance(command + " --train" * train + f" --only {only}" * bool(only)) | {"scale": scale}
     end, failed, seen = time.monotonic() + 60 * (math.inf if minutes is None else minutes), list[str](), 0
 
     def in_time(*_: Any) -> None:

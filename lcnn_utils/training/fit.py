@@ -220,9 +220,9 @@ def _train(
     state: State, path: Path | None, optimizer: torch.optim.SGD, feed: Feed, val: Samples | None, progress: bool,
     watch: Watch,
 ) -> None:  # fmt: skip
-    """All epochs that are missing from the state, which is written to ``path`` after each."""
+    """All epochs that are missing from the state, which is written to ``path`` after each, if that is quick."""
     device, own, starts = feed.probe[0].device, state.samples is not None, state.about["ceilings"]
-    begun = time.perf_counter() - state.about["seconds"]
+    begun, saving = time.perf_counter() - state.about["seconds"], 0.0
     if (place := made_on(device)) not in state.about["made_on"]:
         state.about["made_on"].append(place)
     recipe, model, generator = state.recipe, state.model, state.generator
@@ -257,8 +257,10 @@ def _train(
             state.history.append({"epoch": epoch + 1} | means | _measured(model, feed.probe))
             state.about["seconds"] = round(time.perf_counter() - begun, 3)
             state.random = torch.get_rng_state()
-            if path is not None:
+            if path is not None and (epoch + 1 == recipe.epochs or saving < 5 + 0.1 * state.about["seconds"]):
+                saving -= time.perf_counter()
                 state.save(path)
+                saving += time.perf_counter()
             if watch is not None:
                 watch(pd.DataFrame(state.history), model)
             shown = {name: value for name, value in state.history[-1].items() if name in (*means, "curvature")}
@@ -329,8 +331,9 @@ def fit(
         val: samples held out, of the same kinds, for the history's ``val_accuracy``.
         training, settings: fields of :class:`Training`: ``method="lcnn"``, ``epochs``, ``batch_size``, ``lr``,
             ``lambda_beta``, …
-        state: a file (safetensors) that is written after each epoch: what was stopped goes on from there, on the CPU
-            bit for bit, and what is finished is read back; ``resume=False`` trains again over it.
+        state: a file (safetensors) that is written after each epoch, less often where that would take a tenth of the
+            time: what was stopped goes on from there, on the CPU bit for bit, and what is finished is read back;
+            ``resume=False`` trains again over it.
         curvature: whether the history has C, the mean over one training image for 250, 16 at most, after 4
             Hessian-vector products; this takes about as long as a few steps.
         watch: called with history and model after each epoch.

@@ -4,6 +4,7 @@ import importlib
 import math
 import random
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -315,6 +316,20 @@ def test_interrupted_twice_then_resumed_is_the_undisturbed_run(recipe, monkeypat
     assert epochs_done(state_path(recipe)) == 1
     assert_same(whole, train(recipe))
     assert [path.name for path in state_path(recipe).parent.glob("*.*")] == [state_path(recipe).name]
+
+
+def test_a_state_that_is_slow_to_write_is_written_seldom(monkeypatch):
+    """A second an epoch, a second a state: no more than a tenth of the time, but for five seconds and the end."""
+    clock, saved = [0.0], []
+
+    def tick(*_):
+        clock[0] += 1
+
+    monkeypatch.setattr(module, "time", SimpleNamespace(perf_counter=lambda: clock[0]))
+    monkeypatch.setattr(module.State, "save", lambda state, _: saved.append(len(state.history)) or tick())
+    fit_recipe(replace(MOONS, epochs=100), progress=False, watch=tick)
+    assert (saved[:5], saved[-1]) == ([1, 2, 3, 4, 5], 100)
+    assert 12 <= len(saved) <= 18
 
 
 def test_a_finished_run_is_read_back_and_resume_false_trains_again(monkeypatch):
