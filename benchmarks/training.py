@@ -45,6 +45,9 @@ def main(dataset: str = "digits", device_name: str = "cpu") -> None:
     if dataset == "cifar10":
         options = dict(scale="wide") if gpu else dict(scale="small", bfloat16=False)
     contestants = {METHOD[method][0]: (recipe(dataset, method, **options), False) for method in METHODS}
+    if dataset == "cifar10" and not gpu:
+        for method in ("relu", "standard", "lcnn", "lcnn_gradreg"):
+            contestants[f"{METHOD[method][0]}, bfloat16"] = recipe(dataset, method, scale="small"), False
     contestants["LCNN, published layers"] = recipe(dataset, "lcnn", **options), True
     with_gradreg = recipe(dataset, "lcnn_gradreg", **options | {"derivative": "exact"})
     contestants["LCNN + GradReg, published layers"] = with_gradreg, True
@@ -58,7 +61,8 @@ def main(dataset: str = "digits", device_name: str = "cpu") -> None:
         rows.append(row | ({"peak memory / Standard": made[name][1] / made["Standard"][1]} if gpu else {}))
     notes = [
         "A step is power iterations, forward and backward passes and optimiser, on random images; γ = 1 as in trained "
-        "nets, so that most channels are clipped. Eager on a CPU, in float32 on one thread. n is the batch.",
+        "nets, so that most channels are clipped. Eager on a CPU, on one thread, in float32 unless it says bfloat16 "
+        "(which is float32, too, on a CPU without AVX512_BF16 or AMX). n is the batch.",
         "The published layers (`benchmarks/published.py`) are written from their description, not the authors' code; "
         "they have this lab's optimiser and blocks, and the exact form of GradReg.",
     ]
