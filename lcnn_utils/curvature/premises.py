@@ -15,6 +15,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ..data import check_images, check_labels
 from ..lab import check_choice
+from ..nn.softplus import wide
 
 SCALARS = ("loss", "margin", "logit")
 
@@ -49,6 +50,7 @@ def scalar_of(logits: Tensor, y: Tensor, scalar: str = "loss") -> Tensor:
     ``margin``: z_y − max_{j≠y} z_j. ``logit``: z_y. ``loss``: cross-entropy z_m − z_y + log(1 + Σ_{j≠m} e^{z_j − z_m}),
     with the largest logit z_m: so written, its derivatives are exact even where p_m rounds to 1.
     """
+    logits = wide(logits)  # sums over a batch lose too much in half precision
     own = logits.gather(1, y[:, None]).squeeze(1)
     if check_choice(scalar, SCALARS, "scalar") == "logit":
         return own

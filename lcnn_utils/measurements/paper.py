@@ -17,7 +17,7 @@ from ..experiments import comparison, has, how_measured, measured, plus_minus, w
 from ..lab import LABEL
 from ..nn import LipschitzBatchNorm2d, norms_once_a_step
 from ..training import Recipe
-from ..training.fit import compiles
+from ..training.fit import compiles, precise_input
 from .curvature import means_table
 
 TABLES = {"paper table 1": "Table 1", "paper table 2": "Table 2", "paper gradient-robustness": "gradient robustness"}
@@ -102,7 +102,7 @@ def stepping(recipe: Recipe, model: nn.Module, device: torch.device) -> Iterator
     optimizer, _ = training.make_optimizer(recipe, model)
     network: Any = torch.compile(model, dynamic=False) if compiles(recipe, device) else model
     starts = torch.Generator().manual_seed(0)
-    with norms_once_a_step(model) as advance:
+    with norms_once_a_step(model) as advance, precise_input(model):
 
         def step() -> None:
             advance()

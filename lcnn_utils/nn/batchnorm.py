@@ -74,12 +74,7 @@ def _lipschitz_batch_norm(layer: LipschitzBatchNorm2d, x: Tensor) -> Tensor:
     if momentum is None or momentum > 0:  # 0: a pass that is not to be felt
         layer.num_batches_tracked.add_(1)
         momentum = 1 / layer.num_batches_tracked.item() if momentum is None else momentum
-    if (
-        running_mean.dtype == log_gamma.dtype in (x.dtype, torch.float32)
-        and x.dtype != torch.float16
-        and x.is_cpu
-        and eager()
-    ):
+    if (x.dtype, running_mean.dtype, log_gamma.dtype) in FAST and x.is_cpu and eager():
         mean, var = torch.batch_norm_update_stats(x.detach(), running_mean, running_var, momentum)
         return _FastBatchNorm.apply(x, log_gamma, weight, bias, mean, var, eps)
     mean = wide(x).mean(others)

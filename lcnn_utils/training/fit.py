@@ -9,9 +9,10 @@ import math
 import platform
 import time
 import warnings
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
+from types import MethodType
 from typing import Any
 
 import pandas as pd
@@ -33,6 +34,7 @@ from ..nn import (
     sigma_error,
     vgg11,
 )
+from ..nn.softplus import wide
 from .batches import Batch, Device, Feed, Samples, check_validation, own_feed, read_batches, recipe_feed
 from .checkpoint import State, epochs_done, locked, state_path
 from .objectives import OBJECTIVES
@@ -95,14 +97,35 @@ def make_optimizer(recipe: Training, model: nn.Module) -> tuple[torch.optim.SGD,
     return optimizer, [optimizer.state[p]["momentum_buffer"] for p in (*plain, *ours)]
 
 
-def autocast(recipe: Training, device: torch.device) -> torch.autocast:
-    """bfloat16 where the device computes in it: on a GPU unless the recipe says no, on a CPU if it says yes."""
+def in_bfloat16(recipe: Training, device: torch.device) -> bool:
+    """Whether a training computes in bfloat16: on an NVIDIA GPU that does so unless the recipe says no, elsewhere where
+    it says yes, but on no CPU that would emulate it."""
+    able = True
     if device.type == "cuda":
         able = torch.cuda.is_bf16_supported(including_emulation=False)
-    else:
+    elif device.type == "cpu":
         able = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-    wanted = device.type == "cuda" if recipe.bfloat16 is None else recipe.bfloat16
-    return torch.autocast(device.type, torch.bfloat16, enabled=able and wanted)
+    return able and (device.type == "cuda" if recipe.bfloat16 is None else recipe.bfloat16)
+
+
+def _precise(self: nn.Module, x: Tensor) -> Tensor:
+    kind, plain = x.device.type, type(self).forward
+    if not torch.is_autocast_enabled(kind):
+        return plain(self, x)
+    with torch.autocast(kind, enabled=False):
+        return plain(self, wide(x)).to(torch.get_autocast_dtype(kind))
+
+
+@contextmanager
+def precise_input(model: nn.Module) -> Iterator[None]:
+    """Let the first convolution or linear layer compute in float32 within autocast. In bfloat16 a pixel near 1 moves by
+    4e-3 or not at all, and penalties by differences move an image by a tenth of that."""
+    first = next((m for m in model.modules() if isinstance(m, nn.Conv2d | nn.Linear)), nn.Identity())
+    first.forward = MethodType(_precise, first)  # type: ignore[method-assign]  # a method: a copy's is the copy's
+    try:
+        yield
+    finally:
+        del first.forward
 
 
 @functools.cache
@@ -133,8 +156,9 @@ def training_step(
     recipe: Training, model: nn.Module, optimizer: torch.optim.Optimizer, x: Tensor, y: Tensor, **told: Any
 ) -> dict[str, Tensor]:
     """Loss of a batch, gradients, optimiser → the objective's terms. ``told``: what else the objective is told
-    (``progress``, ``generator``). Within ``nn.norms_once_a_step``, call its function before each step."""
-    with autocast(recipe, x.device):
+    (``progress``, ``generator``). Within ``nn.norms_once_a_step``, call its function before each step; in
+    bfloat16, within :func:`precise_input`."""
+    with torch.autocast(x.device.type, torch.bfloat16, enabled=in_bfloat16(recipe, x.device)):
         loss, terms = OBJECTIVES[recipe.method](model, x, y, **recipe.objective(), **told)
     optimizer.zero_grad(set_to_none=True)
     loss.backward()
@@ -223,13 +247,14 @@ def _train(
     """All epochs that are missing from the state, which is written to ``path`` after each, if that is quick."""
     device, own, starts = feed.probe[0].device, state.samples is not None, state.about["ceilings"]
     begun, saving = time.perf_counter() - state.about["seconds"], 0.0
-    if (place := made_on(device)) not in state.about["made_on"]:
+    place = made_on(device) | {"precision": "bfloat16" if in_bfloat16(state.recipe, device) else "float32"}
+    if place not in state.about["made_on"]:
         state.about["made_on"].append(place)
     recipe, model, generator = state.recipe, state.model, state.generator
     network: Any = torch.compile(model, dynamic=False) if compiles(recipe, device) else model
     missing = range(len(state.history), recipe.epochs)
     bar = track(missing, f"{recipe.method} seed {recipe.seed}", progress=progress)
-    with norms_once_a_step(model) as advance:
+    with norms_once_a_step(model) as advance, precise_input(model):
         for epoch in bar:
             _train_mode(model)
             log: list[Tensor] = []
@@ -257,12 +282,18 @@ def _train(
             state.history.append({"epoch": epoch + 1} | means | _measured(model, feed.probe))
             state.about["seconds"] = round(time.perf_counter() - begun, 3)
             state.random = torch.get_rng_state()
-            if path is not None and (epoch + 1 == recipe.epochs or saving < 5 + 0.1 * state.about["seconds"]):
+            due = epoch + 1 == recipe.epochs or saving < 5 + 0.1 * state.about["seconds"]
+            if path is not None and due:
                 saving -= time.perf_counter()
                 state.save(path)
                 saving += time.perf_counter()
-            if watch is not None:
-                watch(pd.DataFrame(state.history), model)
+            try:
+                if watch is not None:
+                    watch(pd.DataFrame(state.history), model)
+            except BaseException:
+                if path is not None and not due:
+                    state.save(path)
+                raise
             shown = {name: value for name, value in state.history[-1].items() if name in (*means, "curvature")}
             bar.set_postfix({name: f"{value:.3g}" for name, value in shown.items()})
 

@@ -98,7 +98,7 @@ class Training:
     max_beta: float | None = None  # ours, to fine-tune: all β and γ end at or below these. The ceilings fall from the
     max_gamma: float | None = None  # largest β and γ at the start, geometrically over the first half; None: no ceiling
     compile: bool | None = None  # by torch.compile; None: where it works on a GPU, recipes' CNNs, first derivatives
-    bfloat16: bool | None = None  # mixed precision, where the device computes in it; None: on GPUs only
+    bfloat16: bool | None = None  # mixed precision, but on CPUs that would emulate it; None: on NVIDIA GPUs only
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):

@@ -120,6 +120,11 @@ def test_fast_training_is_the_written_out_one(log10_gamma, affine, shape, scale,
         torch.testing.assert_close(fast.to(exact), exact, rtol=rtol, atol=rtol * parts)
 
 
+def test_points_of_another_precision_than_the_layer():
+    layer, x = LipschitzBatchNorm2d(3, 0.5), torch.randn(20, 3, 2, 2, dtype=torch.float64)
+    torch.testing.assert_close(layer(x), layer(x.float()).double())
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_rounds_only_the_output(dtype):
     """Statistics of 2,000 values of mean 100 would overflow float16 and stick in bfloat16, were they added in these."""

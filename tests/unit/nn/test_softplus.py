@@ -1,5 +1,6 @@
 """Centered softplus against 50-digit arithmetic, autograd's own checks, and its properties for all inputs."""
 
+import importlib
 import math
 
 import mpmath
@@ -12,6 +13,7 @@ from torch.func import functional_call, jacfwd, jacrev
 from lcnn_utils.nn import CenteredSoftplus, centered_softplus
 from lcnn_utils.nn.softplus import BETA_RANGE, FUSED_FROM
 
+module = importlib.import_module("lcnn_utils.nn.softplus")
 BETAS = [1e-4, 0.3, 5.0, 1e4]
 POINTS = [s * m for m in (0.0, 1e-8, 1e-4, 1e-3, 0.02, 0.3, 1.0, 4.0, 30.0, 1e3, 1e4) for s in (1, -1)]
 DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
@@ -166,12 +168,16 @@ def test_the_layer_is_the_function_within_what_is_stated(
     assert (by_log_beta - want_log_beta).abs() <= (4 * ulp + moved) * (g.abs() * parts).sum()
 
 
-def test_rounding_does_not_push_beta_to_one_side():
-    """Beyond the bend the gradient in log β is Σ g log 2/β: x − log 2/β, rounded to bfloat16, was always off alike."""
-    layer = CenteredSoftplus(5.0)
-    x = torch.linspace(2, 4, 1000).bfloat16()
+@pytest.mark.parametrize("fused", [FUSED_FROM, {}], ids=["a CPU's form", "a GPU's"])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("beta", [0.4, 5.0, 20.0])
+def test_rounding_does_not_push_beta_to_one_side(beta, dtype, fused, monkeypatch):
+    """Where x is large the gradient in log β is Σ g log 2/β: x − log 2/β, rounded, was always off to the same side."""
+    monkeypatch.setattr(module, "FUSED_FROM", fused)
+    layer = CenteredSoftplus(beta)
+    x = torch.linspace(10 / beta, 20 / beta, 1000).to(dtype)
     layer(x).sum().backward()
-    assert layer.log_beta.grad.item() == pytest.approx(1000 * math.log(2) / 5, rel=1e-2)
+    assert layer.log_beta.grad.item() == pytest.approx(1000 * math.log(2) / beta, rel=1e-2)
 
 
 @pytest.mark.parametrize(("beta", "layout"), [(0.02, "sliced"), (0.3, "channels_last"), (50.0, "contiguous_format")])

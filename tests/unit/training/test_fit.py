@@ -1,5 +1,6 @@
 """Training against loops and schedules written out by torch; runs that are stopped, diverge, or lack memory."""
 
+import copy
 import importlib
 import math
 import random
@@ -10,12 +11,15 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+import torch.nn.functional as F
 from helpers import files_of_at_most
 from safetensors.torch import load_file
 from sklearn.datasets import load_digits, make_moons
+from torch import nn
 
 from lcnn_utils.curvature import geometry
-from lcnn_utils.nn import CenteredSoftplus, LipschitzBatchNorm2d, sigma_error
+from lcnn_utils.experiments import run
+from lcnn_utils.nn import CenteredSoftplus, LipschitzBatchNorm2d, norms_once_a_step, sigma_error
 from lcnn_utils.training import (
     METHODS,
     OBJECTIVES,
@@ -25,6 +29,7 @@ from lcnn_utils.training import (
     build,
     fit_recipe,
     learning_rate,
+    recipe,
     samples,
     state_path,
     steps_an_epoch,
@@ -265,6 +270,35 @@ def test_the_precision_of_a_step(monkeypatch):
         optimizer, _ = module.make_optimizer(MOONS, net)
         module.training_step(replace(MOONS, bfloat16=wanted), net, optimizer, *samples(MOONS, "train"))
         assert computed == [dtype]
+
+
+@pytest.mark.parametrize(("method", "objective"), [("gradreg",) * 2, ("lcnn_gradreg",) * 2, ("standard", "cure")])
+def test_differences_in_bfloat16_are_those_in_float32(method, objective, cifar_root, monkeypatch):
+    """Pixels of 8 bits move by less than bfloat16 can tell: GradReg's penalty was 1.5 times the true one."""
+    monkeypatch.setenv("LCNN_DATA", str(cifar_root))
+    shipped = recipe("cifar10", method, scale="tiny")
+    net, (x, y) = run(shipped, device="cpu").model.train(), (part[:128] for part in samples(shipped, "train"))
+    terms, slopes = [], []
+    for bfloat16 in (False, True):
+        again = copy.deepcopy(net)
+        with norms_once_a_step(again) as advance, module.precise_input(again):
+            advance()
+            with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
+                loss, term = OBJECTIVES[objective](again, x, y, **replace(shipped, method=objective).objective())
+            loss.backward()
+        terms.append(term.get("squared_gradient", term.get("gradient_change")))
+        slopes.append(torch.cat([p.grad.flatten() for p in again.parameters()]))
+    torch.testing.assert_close(*terms, rtol=0.05, atol=0)
+    assert F.cosine_similarity(*slopes, dim=0) > 0.95
+
+
+def test_a_copy_made_while_training_has_weights_of_its_own():
+    net, x = nn.Sequential(nn.Linear(2, 3)), torch.ones(1, 2)
+    with module.precise_input(net):
+        copied, before = copy.deepcopy(net), net(x)
+        net[0].weight.data.zero_()
+        assert torch.equal(copied(x), before)
+    assert "forward" not in vars(net[0])
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU: there is none here")
