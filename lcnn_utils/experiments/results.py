@@ -20,7 +20,7 @@ from ..lab import store_root
 from ..training import METHODS, SCALES
 
 RESULTS = PROJECT / "data" / "results"
-BEST_FIRST = ("paper", "wide", "tiny", "small")  # scales of CIFAR's networks; that of digits, ``lab``, is in no name
+BEST_FIRST = ("paper", "wide", "tiny", "small")  # of CIFAR's networks; tiny before small until small has all methods
 GEOMETRY = ("grad_norm", "hessian_norm", "curvature", "margin_curvature")
 NEEDED = {  # kind of table: columns
     "runs": ("label", "method", "seed", "accuracy"),
@@ -120,7 +120,8 @@ def append(frame: pd.DataFrame, name: str, provenance: Mapping[str, Any]) -> Pat
     with FileLock(path.parent / "locks" / f"{name}.lock"):
         if "run" in new and path.exists():
             old, known = _read(path, **AS_WRITTEN)
-            new, facts = pd.concat([old[~old.run.isin(new.run)], new]).fillna(""), known | facts
+            if "run" in old:  # masking's had none
+                new, facts = pd.concat([old[~old.run.isin(new.run)], new]).fillna(""), known | facts
         first, *others = facts.values()
         common = {key: first[key] for key in first if all(key in own and own[key] == first[key] for own in others)}
         runs = {run: {key: own[key] for key in own if key not in common} for run, own in facts.items()}

@@ -1,7 +1,8 @@
 """``lcnn evaluate``: train the networks of the paper's tables, and measure them, into the tables from which the figures
 are drawn.
 
-It needs torch, torchvision, pandas, scipy, safetensors, filelock and tqdm alone, so that it runs on a bare GPU server:
+With CIFAR on the disk it needs torch, torchvision, pandas, scipy, safetensors, filelock and tqdm alone (masking: also
+pyautoattack), so that it runs on a bare GPU server:
 ``python -c "from lcnn_utils.measurements.evaluate import *; evaluate('cifar100', 'wide', train=True, minutes=9)"``.
 """
 
@@ -14,6 +15,7 @@ import math
 import os
 import platform
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +27,7 @@ from ..experiments import SHIPPED, append, has, measured, ordered, run
 from ..experiments.sweep import recorded
 from ..lab import LABEL, check_choice, one_thread, pick_device
 from ..nn import relu_reading
-from ..training import METHODS, PAPER, Recipe, run_name, samples, state_path
+from ..training import METHODS, PAPER_METHODS, Recipe, run_name, samples, state_path
 from ..training.fit import made_on
 from . import attacks, saliency
 from .curvature import net_frame
@@ -60,8 +62,8 @@ def evaluate(
     Args:
         dataset: ``digits``, ``cifar10`` or ``cifar100``.
         scale: of CIFAR's networks (default: tiny); their tables' names have it in them (cifar10_tiny_curves).
-        only: one of KINDS, or masking (the paper's methods, seed 0: minutes a network), or steps (of training, timed in
-            turn), or, of digits, lambda_search (trains 30 networks).
+        only: one of KINDS; masking (the paper's methods, seed 0: minutes a network) is measured only so. Or, with none
+            of the options below, steps (of training, timed in turn) or, of digits, lambda_search (trains 30 networks).
         train: the networks of the paper's tables, each before it is measured, where they are missing.
         minutes: after which no epoch and no measurement is begun; the same call goes on.
 
@@ -78,46 +80,60 @@ def evaluate(
         frame, facts = at_once[only](dataset, scale)
         append(frame, f"{place}_{only}", provenance(f"{command} --only {only}") | {"scale": scale} | facts)
         return
-    recipes = ordered([dataset], PAPER if train else tuple(METHODS), PLANS[scale]["seeds"], scale)
+    recipes = ordered([dataset], PAPER_METHODS if train else tuple(METHODS), PLANS[scale]["seeds"], scale)
     if only == "masking":
-        recipes = [recipe for recipe in recipes if recipe.method in PAPER and recipe.seed == 0]
+        recipes = [recipe for recipe in recipes if recipe.method in PAPER_METHODS and recipe.seed == 0]
     kinds = [only] if only else [kind for kind in KINDS if kind != "masking"]
     about = provenance(command + " --train" * train + f" --only {only}" * bool(only)) | {"scale": scale}
-    end, failed, seen = time.monotonic() + 60 * (math.inf if minutes is None else minutes), list[str](), 0
+    end, failed, done = time.monotonic() + 60 * (math.inf if minutes is None else minutes), list[str](), 0
 
     def in_time(*_: Any) -> None:
         if time.monotonic() > end:
             raise TimeIsUp
 
-    try:
-        for recipe in recipes:
-            try:
-                if train:
-                    run(recipe, weights=False, watch=in_time)
-                if not recorded(recipe) or not weights_file(recipe).exists():
-                    continue
-                for kind in kinds:
-                    in_time()
-                    measure(f"{place}_{kind}", kind, recipe, PLANS[scale], about)
-                seen += 1
-            except (RuntimeError, ValueError, OSError) as error:
-                failed.append(f"{run_name(recipe)}: {error}")
-    except TimeIsUp:
-        print(f"{minutes:g} minutes are over: {seen} of {len(recipes)} networks are done; the same command goes on")
-        seen = seen or 1
+    for recipe in recipes:
+        try:
+            known = all(rows(f"{place}_{kind}", recipe) for kind in kinds)  # of some, rows are shipped and weights not
+            if train and not is_here(recipe) and not known:
+                run(recipe, watch=in_time)
+            for kind in kinds if is_here(recipe) else ():
+                measure(f"{place}_{kind}", kind, recipe, PLANS[scale], about, in_time)
+            done += is_here(recipe) or known
+        except (RuntimeError, ValueError, OSError) as error:
+            failed.append(f"{run_name(recipe)}: {error}")
+        except TimeIsUp:
+            print(f"{minutes:g} minutes are over, {done} networks are done: the same command goes on", flush=True)
+            break
+    else:
+        if not done and not failed:
+            raise FileNotFoundError(f"no network of {dataset} at the scale {scale} is here: lcnn sweep, or --train")
     if failed:
         raise RuntimeError(f"{len(failed)} of {len(recipes)} networks failed: {'; '.join(failed)}")
-    if not seen:
-        raise FileNotFoundError(f"no network of {dataset} at the scale {scale} is here: lcnn sweep, or --train")
 
 
-def measure(name: str, kind: str, recipe: Recipe, plan: dict[str, Any], about: dict[str, Any]) -> None:
-    """Append a network's rows to a table, if the table lacks them or has those of other weights."""
+def is_here(recipe: Recipe) -> bool:
+    """Whether a network's training is finished, and its weights are on the disk."""
+    return recorded(recipe) and weights_file(recipe).exists()
+
+
+def rows(name: str, recipe: Recipe, weights: str | None = None) -> bool:
+    """Whether a table has rows of a network (of these weights)."""
+    table = measured(name) if has(name) else pd.DataFrame()
+    if "run" not in table:
+        return False
+    of_network = table[table.run == run_name(recipe)]
+    return bool(len(of_network if weights is None else of_network[of_network.sha256 == weights]))
+
+
+def measure(
+    name: str, kind: str, recipe: Recipe, plan: dict[str, Any], about: dict[str, Any], in_time: Callable[[], None]
+) -> None:
+    """Append a network's rows to a table, if the table lacks them or has those of other weights; ``in_time`` may raise
+    before it is measured."""
     run, weights = run_name(recipe), weights_sha256(recipe)
-    if has(name):
-        table = measured(name)
-        if ((table.run == run) & (table.sha256 == weights)).any():
-            return
+    if rows(name, recipe, weights):
+        return
+    in_time()
     begun = time.perf_counter()
     frame = KINDS[kind](recipe, plan).assign(run=run, sha256=weights)
     seconds = round(time.perf_counter() - begun, 1)
@@ -180,10 +196,12 @@ def steps(dataset: str, scale: str) -> tuple[pd.DataFrame, dict[str, Any]]:
 
 
 def masking(recipe: Recipe, plan: dict[str, Any]) -> pd.DataFrame:
-    """The checks for masked gradients, with AutoAttack as a referee and points made for Standard (for it: the LCNN)."""
+    """The checks for masked gradients, with AutoAttack as a referee and points made for Standard (for it: GradReg)."""
     n, eps = plan["masking"]
-    other = "lcnn" if recipe.method == "standard" else "standard"
-    nets = {recipe.method: trained_net(recipe), other: trained_net(dataclasses.replace(recipe, method=other))}
+    other = dataclasses.replace(recipe, method="gradreg" if recipe.method == "standard" else "standard")
+    if not is_here(other):
+        raise RuntimeError(f"its checks need {run_name(other)}, which is not here: --train, without --only")
+    nets = {net.method: trained_net(net) for net in (recipe, other)}
     frame = attacks.masking_frame(nets, *first_images(recipe, "test", n), eps, of=[recipe.method], referee=True)
     return frame.assign(eps=eps, n=n)
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from ..experiments import SHIPPED, load_weights, run
 from ..experiments.runs import Run, finished, write_record
 from ..lab import check_choice, one_thread
-from ..training import METHODS, PAPER, Recipe, accuracy, fit_recipe, recipe, run_name, samples
+from ..training import METHODS, PAPER_METHODS, Recipe, accuracy, fit_recipe, recipe, run_name, samples
 from ..training.checkpoint import write
 from .training import failure_recipes, ingredient_recipes, lambda_recipes
 
@@ -21,7 +21,7 @@ def portfolio(name: str) -> dict[Recipe, bool]:
     """What is shipped: each recipe, and whether its weights are shipped too (24 MB of them at most) or numbers only."""
     check_choice(name, ("digits", "tiny", "small"), "portfolio")
     if name != "digits":
-        seeds_of = TINY_SEEDS if name == "tiny" else dict.fromkeys(PAPER, 1) | SMALL_SEEDS
+        seeds_of = TINY_SEEDS if name == "tiny" else dict.fromkeys(PAPER_METHODS, 1) | SMALL_SEEDS
         return {recipe("cifar10", m, seed, name): True for m, n in seeds_of.items() for seed in range(n)}
     seeds = (0, 1, 2)
     weights = [recipe("digits", method, seed) for method in METHODS for seed in (*seeds, 3, 4)]

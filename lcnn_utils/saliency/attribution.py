@@ -66,8 +66,8 @@ def explain(
     batch_size: int = 256,
     seed: int = 0,
 ) -> Tensor:
-    """Maps of each sample: its gradient, or by one of Captum's methods → signed, detached, like ``x`` (Grad-CAM: (N, 1,
-    H, W)).
+    """Maps of each sample, the gradient by autograd and all others by Captum → signed, detached, like ``x`` (Grad-CAM:
+    (N, 1, H, W)).
 
     Args:
         model, x: of logits (N, K), used in eval mode, left as it was; (N, C, H, W) images in [0, 1], or (N, d) points.

@@ -65,7 +65,7 @@ def compare(before: Tensor, after: Tensor, measures: Sequence[str] = MEASURES) -
         "top_overlap": lambda: torch.minimum(shared / first.sum(1), shared / second.sum(1)),
         "ssim": lambda: _ssim(a.view(before.shape), b.view(before.shape)),
     }
-    return {name: values[check_choice(name, MEASURES, "measure")]().numpy() for name in measures}
+    return {name: values[name]().numpy() for name in measures}
 
 
 def _spearman(a: Tensor, b: Tensor) -> Tensor:
@@ -233,6 +233,8 @@ def stability(
         raise ValueError(f"eps_grid must hold lengths, finite and above 0, in units of x; got {lengths}")
     for kind in noise:
         check_choice(kind, NOISE, "kind of noise")
+    for measure in measures:
+        check_choice(measure, MEASURES, "measure")
     with measuring(model):
         x, y = prepare(model, *floats(images), precise=True)
         with torch.no_grad():

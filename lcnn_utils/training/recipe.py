@@ -29,7 +29,8 @@ METHODS = {  # name: (activation, whether its layers are Lipschitz: spectral nor
     "minimal": ("trained", False),
     "relu": ("relu", False),  # everybody's network: ReLU, ordinary residual blocks, BatchNorm with scale and shift
 }
-PAPER = ("standard", "lcnn", "lcnn_gradreg", "gradreg", "softplus_wd", "adversarial", "cure")  # its tables, by urgency
+# the paper's, in the order in which to train them
+PAPER_METHODS = ("standard", "lcnn", "lcnn_gradreg", "gradreg", "softplus_wd", "adversarial", "cure")
 PENALISED = ("gradreg", "lcnn_gradreg", "minimal")  # by their gradient
 ONLY: dict[str, tuple[str, ...]] = {  # field: the methods that it makes a difference to; all others make one to all
     "beta": ("lcnn", "lcnn_gradreg", "minimal"),

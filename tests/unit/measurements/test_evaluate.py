@@ -2,6 +2,7 @@
 
 import importlib
 import re
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -17,7 +18,7 @@ from lcnn_utils.measurements import ship
 from lcnn_utils.measurements.evaluate import evaluate
 from lcnn_utils.measurements.paper import cost_frame
 from lcnn_utils.measurements.training import lambda_recipes
-from lcnn_utils.training import PAPER, recipe, run_name, samples, state_path
+from lcnn_utils.training import PAPER_METHODS, recipe, run_name, samples, state_path
 from lcnn_utils.training.checkpoint import epochs_done
 
 tables = importlib.import_module("lcnn_utils.experiments.results")  # whose name in the package is a function
@@ -87,13 +88,32 @@ def test_a_training_that_fails_is_named_and_the_others_are_measured(small, monke
     assert measured("digits_runs").run.tolist() == [run_name(SMALL)]
 
 
+def test_numbers_shipped_without_weights_are_trained_again_for_a_table_that_lacks_them(small, store, tmp_path):
+    ship.ship(SMALL, tmp_path / "shipped", weights=False, progress=False)
+    for trained_again in (True, False):
+        shutil.rmtree(store / "runs")
+        if trained_again:
+            with pytest.raises(FileNotFoundError, match="--train"):
+                evaluate("digits", only="runs")
+        evaluate("digits", only="runs", train=True)
+        assert state_path(SMALL).exists() == trained_again
+        assert measured("digits_runs").run.tolist() == [run_name(SMALL)]
+        (store / "runs").mkdir(exist_ok=True)
+
+
+def test_masking_trains_no_network(small):
+    runs.run(SMALL, progress=False)
+    with pytest.raises(RuntimeError, match="its checks need digits-standard-.*, which is not here"):
+        evaluate("digits", only="masking")
+
+
 def test_when_time_is_up_the_same_call_goes_on(small, monkeypatch, capsys):
     longer = replace(SMALL, width=16, epochs=3)
     monkeypatch.setattr(module, "ordered", lambda *_: [longer, SMALL])
     evaluate("digits", train=True, minutes=0)
     assert epochs_done(state_path(longer)) == 1
     assert not has("digits_runs")
-    assert "0 of 2 networks" in capsys.readouterr().out
+    assert "0 networks are done" in capsys.readouterr().out
     evaluate("digits", only="runs", train=True, minutes=60)
     assert set(measured("digits_runs").run) == {run_name(longer), run_name(SMALL)}
 
@@ -142,10 +162,10 @@ def test_the_papers_grid_on_a_bare_server(store, tmp_path):
     script = ON_A_BARE_SERVER.replace("MISSING", repr(missing))
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert "0 of 7 networks are done; the same command goes on" in done.stdout
+    assert "0 networks are done: the same command goes on" in done.stdout
     for kind in set(module.KINDS) - {"masking"}:
         (table,) = (store / "results").glob(f"cifar100_wide_{kind}.csv*")
-        assert pd.read_csv(table).run.nunique() == len(PAPER)
+        assert pd.read_csv(table).run.nunique() == len(PAPER_METHODS)
 
 
 def test_steps_are_timed_in_turn(plan, monkeypatch):

@@ -365,6 +365,15 @@ def test_a_state_that_is_slow_to_write_is_written_seldom(monkeypatch):
     assert (saved[:5], saved[-1]) == ([1, 2, 3, 4, 5], 100)
     assert 12 <= len(saved) <= 18
 
+    def stop(history, _):
+        tick()
+        if len(history) == 50:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fit_recipe(replace(MOONS, epochs=100, seed=1), progress=False, watch=stop)
+    assert saved[-1] == 50
+
 
 def test_a_finished_run_is_read_back_and_resume_false_trains_again(monkeypatch):
     seen = []
