@@ -88,7 +88,8 @@ def test_a_run_is_trained_once_and_then_read(store, no_training, monkeypatch):
         assert (other.recipe, other.metrics, other.provenance) == (TINY, first.metrics, first.provenance)
         pd.testing.assert_frame_equal(other.history, first.history, check_dtype=False, atol=1e-6, rtol=0)
     assert files(store / "runs") == before
-    assert {"lcnn_utils", "torch", "python", "device", "threads", "seconds", "seed", "date"} == set(first.provenance)
+    about = {"lcnn_utils", "torch", "python", "device", "threads", "precision", "seconds", "seed", "date"}
+    assert about == set(first.provenance)
 
 
 @pytest.mark.parametrize("share", [0.0, 0.2])
