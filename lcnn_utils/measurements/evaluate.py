@@ -93,7 +93,8 @@ def evaluate(
 
     for recipe in recipes:
         try:
-            known = all(rows(f"{place}_{kind}", recipe) for kind in kinds)  # of some, rows are shipped and weights not
+            # of some networks rows are shipped, and weights are not
+            known = not is_here(recipe) and all(rows(f"{place}_{kind}", recipe) for kind in kinds)
             if train and not is_here(recipe) and not known:
                 run(recipe, watch=in_time)
             for kind in kinds if is_here(recipe) else ():
