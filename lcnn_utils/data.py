@@ -1,20 +1,16 @@
 """Datasets, each split one uint8 tensor on the device, and the batches made from it there (no worker processes).
 
 ``digits`` comes with scikit-learn and needs no network; ``cifar10``, ``cifar100`` and ``svhn`` are read from the data
-root and downloaded when absent, from the first mirror that has a file of the right MD5. Those in ``LCNN_MIRRORS`` are
-asked before ours: ``LCNN_MIRRORS="https://files.campus.edu/cifar file:///mnt/share/datasets"``.
+root and downloaded when absent, from the first mirror that has a file of the right MD5.
 """
 
 from __future__ import annotations
 
-import os
-import shutil
 import tarfile
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from urllib.request import url2pathname
 
 import numpy as np
 import PIL.Image
@@ -167,59 +163,45 @@ def available(root: Root = None) -> dict[str, str]:
 def fetch(name: str, root: str | Path, *, timeout: float = 20.0) -> None:
     """Download what is missing of dataset ``name`` into the folder ``root``, in torchvision's layout.
 
-    What is there is left alone, right or not. A broken download stays in ``<file>.part``, and the next call resumes it.
-    A mirror that sends nothing for ``timeout`` seconds is given up for the next one. Raises a RuntimeError when every
-    mirror failed, with the reason of each, and an OSError when ``root`` cannot be written or the disk is full.
+    What is there is left alone, right or not; of an archive that is there and right nothing is downloaded. A mirror
+    that sends nothing for ``timeout`` seconds is given up for the next one. Raises a RuntimeError when every mirror
+    failed, with the reason of each, and an OSError when ``root`` cannot be written or the disk is full.
     """
     root = Path(root).absolute()
-    bases = [root.as_uri(), *os.environ.get("LCNN_MIRRORS", "").split(), *MIRRORS[name]]  # first what was put there
     try:
         root.mkdir(parents=True, exist_ok=True)
         for file, md5, becomes in FILES[name]:
             with FileLock(root / f".{file}.lock"):  # other processes wait, and find it there
                 if _is_there(root / becomes):
                     continue
-                part = _download([f"{base.rstrip('/')}/{file}" for base in bases], root / f"{file}.part", md5, timeout)
+                archive = _download([f"{base}/{file}" for base in MIRRORS[name]], root / file, md5, timeout)
                 if file == becomes:
-                    part.replace(root / becomes)
                     continue
-                with tempfile.TemporaryDirectory(dir=root, prefix=".unpacking-") as aside, tarfile.open(part) as tar:
+                with tempfile.TemporaryDirectory(dir=root, prefix=".unpacking-") as aside, tarfile.open(archive) as tar:
                     tar.extractall(aside, filter="data")
                     Path(aside, becomes).replace(root / becomes)
-                part.unlink()
+                archive.unlink()
     except OSError as error:
-        way_out = "free some space, or set LCNN_DATA to a folder of yours; a rerun resumes"
+        way_out = "free some space, or set LCNN_DATA to a folder of yours"
         raise OSError(error.errno, f"cannot write {name} into {root} ({error.strerror or error}): {way_out}") from error
 
 
-def _download(urls: list[str], part: Path, md5: str, timeout: float) -> Path:
-    """Complete ``part`` to the file of this MD5, from the first address that has it."""
+def _download(urls: list[str], path: Path, md5: str, timeout: float) -> Path:
+    """Complete ``path`` to the file of this MD5, from the first address that has it."""
     import pooch
     import requests
 
+    http = pooch.HTTPDownloader(
+        progressbar=True, timeout=timeout, headers={"User-Agent": "lcnn-lab (course notebooks)"}
+    )
     failures = []
-    while urls:
-        url, start = urls.pop(0), part.stat().st_size if part.exists() else 0
-        headers = {"User-Agent": "lcnn-lab (course notebooks)", "Range": f"bytes={start}-"}
+    for url in urls:
         try:
-            if url.startswith("file:"):
-                shutil.copyfile(url2pathname(url.removeprefix("file://")), part)
-            else:
-                with open(part, "ab") as file, track(text=url, total=1, unit="B", unit_scale=True) as bar:
-                    http = pooch.HTTPDownloader(progressbar=bar, chunk_size=1 << 16, timeout=timeout, headers=headers)
-                    http(url, file, None)
-        except (requests.RequestException, FileNotFoundError) as error:
+            return Path(pooch.retrieve(url, f"md5:{md5}", path.name, path.parent, downloader=http))
+        except (requests.RequestException, ValueError) as error:  # ValueError: another MD5
             failures.append(f"  {url}: {error}")
-            if not str(error).startswith("416"):  # "range not satisfiable": nothing is missing, and the MD5 decides
-                continue
-        if pooch.file_hash(str(part), "md5") == md5:
-            return part
-        part.unlink()
-        failures.append(f"  {url}: another file (its MD5 is not {md5})")
-        if start:  # the wrong bytes may be of another mirror: ask for the whole file
-            urls.insert(0, url)
-    way_out = "a rerun resumes; or set LCNN_DATA to a folder that has it, LCNN_MIRRORS to an address; 'digits' is here"
-    raise RuntimeError("\n".join([f"no mirror gave {part.stem}:", *failures, way_out]))
+    way_out = "try again later, or set LCNN_DATA to a folder that has it; 'digits' is here"
+    raise RuntimeError("\n".join([f"no mirror gave {path.name}:", *failures, way_out]))
 
 
 def _rgb(path: str) -> PIL.Image.Image:

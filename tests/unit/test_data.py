@@ -231,23 +231,21 @@ def test_bad_images_and_labels(check, message):
 # ---------------------------------------------------------------- downloads
 
 CONTENT = np.random.default_rng(0).bytes(300_000)
-HALF = 2 * 65_536  # whole chunks are kept
 SORRY = b"<html>Sorry</html>"
 
 
 class Handler(http.server.BaseHTTPRequestHandler):
-    """Serves ``files[path]``; the first folder of the path says how: good, norange, cut, stall; anything else: 404."""
+    """Serves ``files[path]``; the first folder of the path says how: good, cut, stall; anything else: 404."""
 
     def do_GET(self):
         manner, blob = self.path.split("/")[1], self.server.files.get(self.path)
-        self.server.seen.append((self.path, self.headers["Range"]))
-        start = 0 if manner == "norange" else int(self.headers["Range"].removeprefix("bytes=").removesuffix("-"))
-        if blob is None or start >= len(blob):
-            return self.send_error(404 if blob is None else 416)
-        self.send_response(200 if manner == "norange" else 206)
-        self.send_header("Content-Length", str(len(blob) - start))
+        self.server.seen.append(self.path)
+        if blob is None:
+            return self.send_error(404)
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(blob)))
         self.end_headers()
-        self.wfile.write(blob[start:HALF] if manner in ("cut", "stall") else blob[start:])
+        self.wfile.write(blob[: len(blob) // 2] if manner in ("cut", "stall") else blob)
         if manner == "stall":
             self.wfile.flush()
             self.server.closing.wait(20)
@@ -260,7 +258,6 @@ class Handler(http.server.BaseHTTPRequestHandler):
 def server(monkeypatch):
     """A server on 127.0.0.1; ``base(folder, blob)`` puts a file there and gives the folder's address."""
     monkeypatch.setenv("no_proxy", "*")
-    monkeypatch.delenv("LCNN_MIRRORS", raising=False)
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
         server.files, server.seen, server.closing = {}, [], threading.Event()
         address = f"http://127.0.0.1:{server.server_port}"
@@ -293,28 +290,13 @@ def test_files_are_torchvisions():
     assert data.FILES["svhn"] == [(file, md5, file) for _, file, md5 in (SVHN.split_list[s] for s in ("train", "test"))]
 
 
-@pytest.mark.parametrize(
-    ("before", "asked"),
-    [
-        (b"", [("good", 0)]),
-        (b"", [("none", 0), ("good", 0)]),
-        (CONTENT[:HALF], [("good", HALF)]),
-        (CONTENT, [("good", len(CONTENT))]),  # killed just before it got its name; the server says 416
-        (CONTENT[:HALF], [("norange", HALF), ("norange", 0)]),
-        (b"x" * HALF, [("good", HALF), ("good", 0)]),  # spoilt bytes are not blamed on the mirror
-        (b"", [("cut", 0), ("good", HALF)]),
-        (b"", [("stall", 0), ("good", HALF)]),
-        (b"", [("good/wrong", 0), ("good", 0)]),
-    ],
-)
-def test_a_file_comes_whole_from_the_first_mirror_that_has_it(server, made, tmp_path, before, asked):
-    made(*(server.base(folder, SORRY if folder == "good/wrong" else CONTENT) for folder, _ in dict(asked).items()))
+@pytest.mark.parametrize("bad", ["none", "cut", "stall", "good/wrong"])
+def test_a_file_comes_whole_from_the_first_mirror_that_has_it(server, made, tmp_path, bad):
+    made(server.base(bad, SORRY if bad == "good/wrong" else CONTENT), server.base("good", CONTENT))
     server.files.pop("/none/file", None)
-    if before:
-        (tmp_path / "file.part").write_bytes(before)
     for _ in range(2):  # the second call finds it there
         data.fetch("made", tmp_path, timeout=0.3)
-        assert server.seen == [(f"/{folder}/file", f"bytes={start}-") for folder, start in asked]
+        assert server.seen == [f"/{bad}/file", "/good/file"]
         assert (tmp_path / "file").read_bytes() == CONTENT
         assert listed(tmp_path) == ["file"]
 
@@ -323,27 +305,13 @@ def test_every_mirror_fails(server, made, tmp_path):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         closed = f"http://127.0.0.1:{free.getsockname()[1]}"  # bound but not listening: refused
-        made(closed, server.base("good/wrong", SORRY), server.base("cut", CONTENT), "campus")
-        with pytest.raises(RuntimeError, match=r"resumes.*LCNN_DATA.*LCNN_MIRRORS.*digits") as caught:
+        made(closed, server.base("good/wrong", SORRY), server.base("cut", CONTENT))
+        with pytest.raises(RuntimeError, match=r"LCNN_DATA.*digits") as caught:
             data.fetch("made", tmp_path)
-    _, by_hand, *reasons, _ = str(caught.value).splitlines()
-    assert str(tmp_path) in by_hand
-    for line, reason in zip(reasons, ["refused", "its MD5 is not", "/cut/file: ", "No scheme"], strict=True):
+    _, *reasons, _ = str(caught.value).splitlines()
+    for line, reason in zip(reasons, ["refused", "hash", "/cut/file: "], strict=True):
         assert reason in line
-    assert (tmp_path / "file.part").read_bytes() == CONTENT[:HALF], "for the next call"
-
-
-def test_mirrors_of_the_environment_come_first_and_may_be_folders(server, made, tmp_path, monkeypatch):
-    made(server.base("good", CONTENT))
-    share, root = tmp_path / "share", tmp_path / "root"
-    share.mkdir()
-    monkeypatch.setenv("LCNN_MIRRORS", f"{share.as_uri()} {server.base('good/campus', CONTENT)}/")
-    data.fetch("made", root)
-    assert [path for path, _ in server.seen] == ["/good/campus/file"]
-    (root / "file").rename(share / "file")
-    data.fetch("made", root)
-    assert (root / "file").read_bytes() == CONTENT
-    assert len(server.seen) == 1
+    assert listed(tmp_path) == []
 
 
 def test_an_archive_is_unpacked_whole_or_not_at_all(server, made, tmp_path, monkeypatch):
@@ -364,15 +332,13 @@ def test_an_archive_is_unpacked_whole_or_not_at_all(server, made, tmp_path, monk
             data.fetch("made", tmp_path)
     assert listed(tmp_path / "folder") == []
     data.fetch("made", tmp_path)
+    assert server.seen == ["/good/file"], "the archive was there"
     assert listed(tmp_path / "folder") == ["train"]
     assert listed(tmp_path) == ["folder"]
 
 
-def test_a_disk_that_cannot_be_written(server, made, tmp_path):
+def test_a_full_disk_is_not_blamed_on_a_mirror(server, made, tmp_path):
     made(server.base("good", CONTENT), server.base("good/2", CONTENT))
-    with files_of_at_most(100_000), pytest.raises(OSError, match=r"cannot write made into .*free some space.*resumes"):
+    with files_of_at_most(100_000), pytest.raises(OSError, match=r"cannot write made into .*free some space"):
         data.fetch("made", tmp_path)
-    assert len(server.seen) == 1, "no mirror can help"
-    (tmp_path / "in the way").touch()
-    with pytest.raises(NotADirectoryError, match=r"cannot write made into .*LCNN_DATA to a folder of yours"):
-        data.fetch("made", tmp_path / "in the way" / "data")
+    assert len(server.seen) == 1
