@@ -20,7 +20,6 @@ TITLE = {  # of the measures, in figures and tables
     "cosine": "cosine, signed",
     "spearman": "rank correlation",
     "top_overlap": "top overlap",
-    "ssim": "SSIM",
     "infidelity": "infidelity (share unexplained)",
 }
 

@@ -167,12 +167,11 @@ def geometry(recipe: Recipe, plan: dict[str, Any]) -> pd.DataFrame:
 
 
 def stability(recipe: Recipe, plan: dict[str, Any]) -> pd.DataFrame:
-    """:func:`saliency.nets_frame`, without the measures that no figure shows."""
+    """:func:`saliency.nets_frame`, with the measures that figures show."""
     images = first_images(recipe, "test", plan["maps"])
-    nets, measures = {recipe.method: trained_net(recipe)}, ("relative_change", "cosine")
-    frame = saliency.nets_frame(nets, *images, measures=measures).assign(seed=recipe.seed)
+    frame = saliency.nets_frame({recipe.method: trained_net(recipe)}, *images).assign(seed=recipe.seed)
     columns = ["net", "label", "seed", "image", "method", "weights", "noise", "eps"]
-    return frame[[*columns, *measures, "curvature"]]
+    return frame[[*columns, "relative_change", "cosine", "curvature"]]
 
 
 def curves(recipe: Recipe, plan: dict[str, Any]) -> pd.DataFrame:

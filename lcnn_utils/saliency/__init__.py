@@ -2,6 +2,3 @@
 
 from .attribution import MAPS, explain
 from .stability import LENGTHS, MEASURES, compare, randomized, stability, summary, worst_step
-
-__all__ = ["MAPS", "explain"]
-__all__ += ["LENGTHS", "MEASURES", "compare", "randomized", "stability", "summary", "worst_step"]

@@ -4,15 +4,13 @@ A map explains one scalar of each sample, by default the logit of its label. Sig
 a class or against it is half of what a map says, and maps that swap signs are not stable.
 
 References: N. Kokhlikyan et al., arXiv:2009.07896 (Captum); D. Smilkov et al., arXiv:1706.03825 (SmoothGrad);
-M. Sundararajan et al., ICML 2017 (integrated gradients); A. Shrikumar et al., ICML 2017 (DeepLift); J. Springenberg et
-al., 2015 (guided backpropagation); M. Zeiler and R. Fergus, ECCV 2014 (occlusion); R. Selvaraju et al., ICCV 2017
-(Grad-CAM).
+M. Sundararajan et al., ICML 2017 (integrated gradients); A. Shrikumar et al., ICML 2017 (DeepLift); M. Zeiler and R.
+Fergus, ECCV 2014 (occlusion); R. Selvaraju et al., ICCV 2017 (Grad-CAM).
 """
 
 from __future__ import annotations
 
 import copy
-import re
 import warnings
 
 import torch
@@ -28,12 +26,10 @@ MAPS = {  # method: label
     "input_x_gradient": "Input × gradient",
     "integrated_gradients": "Integrated gradients",
     "smoothgrad": "SmoothGrad",
-    "guided_backprop": "Guided backprop",
     "deeplift": "DeepLift",
     "occlusion": "Occlusion",
     "gradcam": "Grad-CAM",
 }
-ACTIVATION = r"(Centered|)Softplus|(Si|G)lu|Mish|Sigmoid|Tanh|\w*elu|Hard[a-z]+|Threshold|Clamp|Maximum"  # node names
 GRID = 4  # Grad-CAM looks at the last layer whose maps have at least so many pixels a side
 COMPLETE = 1e-2  # DeepLift's attributions must sum up to the difference of the logits, to this share of it
 
@@ -75,7 +71,6 @@ def explain(
         method: ``gradient``; ``input_x_gradient``; ``integrated_gradients`` (from ``baseline``, in ``steps`` steps);
             ``smoothgrad`` (mean gradient over ``samples`` copies with Gaussian noise of this standard deviation);
             ``deeplift`` (against ``baseline``; logits only; its rule of differences is taught centered softplus);
-            ``guided_backprop`` (networks with modules nn.ReLU: it changes nothing else, F.relu neither);
             ``occlusion`` (change of f when a square of ``window`` pixels, default a quarter of the side, becomes
             ``baseline``); ``gradcam`` (of the output of ``layer``, default the last with maps of 4 × 4 and more).
         scalar: what is explained: ``logit``, ``margin`` or ``loss`` of the label.
@@ -117,8 +112,6 @@ def _attribute(f, x, y, method, samples, noise, steps, baseline, window, layer, 
     if method == "integrated_gradients":
         options = dict(baselines=baseline, n_steps=steps, internal_batch_size=batch_size)
         return attr.IntegratedGradients(f).attribute(x, additional_forward_args=y, **options)
-    if method == "guided_backprop":
-        return _guided_backprop(f, x, y)
     if method == "deeplift":
         return _deeplift(f, x, y, baseline)
     if x.dim() != 4:
@@ -132,26 +125,6 @@ def _attribute(f, x, y, method, samples, noise, steps, baseline, window, layer, 
     channels, stride = x.shape[1], max(1, side // 2)
     options = dict(strides=(channels, stride, stride), baselines=baseline, perturbations_per_eval=copies)
     return attr.Occlusion(f).attribute(x, (channels, side, side), additional_forward_args=y, **options)
-
-
-def _guided_backprop(f: _Scalar, x: Tensor, y: Tensor) -> Tensor:
-    """Guided backpropagation, refused where the graph of the logits holds another activation than nn.ReLU, or none."""
-    from captum import attr
-
-    copied, relus = copy.deepcopy(f.model).requires_grad_(False), list[object]()  # weights alone are no activation
-    for module in copied.modules():
-        if isinstance(module, nn.ReLU):
-            module.register_forward_hook(lambda _, __, output: relus.append(output.grad_fn))
-    nodes = list(filter(None, [copied(x.detach().clone().requires_grad_()).grad_fn]))
-    for node in nodes:  # a list that grows
-        nodes += [before for before, _ in node.next_functions if before and before not in nodes]
-    others = {m.group() for node in nodes if node not in relus and (m := re.search(ACTIVATION, node.name()))}
-    if others or not set(nodes) & set(relus):
-        raise ValueError(
-            "guided backpropagation changes the backward pass of modules nn.ReLU only (of no functions, such as "
-            f"F.relu), and this network has {', '.join(sorted(others)) or 'none'}: use method='gradient'"
-        )
-    return attr.GuidedBackprop(f).attribute(x, additional_forward_args=y)
 
 
 def _deeplift(f: _Scalar, x: Tensor, y: Tensor, baseline: float) -> Tensor:

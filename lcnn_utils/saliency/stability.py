@@ -31,22 +31,20 @@ from .attribution import explain
 
 LENGTHS = (1e-3, 2.5e-3, 5e-3, 1e-2, 2.5e-2, 5e-2, 1e-1)  # ‖η‖₂ of the paper's figure
 NOISE = ("random", "worst")
-MEASURES = ("relative_change", "cosine", "spearman", "top_overlap", "ssim")
+MEASURES = ("relative_change", "cosine", "spearman", "top_overlap")
 TOP = 0.1  # share of pixels whose overlap is measured
-WINDOW = 7  # of SSIM, in pixels
 BY_INPUT = ("input_x_gradient", "integrated_gradients", "deeplift", "occlusion")  # they weigh pixels by their value
 
 
-def compare(before: Tensor, after: Tensor, measures: Sequence[str] = MEASURES) -> dict[str, np.ndarray]:
-    """How alike two maps of each sample are, both (N, …): measure → (N,), computed in float64.
+def compare(before: Tensor, after: Tensor) -> dict[str, np.ndarray]:
+    """How alike two maps of each sample are, both (N, …): one of MEASURES → (N,), computed in float64.
 
     ``relative_change``: ‖after − before‖/‖before‖, the paper's; infinite where ``before`` is 0, nan where both are.
     ``cosine``: of the signed maps. ``spearman``: rank correlation of the signed values, nan where a map is constant.
     ``top_overlap``: of the tenth of the pixels, k of d, that are largest in size (summed over channels; less those
     that tie with the next), the share that both maps have, of the larger set; chance gives k/d, a constant map nan.
-    ``ssim``: mean structural similarity of 7 × 7 windows, both maps divided by the largest size in ``before`` and
-    raised by 1, as it takes positive images; nan for smaller images and for what is none. Where a map is 0 everywhere
-    all but the first are nan, where one holds NaN or infinity all are. ValueError: the shapes differ or aren't (N, …).
+    Where a map is 0 everywhere all but the first are nan, where one holds NaN or infinity all are. ValueError: the
+    shapes differ or aren't (N, …).
     """
     if before.shape != after.shape or before.dim() < 2 or 0 in before.shape[1:]:
         raise ValueError(f"maps of shapes {tuple(before.shape)} and {tuple(after.shape)} can't be compared")
@@ -59,13 +57,12 @@ def compare(before: Tensor, after: Tensor, measures: Sequence[str] = MEASURES) -
     scale = a.abs().amax(1, keepdim=True)
     a, b = (m / torch.where(scale > 0, scale, 1) for m in (a, b))
     values = {
-        "relative_change": lambda: (b - a).norm(dim=1) / a.norm(dim=1),
-        "cosine": lambda: F.cosine_similarity(a, b, eps=0),
-        "spearman": lambda: _spearman(a, b),
-        "top_overlap": lambda: torch.minimum(shared / first.sum(1), shared / second.sum(1)),
-        "ssim": lambda: _ssim(a.view(before.shape), b.view(before.shape)),
+        "relative_change": (b - a).norm(dim=1) / a.norm(dim=1),
+        "cosine": F.cosine_similarity(a, b, eps=0),
+        "spearman": _spearman(a, b),
+        "top_overlap": torch.minimum(shared / first.sum(1), shared / second.sum(1)),
     }
-    return {name: values[name]().numpy() for name in measures}
+    return {name: value.numpy() for name, value in values.items()}
 
 
 def _spearman(a: Tensor, b: Tensor) -> Tensor:
@@ -73,16 +70,6 @@ def _spearman(a: Tensor, b: Tensor) -> Tensor:
 
     ranks = [torch.from_numpy(rankdata(m, axis=1) - (m.shape[1] + 1) / 2) for m in (a, b)]  # less their mean
     return F.cosine_similarity(ranks[0], ranks[1], eps=0)
-
-
-def _ssim(before: Tensor, after: Tensor) -> Tensor:
-    if before.dim() != 4 or min(before.shape[-2:]) < WINDOW:
-        return before.new_full((len(before),), torch.nan)
-    from skimage.metrics import structural_similarity as ssim
-
-    options = dict(win_size=WINDOW, data_range=2.0, channel_axis=0)
-    pairs = zip(before.numpy(), after.numpy(), strict=True)
-    return before.new_tensor([ssim(p + 1, q + 1, **options) if p.any() and q.any() else np.nan for p, q in pairs])
 
 
 def _infidelity(model, x, y, method, maps, eps, n, box, scalar, seed, baseline) -> np.ndarray:
@@ -203,7 +190,6 @@ def stability(
     scalar: str = "loss",
     noise: Sequence[str] = NOISE,
     control: bool = False,
-    measures: Sequence[str] = MEASURES,
     perturbations: int = 0,
     batch_size: int = 256,
     seed: int = 0,
@@ -222,19 +208,16 @@ def stability(
         methods, scalar, **options: of :func:`explain`; ``loss`` as in the paper.
         noise: ``random``, uniform among the directions, and ``worst``, of :func:`worst_step`.
         control: measure also a copy with shuffled weights (:func:`randomized`), which has learnt nothing.
-        measures: of :func:`compare`.
         perturbations: random η a length for the infidelity; 0 leaves it out.
 
-    Columns: image (its index in ``images``), weights (``trained``, ``random``), noise, eps, method, the measures
-    (and infidelity, of the random η). ValueError: bad input; too few images are classified rightly.
+    Columns: image (its index in ``images``), weights (``trained``, ``random``), noise, eps, method, MEASURES (and
+    infidelity, of the random η). ValueError: bad input; too few images are classified rightly.
     """
     lengths = sorted({float(e) for e in eps_grid})
     if not lengths or not all(0 < e < np.inf for e in lengths):
         raise ValueError(f"eps_grid must hold lengths, finite and above 0, in units of x; got {lengths}")
     for kind in noise:
         check_choice(kind, NOISE, "kind of noise")
-    for measure in measures:
-        check_choice(measure, MEASURES, "measure")
     with measuring(model):
         x, y = prepare(model, *floats(images), precise=True)
         with torch.no_grad():
@@ -260,7 +243,7 @@ def stability(
                 moved = move(x, step, box)
                 for method in methods:
                     about = dict(image=right.cpu(), weights=weights, noise=kind, eps=eps, method=method)
-                    values = compare(start[method], explain(net, moved, y, method, **options), measures)
+                    values = compare(start[method], explain(net, moved, y, method, **options))
                     if perturbations and kind == "random":
                         settings = eps, perturbations, box, scalar, seed, options.get("baseline", 0.0)
                         values["infidelity"] = _infidelity(net, x, y, method, start[method], *settings)

@@ -20,15 +20,14 @@ HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_p
 
 
 class Functional(nn.Module):
-    """An activation that is a function, and perhaps a module nn.ReLU beside it."""
+    """An activation that is a function."""
 
-    def __init__(self, act=F.relu, beside=None):
+    def __init__(self, act):
         super().__init__()
         torch.manual_seed(0)
-        self.a, self.b, self.act, self.beside = nn.Linear(6, 12), nn.Linear(12, 3), act, beside or nn.Identity()
+        self.a, self.b, self.act = nn.Linear(6, 12), nn.Linear(12, 3), act
 
     def forward(self, x):
-        self.beside(x)
         return self.b(self.act(self.a(x - 0.5)))
 
 
@@ -114,26 +113,6 @@ def test_deeplift_refuses_what_it_cannot_see(act):
         explain(Functional(act), torch.rand(8, 6), None, "deeplift", scalar="loss")
 
 
-def test_guided_backprop_lets_only_positive_signals_through_relus():
-    torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(5, 9), nn.ReLU(), nn.Linear(9, 9), nn.ReLU(), nn.Linear(9, 2)).double()
-    x, y = torch.randn(6, 5).double(), torch.arange(6) % 2
-    with torch.no_grad():
-        first = model[0](x)
-        signal = (model[2](first.relu()) > 0) * model[4].weight[y].clamp(min=0) @ model[2].weight
-        want = (first > 0) * signal.clamp(min=0) @ model[0].weight
-    plain = explain(model, x, y)
-    torch.testing.assert_close(explain(model, x, y, "guided_backprop"), want)
-    torch.testing.assert_close(explain(model, x, y), plain, msg="hooks are left behind")
-
-
-@pytest.mark.parametrize("act", [F.relu, CenteredSoftplus(5.0), lambda z: z])
-@pytest.mark.parametrize("beside", [None, nn.ReLU()], ids=str)
-def test_guided_backprop_refuses_nets_where_it_would_be_the_gradient(act, beside):
-    with pytest.raises(ValueError, match=r"nn.ReLU only"):
-        explain(Functional(act, beside), torch.rand(4, 6), None, "guided_backprop")
-
-
 @pytest.mark.parametrize(("window", "baseline"), [(2, 0.0), (3, 0.5)])
 def test_occlusion_gives_a_pixel_the_mean_change_of_the_windows_over_it(window, baseline):
     """All channels are covered at once: each shows the change of all of them."""
@@ -173,7 +152,7 @@ def state(model: nn.Module) -> list:
 
 @pytest.mark.parametrize("method", MAPS)
 def test_network_and_images_are_left_as_found_and_batches_change_nothing(method):
-    model, x, y = case("relu" if method == "guided_backprop" else "lcnn")
+    model, x, y = case("lcnn")
     want = explain(model, x, y, method)
     assert want.shape == x.shape
     if method != "smoothgrad":  # whose noise depends on the place in the batch

@@ -1,4 +1,4 @@
-"""Comparisons of maps against SciPy and scikit-image, noise, the worst noise of quadratics, infidelity, intervals."""
+"""Comparisons of maps against SciPy, noise, the worst noise of quadratics, infidelity, intervals."""
 
 import importlib
 import itertools
@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from networks import Quadratic, case
 from scipy.stats import spearmanr
-from skimage.metrics import structural_similarity
 from torch import nn
 
 from lcnn_utils.attacks import direction, mirror, move
@@ -72,19 +71,6 @@ def test_change_cosine_ranks_and_largest_pixel_are_those_of_numpy_and_scipy(a, b
         np.testing.assert_equal(found["top_overlap"][i], same if (largest > others).all() else np.nan)
 
 
-@pytest.mark.parametrize("size", [(1, 7, 7), (3, 7, 9), (3, 12, 12)])
-def test_ssim_is_scikit_image_s_of_positive_maps(size):
-    a, noise = (torch.randn(4, *size, generator=torch.Generator().manual_seed(seed)).double() for seed in (0, 1))
-    b = a + 0.5 * noise
-    found = compare(1000 * a, 1000 * b)["ssim"]
-    for i in range(4):
-        p, q = (1 + m[i] / a[i].abs().max() for m in (a, b))
-        want = structural_similarity(p.numpy(), q.numpy(), win_size=7, data_range=2.0, channel_axis=0)
-        assert found[i] == pytest.approx(want, abs=1e-12)
-    assert (compare(a, -a)["ssim"] < 0).all()
-    assert np.isnan(compare(a[..., :6], b[..., :6])["ssim"]).all()
-
-
 def test_maps_that_are_zero_constant_or_not_finite_spoil_no_other():
     a, b = (torch.randn(3, 1, 9, 9, generator=torch.Generator().manual_seed(seed)) for seed in (0, 1))
     want, first = compare(a, b), lambda m, value: torch.cat([torch.full((1, 1, 9, 9), value), m[1:]])
@@ -93,7 +79,7 @@ def test_maps_that_are_zero_constant_or_not_finite_spoil_no_other():
     for kind, name in itertools.product(found, MEASURES):
         np.testing.assert_allclose(found[kind][name][1:], want[name][1:], rtol=1e-6, err_msg=name)
     assert np.isinf(found["zero"]["relative_change"][0])
-    assert np.isnan([found["zero"][name][0] for name in ("cosine", "spearman", "ssim")]).all()
+    assert np.isnan([found["zero"][name][0] for name in ("cosine", "spearman")]).all()
     assert np.isnan([found["constant"]["spearman"][0], *(found["broken"][name][0] for name in MEASURES)]).all()
     with pytest.raises(ValueError, match=r"maps of shapes \(3, 1, 9, 9\) and \(2, 1, 9, 9\)"):
         compare(a, b[:2])
@@ -249,8 +235,8 @@ def test_infidelity_is_captum_s_as_a_share_of_the_change(method):
 def test_summary_is_the_statistic_of_each_group_over_its_finite_rows(statistic):
     values = np.random.default_rng(0).exponential(size=(3, 30))
     values[0, :4], values[1, 5], values[2, :] = np.nan, np.inf, 0.5
-    table = pd.concat([pd.DataFrame({"ssim": part, "net": net}) for part, net in zip(values, "abc", strict=True)])
-    got = summary(table, "ssim", ("net",), statistic)
+    table = pd.concat([pd.DataFrame({"cosine": part, "net": net}) for part, net in zip(values, "abc", strict=True)])
+    got = summary(table, "cosine", ("net",), statistic)
     assert list(got.columns) == ["net", "n", "value", "low", "high"]
     assert list(got.n) == [26, 29, 30]
     for row, part in zip(got.itertuples(), values, strict=True):
