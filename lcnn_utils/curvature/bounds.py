@@ -17,7 +17,6 @@ from __future__ import annotations
 import contextlib
 import copy
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import pandas as pd
 import torch
@@ -117,51 +116,24 @@ def local_bound(model: nn.Module, x: Tensor, y: Tensor, *, scalar: str = "margin
     return (deltas * norms**2) @ betas
 
 
-@dataclass(frozen=True)
-class NormalisedBound:
-    """(C): ``bound`` (N,) of C_f, and what it is made of: ``kappa`` (N, L), ``beta`` and ``lipschitz`` (L,)."""
-
-    bound: Tensor
-    kappa: Tensor
-    beta: Tensor
-    lipschitz: Tensor
-
-
-def normalised_bound(model: nn.Module, x: Tensor, y: Tensor, *, scalar: str = "margin") -> NormalisedBound:
-    """(C) at each sample, infinite where the gradient vanishes but κ doesn't; arguments as in :func:`local_bound`."""
+def normalised_bound(model: nn.Module, x: Tensor, y: Tensor, *, scalar: str = "margin") -> tuple[Tensor, Tensor]:
+    """(C) at each sample (N,), infinite where the gradient vanishes but κ doesn't, and κ (N, L) of each sample and
+    activation; arguments as in :func:`local_bound`."""
     curved, beta, _, _, kappa = _local(model, x, y, scalar)
     lipschitz = beta.new_tensor([row["before"] for row in curved])
-    return NormalisedBound(kappa @ (beta * lipschitz), kappa, beta, lipschitz)
+    return kappa @ (beta * lipschitz), kappa
 
 
-def layer_terms(
-    model: nn.Module,
-    x: Tensor | None = None,
-    y: Tensor | None = None,
-    *,
-    input_shape: Sequence[int] | None = None,
-    scalar: str = "margin",
-) -> pd.DataFrame:
-    """What each layer contributes: give ``input_shape`` for (B), or x (N, …) and labels y (N,) for (A).
+def layer_terms(model: nn.Module, input_shape: Sequence[int], *, scalar: str = "margin") -> pd.DataFrame:
+    """What each layer contributes to (B): the contributions add up to :func:`curvature_bound`.
 
-    Columns for (B), a row a layer: layer, kind, slope (its own; a BatchNorm's with the linear layer before), beta (NaN
-    if not curved), before and lipschitz (Lip from x to its input and output), contribution; these add up to
-    :func:`curvature_bound`. For (A), a row an activation and sample: layer, sample, beta, jacobian_norm ‖A_i‖, delta
-    ‖d_i‖_∞, kappa, contribution; these add up to :func:`local_bound`.
+    Columns, a row a layer: layer, kind, slope (its own; a BatchNorm's with the linear layer before), beta (NaN if not
+    curved), before and lipschitz (Lip from x to its input and output), contribution.
     """
-    if input_shape is not None:
-        walk, out = walk_through(model, input_shape)
-        terms = _worst(_terms(walk, out, scalar))
-        frame = pd.DataFrame(walk.rows).drop(columns=["module", "size"])
-        return frame.assign(contribution=[terms.get(i, 0.0) for i in range(len(frame))])
-    if x is None or y is None:
-        raise ValueError("give input_shape, or samples x and labels y")
-    curved, betas, deltas, norms, kappa = _local(model, x, y, scalar)
-    columns = dict(jacobian_norm=norms, delta=deltas, kappa=kappa)
-    columns |= dict(contribution=deltas * norms**2 * betas, beta=betas.expand_as(norms))
-    index = pd.MultiIndex.from_product([[row["layer"] for row in curved], range(len(x))], names=["layer", "sample"])
-    values = {name: value.mT.flatten().cpu().numpy() for name, value in columns.items()}
-    return pd.DataFrame(values, index).reset_index()
+    walk, out = walk_through(model, input_shape)
+    terms = _worst(_terms(walk, out, scalar))
+    frame = pd.DataFrame(walk.rows).drop(columns=["module", "size"])
+    return frame.assign(contribution=[terms.get(i, 0.0) for i in range(len(frame))])
 
 
 def certified_radius(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:

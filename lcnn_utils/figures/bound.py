@@ -10,7 +10,7 @@ import pandas as pd
 from matplotlib.collections import EllipseCollection
 from matplotlib.figure import Figure
 
-from .style import CYCLE, class_points, decision_regions, error_bars, legend_beside, looks, medians, percent, series
+from .style import CYCLE, class_points, decision_regions, legend_beside, medians, percent
 
 BOUND = {  # column of measurements.audit: (label, colour, line style)
     "local": ("(A) local", CYCLE[0], "-"),
@@ -86,22 +86,6 @@ def waterfall(frame: pd.DataFrame) -> Figure:
     return figure
 
 
-def loss_parts(frame: pd.DataFrame) -> Figure:
-    """Where the Hessian of the loss comes from. Columns: net, total, softmax, activations (norms, a row a sample)."""
-    figure, axis = plt.subplots(figsize=(8.4, 3.6))
-    parts = (("total", "whole ‖∇²ℓ‖", "k", "o"), ("softmax", "softmax's own part", CYCLE[0], "s"),
-             ("activations", "activations' part", CYCLE[1], "^"))  # fmt: skip
-    nets = list(frame.net.unique())
-    for shift, (column, label, colour, marker) in zip((-0.25, 0, 0.25), parts, strict=True):
-        values = frame.groupby("net", sort=False)[column]
-        errors = error_bars(values.median(), values.quantile(0.1), values.quantile(0.9))
-        axis.errorbar(np.arange(len(nets)) + shift, values.median(), errors, fmt=marker, color=colour, label=label)
-    axis.set_xticks(range(len(nets)), [net.replace(", ", ",\n") for net in nets])
-    axis.set(yscale="log", ylabel="norm (loss per pixel unit²)")
-    legend_beside(axis, "median, middle 80 % of images")
-    return figure
-
-
 def robust_accuracy(frame: pd.DataFrame, colours: dict[str, tuple[str, str]]) -> Figure:
     """Certified accuracy (below) and accuracy under PGD (above), the truth between them.
     ``frame``: columns net, seed, eps, certified, attacked (shares). ``colours``: (colour, marker) of each net."""
@@ -141,34 +125,4 @@ def moons_balls(frame: pd.DataFrame, fields: pd.DataFrame, titles: Sequence[str]
     axes[0, 0].plot([], [], "o", markerfacecolor="none", markeredgecolor="k", markersize=9, label="certified ball")
     axes[0, 0].set_ylabel("x₂")
     axes[0, 0].legend(loc="upper right")
-    return figure
-
-
-def layer_knobs(frame: pd.DataFrame) -> Figure:
-    """Bound, truth and accuracy when one layer's β or slope is changed, the rest as trained: a column a knob, a row a
-    layer, and one for accuracy. Columns: knob, layer, value, trained (the knob's trained value), accuracy (share),
-    bound, local, truth (1/unit of x²)."""
-    layers, knobs = list(frame.layer.unique()), list(frame.knob.unique())
-    size = (4.6 * len(knobs), 2.4 * (len(layers) + 1))
-    figure, axes = plt.subplots(len(layers) + 1, len(knobs), figsize=size, sharex="col", sharey="row", squeeze=False)
-    lines = (("bound", "(B), at every x", "^--", CYCLE[1]), ("local", "(A), its largest", "s-.", CYCLE[0]),
-             ("truth", "largest ‖∇²m‖ of the points", "o-", "k"))  # fmt: skip
-    for column, knob in zip(axes.T, knobs, strict=True):
-        of_knob = frame[frame.knob == knob]
-        for number, (axis, layer) in enumerate(zip(column, layers, strict=False), 1):
-            part = of_knob[of_knob.layer == layer]
-            for name, label, style, colour in lines:
-                axis.loglog(part.value, part[name], style, color=colour, label=label)
-            axis.axvline(part.trained.iloc[0], color="0.4", linewidth=1, linestyle=":", label="as trained")
-            axis.set_title(f"activation {number}")
-        numbered = of_knob.assign(number=of_knob.layer.map(layers.index) + 1)
-        known = looks(range(1, len(layers) + 1), "activation {}")
-        series(column[-1], numbered, "value", "accuracy", "number", known)
-        column[-1].set(xlabel=knob, ylim=(0.4, 1.02))
-    for axis in axes[:-1, 0]:
-        axis.set_ylabel("(1/unit of x²)")
-    axes[-1, 0].set_ylabel("accuracy")
-    percent(axes[-1, 0])
-    axes[0, 0].legend()
-    axes[-1, 0].legend(loc="lower center")
     return figure

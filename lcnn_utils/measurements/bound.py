@@ -61,9 +61,9 @@ def audit(model: nn.Module, x: Tensor, y: Tensor, scalar: str = "margin") -> pd.
     Columns: gradient, hessian and curvature (exact); local (A), data_free (B), normalised (C); kappa (the largest over
     layers); published, published_widths (of the curvature, as printed on the poster)."""
     g = geometry(model, x, y, scalar=scalar, method="exact", eps=0.0)
-    c = normalised_bound(model, x, y, scalar=scalar)
-    values = dict(gradient=g.grad_norm, hessian=g.hessian_norm, curvature=g.curvature, normalised=c.bound)
-    values |= dict(local=local_bound(model, x, y, scalar=scalar), kappa=c.kappa.amax(1))
+    normalised, kappa = normalised_bound(model, x, y, scalar=scalar)
+    values = dict(gradient=g.grad_norm, hessian=g.hessian_norm, curvature=g.curvature, normalised=normalised)
+    values |= dict(local=local_bound(model, x, y, scalar=scalar), kappa=kappa.amax(1))
     shape = x.shape[1:]
     return pd.DataFrame({name: value.cpu().numpy() for name, value in values.items()}).assign(
         data_free=curvature_bound(model, shape, scalar=scalar),

@@ -17,7 +17,7 @@ def layer_explorer(model: nn.Module, x: Tensor, y: Tensor) -> widgets.VBox:
     """Set one layer's β and the slope before it: the layers' shares of bound (B), and the bound beside the truth.
     ``model``: an LCNN made of a sequence of layers (``mlp``); it is not changed. ``x, y``: points (n, d) with few
     inputs d, and labels (n,), on which (A), the truth and accuracy are measured."""
-    terms = layer_terms(model, input_shape=x.shape[1:]).set_index("layer")
+    terms = layer_terms(model, x.shape[1:]).set_index("layer")
     trained = terms[terms.beta.notna()]
     before = layer_numbers(model, x, y)
     left, right = panels((9.5, 3.4), 1, 2)
@@ -39,7 +39,7 @@ def layer_explorer(model: nn.Module, x: Tensor, y: Tensor) -> widgets.VBox:
 
     def update(layer: str, beta: float, slope: float) -> str:
         changed = slope_scaled(model, layer, beta, slope)
-        terms = layer_terms(changed, input_shape=x.shape[1:]).set_index("layer").contribution[trained.index]
+        terms = layer_terms(changed, x.shape[1:]).set_index("layer").contribution[trained.index]
         numbers = layer_numbers(changed, x, y)
         for bar, name in zip(bars, trained.index, strict=True):
             bar.set_height(max(terms[name], left.get_ylim()[0]))

@@ -16,8 +16,7 @@ from lcnn_utils.saliency import explain, stability
 CALLS = {
     "geometry": lambda net, x, y: geometry(net, x, y).curvature,
     "local_bound": curvature.local_bound,
-    "normalised_bound": lambda net, x, y: curvature.normalised_bound(net, x, y).bound,
-    "layer_terms": lambda net, x, y: numbers(curvature.layer_terms(net, x, y)),
+    "normalised_bound": lambda net, x, y: curvature.normalised_bound(net, x, y)[0],
     "certified_radius": curvature.certified_radius,
     "stability": lambda net, x, y: numbers(stability(net, (x, y), [0.1])),
     "explain": explain,
