@@ -83,7 +83,7 @@ def bounds() -> Made:
     for method in ("lcnn", "standard"):
         nets[f"{METHOD[method][0]}, ResNet-10"] = curvature_measurements.digits_recipe(method)
     models = {name: fit_recipe(net, progress=False)[0] for name, net in nets.items()}
-    terms = [layer_terms(model, input_shape=(1, 8, 8)).assign(net=name) for name, model in models.items()]
+    terms = [layer_terms(model, (1, 8, 8)).assign(net=name) for name, model in models.items()]
     about: dict[str, Any] = {"dataset": "digits", "seeds": [0], "source": TRAINED}
     yield "bound_waterfall", bound.waterfall(pd.concat(terms, ignore_index=True)), about
     frame = bound_measurements.audit_frame(nets=range(150), points=8)
@@ -122,9 +122,7 @@ def promises() -> Made:
     curves = {d: measured(f"{d}_curves") for d in datasets()}
     points = {d: attack_measurements.over_seeds(frame) for d, frame in curves.items()}
     for d in ("digits", "cifar10"):  # notebook 8 has all that was measured on CIFAR-100
-        about = about_results(f"{d}_stability", f"{d}_curves")
-        yield f"{d}_promises", saliency_measurements.promises_table(stable[d], points[d]), about
-        yield f"{d}_pgd", attack_measurements.table(curves[d]), about
+        yield f"{d}_pgd", attack_measurements.table(curves[d]), about_results(f"{d}_curves")
     panels: dict[str, pd.DataFrame] = {}
     for d, frame in stable.items():
         lines = saliency_measurements.lines(frame[frame.net.isin(saliency_measurements.PAPER_NETS)])
@@ -185,5 +183,7 @@ def saliency_gallery() -> Made:
 
 def lambda_search() -> Made:
     frame = measured("digits_lambda_search")
-    about = about_results("digits_lambda_search") | {"dataset": "digits, held out of training"}
-    yield "lambda_search", training.lambda_search(frame, training_measurements.chosen(frame)), about
+    chosen = frame.lambda_.map({training_measurements.chosen(frame): " (chosen)"}).fillna("")
+    named = frame.assign(λ=frame.lambda_.astype(str) + chosen)
+    table = means_table(named, "λ", {"accuracy %": "accuracy", "C": "curvature"})
+    yield "lambda_search", table, about_results("digits_lambda_search") | {"dataset": "digits, held out of training"}

@@ -5,10 +5,8 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 import tempfile
 import tomllib
-import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -59,34 +57,22 @@ def entries() -> list[Entry]:
     return listed
 
 
-def make(only: Sequence[str] = (), folder: Path | None = None) -> list[str]:
+def make(only: Sequence[str] = (), folder: Path | None = None) -> None:
     """Run the steps (those that make ``only``; ValueError: an unknown name), write what they make, and the page, into
-    ``folder`` (default ``figures/``; OSError: it can't be written). Where a step fails, its old files stay, and the
-    other steps are run; returns the names of those that failed."""
+    ``folder`` (default ``figures/``; OSError: it can't be written)."""
     if not RESULTS.is_dir():
         raise FileNotFoundError(f"{RESULTS} is missing: figures are drawn from results that come with a clone")
     folder, known = folder or PROJECT / "figures", entries()
     names = [entry.name for entry in known]
     wanted = [check_choice(name, names, "figure or table") for name in only] or names
     steps = dict.fromkeys(entry.step for entry in known if entry.name in wanted)
-    write_page(folder)  # now too: a folder that can't be written is better known before the work
     matplotlib.use("agg")
     use_style()
     one_thread()
-    failed = []
-    try:
-        with tempfile.TemporaryDirectory() as store, mock.patch.dict(os.environ, LCNN_STORE=store, LCNN_DEVICE="cpu"):
-            for step in tqdm(steps, desc="figures"):
-                try:
-                    run(step, folder)
-                except Exception:  # whatever it is, the other steps are run
-                    traceback.print_exc()
-                    failed.append(step)
-    finally:
-        write_page(folder)
-    if failed:
-        print(f"these steps failed, for the reasons above: {', '.join(failed)}", file=sys.stderr)
-    return failed
+    with tempfile.TemporaryDirectory() as store, mock.patch.dict(os.environ, LCNN_STORE=store, LCNN_DEVICE="cpu"):
+        for step in tqdm(steps, desc="figures"):
+            run(step, folder)
+    write_page(folder)
 
 
 def run(step: str, folder: Path) -> None:
@@ -117,7 +103,7 @@ def shown(entry: Entry, path: Path) -> str:
         body, links = f"![{entry.alt}]({entry.name}.png)", {"SVG": "svg", "provenance": "json"}
     else:
         table = path.with_suffix(".md").read_text(encoding="utf-8").rstrip()
-        body, links = f"{entry.alt}\n\n{table}", {"CSV": "csv", "LaTeX": "tex", "provenance": "json"}
+        body, links = f"{entry.alt}\n\n{table}", {"CSV": "csv", "provenance": "json"}
     record = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
     words = {"dataset": "", "n": "n = ", "seeds": "seeds ", "source": ""}
     origin = "; ".join(f"{word}{record[key]}" for key, word in words.items() if key in record)

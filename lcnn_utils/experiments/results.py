@@ -22,15 +22,6 @@ from ..training import METHODS, SCALES
 RESULTS = PROJECT / "data" / "results"
 BEST_FIRST = ("paper", "wide", "tiny", "small")  # of CIFAR's networks; tiny before small until small has all methods
 GEOMETRY = ("grad_norm", "hessian_norm", "curvature", "margin_curvature")
-NEEDED = {  # kind of table: columns
-    "runs": ("label", "method", "seed", "accuracy"),
-    "geometry": ("label", "seed", "image", "split", *GEOMETRY),
-    "curves": ("label", "seed", "norm", "eps", "n", "correct", "accuracy", "held"),
-    "stability": ("label", "seed", "image", "method", "weights", "noise", "eps", "relative_change"),
-    "steps": ("label", "round", "seconds"),
-    "masking": ("check", "value", "method"),
-    "lambda_search": ("lambda_", "seed", "accuracy", "curvature"),
-}
 AS_WRITTEN: dict[str, Any] = {"dtype": str, "keep_default_na": False}  # a count must not become a float
 OF_ONE_RUN = ("weights", "seconds", "at")  # facts that how_measured tells of single runs only
 
@@ -174,11 +165,6 @@ def _read(path: Path, **options: Any) -> tuple[pd.DataFrame, dict[str, dict[str,
     try:
         facts = json.loads(_record(path).read_text(encoding="utf-8"))
         frame = _placed(pd.read_csv(path, **options), _record(path).stem)  # older tables do not name their place
-        needed = next((columns for kind, columns in NEEDED.items() if _record(path).stem.endswith(f"_{kind}")), ())
-        if lacking := [column for column in needed if column not in frame]:
-            raise ValueError(f"it lacks the columns {', '.join(lacking)}")
-        if "accuracy" in frame and not pd.to_numeric(frame.accuracy).between(0, 1).all():
-            raise ValueError("an accuracy is not in [0, 1]")
         return frame, {run: facts["common"] | own for run, own in facts["runs"].items()}
     except (OSError, EOFError, zlib.error, ValueError, LookupError, TypeError) as error:
         name = f"{path} (or {_record(path).name})"

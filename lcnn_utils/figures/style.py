@@ -49,7 +49,6 @@ CYCLE = ("#332288", "#44aa99", "#999933", "#882255", "#aa4499", "#88ccee")  # P.
 MARKS = "o^vXsD"
 CURVATURE_MAP = "viridis"  # even in lightness, readable without colour vision
 CLASS_COLOURS = ("#56b4e9", "#ca9161")  # not those of Standard and LCNN
-LATEX_NEEDS = r"lualatex or xelatex; \usepackage{booktabs, fontspec} \setmainfont{DejaVu Sans}, which has all symbols"
 
 
 def look(method: str) -> dict[str, Any]:
@@ -170,8 +169,8 @@ def save(figure: Figure, name: str, provenance: dict[str, object], folder: Path 
 
 
 def save_table(frame: pd.DataFrame, name: str, provenance: dict[str, object], folder: Path | None = None) -> list[Path]:
-    """Write ``name``.csv, .md, .tex and .json (what produced it) into ``figures/`` (OSError: it cannot be written)."""
-    texts = {"csv": frame.to_csv(index=False), "md": markdown(frame), "tex": latex(frame)}
+    """Write ``name``.csv, .md and .json (what produced it) into ``figures/`` (OSError: it cannot be written)."""
+    texts = {"csv": frame.to_csv(index=False), "md": markdown(frame)}
     contents = {suffix: text.encode() for suffix, text in texts.items()}
     return _write(name, contents, provenance, folder)
 
@@ -197,10 +196,3 @@ def markdown(frame: pd.DataFrame) -> str:
     """A frame as a markdown table."""
     rows = [list(map(str, frame.columns)), ["---"] * frame.shape[1], *frame.astype(str).to_numpy().tolist()]
     return "\n".join("| " + " | ".join(cell.replace("|", r"\|") for cell in row) + " |" for row in rows) + "\n"
-
-
-def latex(frame: pd.DataFrame) -> str:
-    """A frame as a LaTeX table, its symbols as they are: see the comment in its first line."""
-    styler = frame.astype(str).style.hide(axis="index").format(escape="latex").format_index(escape="latex", axis=1)
-    columns = "l" + "r" * (frame.shape[1] - 1)
-    return f"% {LATEX_NEEDS}\n{styler.to_latex(hrules=True, column_format=columns)}"

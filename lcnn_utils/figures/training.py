@@ -6,7 +6,6 @@ from collections.abc import Mapping
 
 import matplotlib.pyplot as plt
 import pandas as pd
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from .style import (
@@ -90,44 +89,6 @@ def lambdas(frame: pd.DataFrame, layers: pd.DataFrame) -> Figure:
         axis.set_xticks(range(len(lams)), [f"{lam:g}" for lam in lams], rotation=45)
         axis.set_xlabel("λ_β = λ_γ")
     return figure
-
-
-def lambda_search(frame: pd.DataFrame, chosen: float) -> Figure:
-    """Accuracy on the held-out part, once more near its best, and C, against λ: means ± their standard errors.
-    ``frame``: columns lambda_, seed, accuracy, curvature. ``chosen``: the λ to mark, of ``measurements.chosen``."""
-    figure, axes = plt.subplots(1, 3, figsize=(12, 3.9))
-    for axis, column in zip(axes, ("accuracy", "accuracy", "curvature"), strict=True):
-        _against_lambda(axis, frame, column, chosen)
-    accuracy = frame.groupby("lambda_").accuracy.agg(["mean", "sem"])
-    images, seeds = frame.images.max(), frame.seed.nunique()
-    axes[0].set(title="(a) on held-out images", ylim=(0, 1.05))
-    axes[0].set_ylabel(f"accuracy, {images:.0f} images, ± s.e. over {seeds} seeds")
-    axes[0].legend(loc="lower left", title="chosen")
-    mean, error = accuracy[accuracy["mean"] == accuracy["mean"].max()].iloc[-1]  # of those, the largest λ
-    axes[1].set(title="(b) near its best", ylabel="accuracy", ylim=(mean - 0.04, mean + 0.01))
-    if seeds > 1:
-        label = "the best ± its standard error"
-        axes[1].axhspan(mean - error, mean + error, color="black", alpha=0.12, linewidth=0, label=label)
-        axes[1].legend(loc="lower left")
-    for axis in axes[:2]:
-        percent(axis)
-    axes[2].set(title="(c) C of the loss", ylabel=f"C (1/pixel unit), ± s.e. over {seeds} seeds")
-    log_axis(axes[2], "y")
-    return figure
-
-
-def _against_lambda(axis: Axes, frame: pd.DataFrame, column: str, chosen: float) -> None:
-    """Mean ± standard error of a column at each λ, on an axis that is linear from 0 to the first λ above it."""
-    groups = frame.groupby("lambda_")[column]
-    lams, mean = sorted(frame.lambda_.unique()), groups.mean()
-    axis.errorbar(mean.index, mean, groups.sem(), color=look("lcnn")["color"], marker="s", markersize=6)
-    label = f"λ = {chosen:g}"
-    axis.scatter(chosen, mean[chosen], s=200, facecolors="none", edgecolors="black", linewidths=1.5, label=label)
-    first = min([lam for lam in lams if lam > 0], default=1.0)
-    axis.set_xscale("symlog", linthresh=first, linscale=0.4)
-    axis.set_xticks(lams, [f"{lam:g}" for lam in lams], rotation=90, fontsize=8)
-    axis.set(xlabel="λ_β = λ_γ", xlim=(lams[0] - 0.4 * first if lams[0] == 0 else lams[0] / 1.3, 1.3 * lams[-1]))
-    axis.minorticks_off()
 
 
 def signal(frame: pd.DataFrame) -> Figure:

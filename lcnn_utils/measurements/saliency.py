@@ -18,7 +18,6 @@ from ..experiments import (
     geometric_interval,
     published,
     ratio_of_means,
-    with_interval,
 )
 from ..lab import LABEL
 from ..saliency import stability
@@ -119,22 +118,3 @@ def stability_ratio(frame: pd.DataFrame, eps: float) -> pd.DataFrame:
         change = part.relative_change.mean()
         rows.append((name, LABEL[str(name)], change, *ratio_of_means(standard, part, "relative_change")))
     return pd.DataFrame(rows, columns=["net", "label", "change", "ratio", "low", "high"])
-
-
-def promises_table(stable: pd.DataFrame, curves: pd.DataFrame, eps: float = 0.1) -> pd.DataFrame:
-    """For each method what survives PGD at ε (L2), and how much more stable its gradients are than Standard's.
-    ``stable``: a table of stability. ``curves``: of ``measurements.attacks.over_seeds``."""
-    left = curves[curves.norm == "l2"].set_index(["method", "eps"])
-    points = lines(stable)
-    worst = points[(points.noise == "worst") & np.isclose(points.eps, eps)].set_index("net")
-    rows = []
-    for _, row in stability_ratio(stable, eps).iterrows():
-        attacked, change = left.loc[(row.net, eps)], worst.loc[row.net]
-        of_standard = with_interval(row.ratio, row.low, row.high)
-        table_row = {"net": row.label, "accuracy %": f"{100 * left.accuracy[row.net, 0]:.1f}"}
-        table_row[f"survives ε = {eps:g}, %"] = with_interval(*(100 * attacked[["accuracy", "low", "high"]]))
-        table_row["change of ∇ℓ, random η"] = f"{row.change:.3g}"
-        table_row["Standard's change over this net's"] = "1" if row.net == "standard" else of_standard
-        table_row["change, worst η"] = with_interval(change.value, change.low, change.high)
-        rows.append(table_row)
-    return pd.DataFrame(rows)

@@ -167,7 +167,6 @@ MAP = np.random.default_rng(0).normal(size=(8, 8))
 EXAMPLE = dict(title="LCNN", image=abs(MAP) / 4, found=abs(MAP[::-1]) / 4, before=0, after=1, confidence=0.9)
 PUBLISHED = every(label=("Standard", "LCNN"), eps=(0.0, 0.1, 0.2)).assign(accuracy=[70, 50, 30, 71, 52, 33], sd=1.0)
 CERTIFIED = every(net=tuple(COLOURS), seed=(0, 1), eps=(0.0, 0.1, 0.5)).assign(certified=0.5, attacked=0.7)
-KNOBS = every(knob=("sharpness β", "slope ×"), layer=("1", "3"), value=(0.1, 1.0, 10.0)).assign(accuracy=0.9, trained=1)
 NORMS = every(stride=(1, 2), size=(4, 8), kernel=(0, 1, 2), estimate=tuple(lipschitz.ESTIMATE))
 SPECTRA = every(method=NETS[:2], operator=("convolution", "then BatchNorm"), layer=("stem", "block 1 conv 1",
                 "block 1 conv 2", "block 2 shortcut"), share=(0.2, 0.6, 1.0))  # fmt: skip
@@ -194,16 +193,12 @@ FIGURES = {
     bound.cancellation: lambda: [CANCELLING],
     bound.depth: lambda: [positive(every(quantity=("truth", "(A)", "(B)"), depth=(1, 4), seed=range(5)), value=1.0)],
     bound.waterfall: lambda: [layer_terms()],
-    bound.loss_parts: lambda: [
-        positive(every(net=("Standard", "LCNN, MLP"), sample=range(9)), total=9.0, softmax=3.0, activations=1.0)
-    ],
     bound.robust_accuracy: lambda: [CERTIFIED, COLOURS],
     bound.moons_balls: lambda: [
         pd.concat([points().assign(net=net) for net in "ab"]),
         fields("net", ("a", "b")),
         ["K = 7", "K = 2"],
     ],
-    bound.layer_knobs: lambda: [positive(KNOBS, bound=1e4, local=1e2, truth=10.0)],
     lipschitz.matrices: lambda: [torch.randn(3, 3), {1: torch.randn(16, 16), 2: torch.randn(4, 16)}],
     lipschitz.norms: lambda: [positive(NORMS, true=1.0, ratio=1.0)],
     lipschitz.power: lambda: [every(kernel=(0, 1, 2), iterations=(1, 10, 1000)).assign(ratio=0.99)],
@@ -216,7 +211,6 @@ FIGURES = {
     training.layers: lambda: [of_layers(epoch=(0, 1, 2))],
     training.accuracy_against_curvature: lambda: [method_runs()],
     training.lambdas: lambda: [runs(lambda_beta=(0.0, 0.01, 0.3)), of_layers(lambda_=(0.0, 0.01, 0.3))],
-    training.lambda_search: lambda: [runs(lambda_=(0.0, 0.01, 0.03, 0.3)), 0.03],
     training.signal: lambda: [positive(every(net=("healthy", "both too large"), layer=(0, 1)), sd=1.0)],
     training.cost: lambda: [
         dict.fromkeys(("digits", "CIFAR-10"), positive(every(method=NETS, round=(0, 1)), ratio=1.0))
@@ -369,7 +363,7 @@ def test_save_is_the_same_byte_for_byte(saved):
     style.save(a_figure(), "it", {"seeds": [0], "what": "β"}, folder)
     style.save_table(pd.DataFrame({"net": ["A|B"], "n": [3]}), "t", {}, folder)
     assert {path: path.read_bytes() for path in folder.iterdir()} == saved
-    assert {path.name for path in saved} == {*("it.png", "it.svg", "it.json"), *("t.csv", "t.md", "t.tex", "t.json")}
+    assert {path.name for path in saved} == {*("it.png", "it.svg", "it.json"), *("t.csv", "t.md", "t.json")}
     record = json.loads((folder / "it.json").read_text("utf-8"))
     assert (record["seeds"], record["what"]) == ([0], "β")
     assert record["versions"]["torch"] == torch.__version__
@@ -384,7 +378,7 @@ def test_what_cannot_be_replaced_stays(saved, monkeypatch):
     broken.suptitle("$\\nonsense$")  # found while it is drawn
     with pytest.raises(ValueError, match="nonsense"):
         style.save(broken, "it", {}, folder)
-    monkeypatch.setattr(style, "latex", lambda _: 1 / 0)
+    monkeypatch.setattr(style, "markdown", lambda _: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         style.save_table(pd.DataFrame({"new": [1]}), "t", {}, folder)
     assert {path: path.read_bytes() for path in folder.iterdir()} == saved
