@@ -17,19 +17,3 @@ from .paper import (
 from .results import append, has, how_measured, measured, plus_minus, with_interval
 from .runs import SHIPPED, load_weights, measure, results, run
 from .sweep import Outcome, ordered, plan, sweep
-
-__all__ = ["BEYOND", "CLAIMS", "SHIPPED", "Claim", "Outcome", "append", "by_seed_and_image", "claims", "comparison"]
-__all__ += ["geometric_interval", "has", "held_images", "how_measured", "load_weights", "mean_interval", "measure"]
-__all__ += [
-    "measured",
-    "ordered",
-    "ours",
-    "plan",
-    "plus_minus",
-    "points_kept",
-    "published",
-    "ratio_of_means",
-    "results",
-    "run",
-]
-__all__ += ["sweep", "with_interval"]

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import importlib.util
 import logging
 import traceback
 from collections.abc import Iterable, Mapping, Sequence
@@ -15,7 +14,6 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
-import torch
 
 from .. import training
 from ..lab import one_thread, pick_device, track
@@ -109,7 +107,7 @@ def run_task(recipe: Recipe, device: str | None = None) -> runs.Run:
 
 
 def local_cluster(workers: int | None, device: str | None) -> LocalCluster:
-    """A cluster of this machine, that other machines cannot reach: a process for each core, or each GPU."""
+    """A cluster of this machine, that other machines cannot reach: a process for each core, or one for its GPU."""
     distributed = dask_distributed()
     import dask
 
@@ -117,12 +115,6 @@ def local_cluster(workers: int | None, device: str | None) -> LocalCluster:
     options = {"threads_per_worker": 1, "dashboard_address": "127.0.0.1:0", "memory_limit": 0}
     options["silence_logs"] = logging.CRITICAL  # what fails is in its outcome
     with dask.config.set({"distributed.scheduler.worker-saturation": 1.0}):  # a free worker takes whatever waits
-        if chosen.type == "cuda" and chosen.index is None and importlib.util.find_spec("dask_cuda"):
-            from dask_cuda import LocalCUDACluster
-
-            return LocalCUDACluster(n_workers=workers, **options)
-        if chosen.type == "cuda" and chosen.index is None and torch.cuda.device_count() > 1:
-            raise RuntimeError("to use several GPUs: pip install dask-cuda; or name one, such as cuda:0")
         return distributed.LocalCluster(n_workers=workers or (None if chosen.type == "cpu" else 1), **options)
 
 
@@ -138,8 +130,8 @@ def sweep(
         recipes: in the order in which they are to be begun, and of the outcomes. One that fails ends no other.
         client: of a Dask cluster; None starts one on this machine for the call: in a script, only below
             ``if __name__ == "__main__":``, as always when Python starts processes.
-        workers: processes of that cluster (ValueError: < 1); default: one for each core, or each GPU. 1 trains in this
-            process, one after the other, and needs no Dask.
+        workers: processes of that cluster (ValueError: < 1); default: one for each core, or a single one on a GPU
+            (several GPUs: docs/cluster.md). 1 trains in this process, one after the other, and needs no Dask.
 
     RuntimeError: a stored record is damaged, the device is absent, or the scheduler was lost. ImportError: no Dask.
     """

@@ -261,16 +261,3 @@ def refresh_norms(model: nn.Module, iterations: int = 100) -> None:
     """Run power iterations for every spectrally normalised layer of ``model``: do so before evaluating or measuring."""
     for norm, weight in _normalised(model):
         norm.v.copy_(_power(weight, norm.v, norm.geometry, iterations))
-
-
-@torch.no_grad()
-def sigma_error(model: nn.Module, iterations: int = 20) -> float:
-    """How far the worst layer's σ = ‖W v‖ falls short of its norm, as a share of it (0 where there is none).
-
-    The norm is what ``iterations`` more power iterations find, so this errs a little on the small side; v stays.
-    """
-    worst = 0.0
-    for norm, weight in _normalised(model):
-        converged = _power(weight, norm.v, norm.geometry, iterations)
-        worst = max(worst, (1 - norm.sigma(weight) / norm.sigma(weight, converged)).item())
-    return worst

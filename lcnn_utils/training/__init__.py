@@ -5,9 +5,3 @@ from .checkpoint import run_name, state_path
 from .fit import accuracy, build, fit, fit_recipe, learning_rate, make_optimizer, training_step
 from .objectives import OBJECTIVES
 from .recipe import DATASETS, INPUTS, METHODS, MODELS, ONLY, PAPER_METHODS, SCALES, Recipe, Training, recipe
-
-__all__ = [
-    "DATASETS", "INPUTS", "METHODS", "MODELS", "OBJECTIVES", "ONLY", "PAPER_METHODS", "SCALES", "TRAINING", "Recipe",
-    "Training", "accuracy", "build", "fit", "fit_recipe", "learning_rate", "make_optimizer", "recipe", "run_name",
-    "samples", "state_path", "steps_an_epoch", "training_step",
-]  # fmt: skip

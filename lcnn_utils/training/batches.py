@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from torch import Generator, Tensor, nn
-from torch.utils.data import DataLoader, Dataset, IterableDataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset, default_collate
 from torchvision.datasets import DatasetFolder
 
 from .. import data
@@ -186,21 +186,13 @@ def read_batches(samples: Samples, classes: int, device: torch.device, batch_siz
         yield x.to(device), y.to(device)
 
 
-def _stacked(items: Sequence[tuple[Any, Any]]) -> Batch:
+def _stacked(items: list[tuple[Any, Any]]) -> Batch:
     """A batch of a Dataset's items, checked: x (N, …) and y (N,)."""
-    if not all(isinstance(item, tuple | list) and len(item) == 2 for item in items):
-        raise ValueError("the dataset's items are no pairs (image, label)")
-    images, labels = zip(*items, strict=True)
-    if not isinstance(images[0], Tensor):
-        what = f"the dataset gives images as {type(images[0]).__name__}"
-        raise ValueError(f"{what}: give it transform=torchvision.transforms.ToTensor(), and Resize to one size")
-    if len(shapes := {tuple(image.shape) for image in images}) > 1:
-        raise ValueError(f"the dataset's images have different shapes, {sorted(shapes)[:2]}: Resize and crop them")
     try:
-        y = torch.tensor([int(label) for label in labels])
+        x, y = default_collate(items)
     except (TypeError, ValueError, RuntimeError) as error:
-        raise ValueError(f"the dataset gives labels such as {labels[0]!r}: whole numbers are needed") from error
-    x = torch.stack(images).detach()
+        way_out = "it must give pairs (image, label), images of one size as tensors: ToTensor(), and Resize and crop"
+        raise ValueError(f"the dataset can't be put into batches ({error}): {way_out}") from error
     _check(x, y)
     return x, y
 

@@ -31,7 +31,6 @@ from ..nn import (
     refresh_norms,
     refresh_statistics,
     resnet,
-    sigma_error,
     vgg11,
 )
 from ..nn.softplus import wide
@@ -182,7 +181,6 @@ def _measured(model: nn.Module, probe: Batch) -> dict[str, float]:
             row["curvature"] = geometry(model, *probe, method="power", max_iter=PRODUCTS).curvature.mean().item()
         except ValueError:  # derivatives overflow while the running statistics are still far off
             row["curvature"] = math.nan
-    row["sigma_error"] = sigma_error(model)
     for name, module in model.named_modules():
         if isinstance(module, CenteredSoftplus) and isinstance(module.log_beta, nn.Parameter):
             row[f"beta {name}"] = module.beta.item()
@@ -317,11 +315,6 @@ def _run(
             with torch.random.fork_rng(devices=[]):  # dropout draws from the global generator
                 torch.set_rng_state(state.random)
                 _train(state, path, optimizer, feed(), val, progress, watch)
-        except RuntimeError as error:
-            if isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error):
-                why = f"not enough memory on {device} for {recipe}: use a smaller batch_size"
-                raise RuntimeError(why) from None
-            raise
         finally:
             if compiles(recipe, device):
                 torch._dynamo.reset()  # the number of versions that it keeps of a function is limited
@@ -369,9 +362,9 @@ def fit(
             Hessian-vector products; this takes about as long as a few steps.
         watch: called with history and model after each epoch.
 
-    The history's columns: epoch; the objective's terms, means over the epoch's steps; ``val_accuracy``; ``curvature``;
-    ``sigma_error``; β and γ of each layer.
-    ``history.attrs``: the ``seconds`` of all sittings together, and where they were ``made_on``.
+    The history's columns: epoch; the objective's terms, means over the epoch's steps; ``val_accuracy``;
+    ``curvature``; β and γ of each layer. ``history.attrs``: the ``seconds`` of all sittings together, and where they
+    were ``made_on``.
 
     Raises ValueError before training: unknown settings, images that are not float in [0, 1], labels out of range or all
     the same, a model that can't be trained on them or has nothing that the method trains, a state of another training.

@@ -1,6 +1,5 @@
 """The printed numbers as they were read; ours beside them and the claims, on results made by hand and known truths."""
 
-import importlib
 from collections.abc import Collection
 
 import numpy as np
@@ -14,12 +13,6 @@ from lcnn_utils.training import DATASETS, MODELS
 
 ALL = (*CLAIMS, *BEYOND)
 CELL = ["method", "quantity", "epsilon"]
-
-
-@pytest.fixture
-def store(monkeypatch, tmp_path):
-    monkeypatch.setattr(importlib.import_module("lcnn_utils.experiments.results"), "RESULTS", tmp_path / "shipped")
-    monkeypatch.setenv("LCNN_STORE", str(tmp_path))
 
 
 # ------------------------------------------------------------------------------------------ printed, and ours beside
@@ -53,7 +46,7 @@ def cell(frame: pd.DataFrame, method: str, quantity: str):
     return row
 
 
-def test_ours_by_hand(store):
+def test_ours_by_hand(results):
     rows = [run_row("LCNN", seed, a, curvature=c) for seed, a, c in ((0, 0.7, 1.0), (1, 0.72, 3.0), (2, 0.77, np.nan))]
     append(pd.DataFrame(rows), "digits_runs", {})
     curves = pd.DataFrame({"label": "LCNN", "seed": [0, 1, 0], "norm": ["l2", "l2", "linf"], "eps": 0.1, "n": 10})
@@ -74,7 +67,7 @@ def test_ours_by_hand(store):
         assert (row.mean, row.sd, row.seeds) == pytest.approx(values, nan_ok=True)
 
 
-def test_comparison_by_hand(store):
+def test_comparison_by_hand(results):
     """Two seeds near theirs, two equal ones that are far, one seed, none."""
     rows = [("Standard", 0, 0.7), ("Standard", 1, 0.8), ("LCNN", 0, 0.5), ("LCNN", 1, 0.5), ("GradReg", 7, 0.772)]
     append(pd.DataFrame([run_row(*row) for row in rows]), "cifar100_tiny_runs", {})
@@ -147,14 +140,14 @@ COSTS = [12, 13]  # steps are timed often: seeds play no part
 EXPECTED = [270 / 50, 0, 270 / 20, 50 / 20, 0, 3, 4, 2.5, 2.5, 13, 6, 4, 15 / 40, 25 / 40, 1, 1, -1.5]
 
 
-def test_networks_like_the_papers(store):
+def test_networks_like_the_papers(results):
     frame = measure(LIKE_THE_PAPERS)
     np.testing.assert_allclose(frame.ours, EXPECTED, rtol=0.01, atol=1e-9)
     others = frame[frame.verdict != "holds"]
     assert (set(others.verdict), set(others.rule)) == ({"open"}, {"within ± 1"}), "10,000 images tell no point"
 
 
-def test_one_run_is_no_verdict(store):
+def test_one_run_is_no_verdict(results):
     """Whatever its images say."""
     frame = measure(LIKE_THE_PAPERS, seeds=1)
     np.testing.assert_allclose(frame.ours, EXPECTED, rtol=0.01, atol=1e-9)
@@ -162,14 +155,14 @@ def test_one_run_is_no_verdict(store):
     assert frame.low.isna().sum() == len(frame) - len(COSTS)
 
 
-def test_every_claim_can_fail(store):
+def test_every_claim_can_fail(results):
     frame = measure(UNLIKE)
     assert frame.index[frame.verdict != "fails"].tolist() == [8], "LCNN gains only a little: it loses"
     frame = measure({**LIKE_THE_PAPERS, "LCNN": (50.0, 40.0, 0.02, 0.77, 0.50, 15.0)})
     assert frame.verdict[8] == "fails"
 
 
-def test_published_numbers_of_the_claims(store):
+def test_published_numbers_of_the_claims(results):
     theirs = claims("digits", ALL).theirs  # of CIFAR-100
     np.testing.assert_allclose(theirs[:4], [270.89 / 69.50, 77.30 - 77.42, 270.89 / 25.30, 69.50 / 25.30])
     assert theirs[14] == pytest.approx(70.39 / 69.50)
@@ -192,7 +185,7 @@ def test_published_numbers_of_the_claims(store):
         ({0, 2, 3, 5, 6, 14, 15}, {"images": 1}),
     ],
 )
-def test_what_is_not_measured_is_a_row_all_the_same(store, gone, options):
+def test_what_is_not_measured_is_a_row_all_the_same(results, gone, options):
     """Of one image a ratio has no interval: it is no measurement."""
     frame = measure(LIKE_THE_PAPERS, **options)
     assert set(frame.index[frame.verdict == "not measured"]) == set(frame.index[frame.ours.isna()]) == gone

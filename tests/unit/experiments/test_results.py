@@ -6,7 +6,7 @@ import multiprocessing
 import numpy as np
 import pandas as pd
 import pytest
-from helpers import files_of_at_most
+from helpers import contents, files_of_at_most
 
 from lcnn_utils.experiments import append, has, held_images, how_measured, measured
 from lcnn_utils.experiments.results import GEOMETRY, best
@@ -15,14 +15,6 @@ from lcnn_utils.figures.style import METHOD
 tables = importlib.import_module("lcnn_utils.experiments.results")
 SHIPPED = sorted({path.name.partition(".")[0] for path in tables.RESULTS.glob("*.csv*")})
 FACTS = {"command": "python evaluate ε", "date": "2026-01-02", "n": 3}
-
-
-@pytest.fixture
-def store(monkeypatch, tmp_path):
-    """An empty store beside an empty folder of shipped results; the store's tables."""
-    monkeypatch.setattr(tables, "RESULTS", tmp_path / "shipped")
-    monkeypatch.setenv("LCNN_STORE", str(tmp_path))
-    return tmp_path / "results"
 
 
 def run_of(method: str = "lcnn", seed: int = 0) -> str:
@@ -38,11 +30,7 @@ def images(run: str = run_of(), **changes) -> pd.DataFrame:
     return curve(run, image=range(2), split="test", method="lcnn", **dict.fromkeys(GEOMETRY, 1.0), **changes)
 
 
-def contents(folder) -> dict:
-    return {path: path.read_bytes() for path in folder.glob("*.*")}
-
-
-def test_runs_come_back_by_method_and_seed(store):
+def test_runs_come_back_by_method_and_seed(results):
     for method in ("lcnn", "standard"):
         for seed in (10, 2):
             append(curve(run_of(method, seed), seed=seed), "digits_curves", FACTS)
@@ -51,10 +39,10 @@ def test_runs_come_back_by_method_and_seed(store):
     assert set(how_measured("digits_curves")["runs"]) == set(frame.run)
     assert set(frame.sha256) == {"0012345678901234"}, "digits of a hash are no number"
     assert held_images(frame).tolist() == [[0, 1, 1, 0]] * 8
-    assert sorted(path.name for path in store.glob("*.*")) == ["digits_curves.csv", "digits_curves.json"]
+    assert sorted(path.name for path in results.glob("*.*")) == ["digits_curves.csv", "digits_curves.json"]
 
 
-def test_a_run_replaces_all_there_was_of_it(store):
+def test_a_run_replaces_all_there_was_of_it(results):
     append(curve(eps=(0.0, 0.1, 0.25)), "digits_curves", FACTS)
     append(curve(run_of(seed=1)), "digits_curves", FACTS)
     append(curve(eps=(0.25, 0.5), accuracy=0.25, sha256="f" * 16), "digits_curves", {"command": "again"})
@@ -70,11 +58,11 @@ def test_a_run_replaces_all_there_was_of_it(store):
     assert how_measured("digits_masking") == FACTS | {"runs": ["lcnn"]}
 
 
-def test_the_store_comes_before_what_is_shipped(store):
+def test_the_store_comes_before_what_is_shipped(results):
     """A run's rows are never mixed from both."""
     append(curve(accuracy=0.25), "digits_curves", FACTS)
     append(curve(run_of("standard")), "digits_curves", FACTS)
-    store.rename(tables.RESULTS)
+    results.rename(tables.RESULTS)
     append(curve(eps=(0.3,)), "digits_curves", {"command": "here"})
     frame = measured("digits_curves")
     assert frame.eps.tolist() == [0.0, 0.1, 0.3]
@@ -82,7 +70,7 @@ def test_the_store_comes_before_what_is_shipped(store):
     assert how_measured("digits_curves")["runs"] == {run_of("standard"): FACTS, run_of(): {"command": "here"}}
 
 
-def test_the_best_scale_with_a_standard_network(store):
+def test_the_best_scale_with_a_standard_network(results):
     row = {"label": "a", "seed": 0, "method": "standard", "accuracy": 1.0}
     for scale in ("tiny", "paper"):
         append(pd.DataFrame([row | {"method": "lcnn"}]), f"cifar10_{scale}_runs", {"scale": scale})
@@ -100,14 +88,14 @@ def test_the_best_scale_with_a_standard_network(store):
 
 # ------------------------------------------------------------------------------------------------------- faults
 @pytest.mark.parametrize(("name", "rows"), [("digits_curves", curve), ("digits_geometry", images)])
-def test_a_full_disk_leaves_the_old_table(store, name, rows):
+def test_a_full_disk_leaves_the_old_table(results, name, rows):
     append(rows(), name, FACTS)
-    before = contents(store)
+    before = contents(results)
     many = pd.concat([rows(run_of(seed=seed), value=np.random.default_rng(seed).random()) for seed in range(1, 99)])
-    for size in (2048, len(before[store / f"{name}.json"]) - 1):  # no room for the rows, for the facts
+    for size in (2048, len(before[f"{name}.json"]) - 1):  # no room for the rows, for the facts
         with files_of_at_most(size), pytest.raises(OSError, match=r"cannot write .*set LCNN_STORE"):
             append(many if size == 2048 else rows(), name, FACTS)
-        assert contents(store) == before
+        assert contents(results) == before
 
 
 DAMAGES = {
@@ -119,7 +107,7 @@ DAMAGES = {
 
 
 @pytest.mark.parametrize(("name", "damage"), DAMAGES.values(), ids=DAMAGES)
-def test_a_damaged_table_is_named(store, name, damage):
+def test_a_damaged_table_is_named(results, name, damage):
     rows = curve() if name == "digits_curves" else images()
     path = append(rows, name, FACTS)
     path.write_bytes(damage(path.read_bytes()))
@@ -133,7 +121,7 @@ def add_runs(seeds) -> None:
         append(curve(run_of(seed=seed)), "digits_curves", FACTS | {"seconds": seed})
 
 
-def test_two_processes_lose_nothing(store):
+def test_two_processes_lose_nothing(results):
     started = [multiprocessing.get_context("fork").Process(target=add_runs, args=(range(k, 20, 2),)) for k in (0, 1)]
     for process in started:
         process.start()

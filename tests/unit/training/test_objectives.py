@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from networks import seeded
 from torch import nn
 from torch.func import functional_call, grad
 
@@ -144,21 +145,13 @@ def test_a_penalty_leaves_the_net_as_the_first_pass_does(recipe, derivative, cnn
         assert torch.equal(cnn.get_buffer(name), value), name
 
 
-NORMS = {
-    "BatchNorm1d": lambda: nn.BatchNorm1d(8),
-    "frozen": lambda: nn.BatchNorm1d(8).eval(),
-    "LipschitzBatchNorm2d": lambda: LipschitzBatchNorm2d(8),
-    "SpectralNorm": lambda: spectral_normalize(nn.Linear(8, 8)),
-}
-
-
-@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("norm", [lambda: nn.BatchNorm1d(8), lambda: spectral_normalize(nn.Linear(8, 8))])
 @pytest.mark.parametrize("method", ["gradreg", "cure"])
 @each_derivative
-def test_the_statistics_of_every_norm_move_once_a_step(derivative, method, norm, points):
+def test_statistics_and_spectral_norms_move_once_a_step(derivative, method, norm, points):
     """And the penalty by differences is near the exact one, as it is one function's."""
     torch.manual_seed(0)
-    net = nn.Sequential(nn.Linear(4, 8), NORMS[norm](), nn.Softplus(), nn.Linear(8, 3)).double()
+    net = nn.Sequential(nn.Linear(4, 8), norm(), nn.Softplus(), nn.Linear(8, 3)).double()
     once, recipe = copy.deepcopy(net), Recipe(method=method, derivative=derivative)
     for _ in range(2):
         exact = list(objective(copy.deepcopy(net), points, replace(recipe, derivative="exact"))[1].values())[-1]
@@ -187,20 +180,16 @@ def test_no_slope_no_penalty(recipe, derivative, cnn, images):
     assert all(g.isfinite().all() for g in torch.autograd.grad(loss, list(cnn.parameters())))
 
 
-def seeded() -> torch.Generator:
-    return torch.Generator().manual_seed(3)
-
-
 def test_adversarial_trains_on_what_the_attack_found(cnn, images):
     """PGD in eval mode on the true labels."""
     x, y = images
     recipe = Recipe(method="adversarial", eps=0.5, attack_steps=4)
     attacked, inputs = copy.deepcopy(cnn), []
     hook = cnn.register_forward_pre_hook(lambda m, given: inputs.append((m.training, given[0].detach().clone())))
-    loss, _ = objective(cnn, images, recipe, generator=seeded())
+    loss, _ = objective(cnn, images, recipe, generator=seeded(3))
     hook.remove()
     assert (attacked.eval()(x).argmax(1) != y).any(), "the test needs labels that aren't the predicted"
-    moved = perturb(attacked, x, y, 0.5, steps=4, step_size=2.5 * 0.5 / 4, generator=seeded())
+    moved = perturb(attacked, x, y, 0.5, steps=4, step_size=2.5 * 0.5 / 4, generator=seeded(3))
     assert [training for training, _ in inputs] == [False] * 4 + [True]
     assert torch.equal(inputs[-1][1], moved)
     assert ((moved - x).flatten(1).norm(dim=1) <= 0.5 * (1 + 1e-6)).all()

@@ -2,13 +2,11 @@
 
 import copy
 import functools
-import signal
-import subprocess
-import sys
 import warnings
 
 import pytest
 import torch
+from networks import same_weights
 from torch import nn
 from torch.utils.data import TensorDataset
 from torchvision.datasets import ImageFolder
@@ -39,11 +37,6 @@ def small_net(dropout: float = 0.2) -> nn.Module:
     )  # fmt: skip
 
 
-def equal(a: nn.Module, b: nn.Module) -> bool:
-    pairs = zip(a.state_dict().items(), b.state_dict().items(), strict=True)
-    return all(name == other and torch.equal(p, q) for (name, p), (other, q) in pairs)
-
-
 @functools.cache
 def network_and_converted(name: str) -> tuple[nn.Module, nn.Module]:
     torch.manual_seed(0)
@@ -66,38 +59,6 @@ def test_torchvisions_networks_train_by_each_objective(name, method):
     moved = [name for name, value in model.state_dict().items() if not torch.equal(value, before[name])]
     assert any(name.endswith("weight") or "original" in name for name in moved)
     assert any("log_beta" in name for name in moved) == ("lcnn" in method)
-
-
-SCRIPT = """
-import os, signal, sys, torch
-from torchvision.models import get_model
-from lcnn_utils.nn import to_low_curvature
-from lcnn_utils.training import fit
-torch.set_num_threads(1)
-torch.manual_seed(0)
-x, y = torch.rand(8, 3, 32, 32), torch.arange(8) % 3
-model = to_low_curvature(get_model("mobilenet_v2", num_classes=3), x[:2], iterations=5)
-train = lambda **options: fit(model, (x, y), epochs=2, batch_size=4, lr=1e-3, progress=False, device="cpu", **options)
-"""
-KILL = "train(state=STATE, watch=lambda *_: os.kill(os.getpid(), signal.SIGKILL))"
-
-
-@pytest.mark.slow
-def test_killed_and_resumed_is_the_undisturbed_training(tmp_path):
-    """mobilenet_v2 has dropout, whose masks must go on where they were."""
-    names = {"STATE": str(tmp_path / "state")}
-    code = SCRIPT + KILL.replace("STATE", repr(names["STATE"]))
-    process = subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=False)
-    assert process.returncode == -signal.SIGKILL
-    results = []
-    for state in (names["STATE"], None):
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            exec(SCRIPT, names)
-        results.append(names["train"](state=state))
-    (resumed, history), (whole, expected) = results
-    assert equal(resumed, whole)
-    assert history.equals(expected)
 
 
 def test_a_recipe_is_a_thin_layer_over_it():
@@ -141,8 +102,6 @@ BAD = {
     "float labels": (dict(y=torch.zeros(8)), "labels are torch.float32"),
     "too few labels": (dict(y=torch.arange(7) % 3), "8 samples and 7 labels"),
     "not in [0, 1]": (dict(x=2 * images(8)[0]), r"outside \[0, 1\]"),
-    "bytes": (dict(x=(255 * images(8)[0]).byte()), "torch.uint8"),
-    "NaN": (dict(x=images(8)[0] * torch.nan), "nan"),
     "channels": (dict(x=images(8)[0][:, :1]), r"can't be trained on batches of shape \(2, 1, 64, 64\)"),
     "nothing": (dict(x=torch.zeros(0, 3, 8, 8), y=torch.zeros(0, dtype=torch.int64)), "expected|empty"),
     "one sample a batch": (dict(batch_size=1, model=nn.Sequential(nn.Flatten(), nn.LazyLinear(3), nn.BatchNorm1d(3))),
@@ -150,8 +109,6 @@ BAD = {
     "no net for it": (dict(method="lcnn"), "to_low_curvature"),
     "fixed β": (dict(method="lcnn", model=softened(small_net(), 5.0)), "none that are trained"),
     "nothing to train": (dict(model=small_net().requires_grad_(False)), "requires_grad"),
-    "setting": (dict(lambda_bet=1.0), "did you mean 'lambda_beta'"),
-    "value": (dict(lr=0.0), "lr must be"),
     "validation": (dict(val=(images(4)[0], torch.full((4,), 3))), "0..2|3 classes|out of"),
     "no validation": (dict(val=TensorDataset(torch.zeros(0, 3, 64, 64), torch.zeros(0))), "val has no samples"),
     "its size": (dict(val=(images(4)[0][:, :1], images(4)[1])), "does not run on val"),
@@ -159,7 +116,6 @@ BAD = {
                          val=Images(torch.zeros(4, 3, 64, 64).byte(), torch.arange(4) % 3, ("b", "c", "d"), "2")),
                     "train has the classes"),
     "augmented points": (dict(x=torch.rand(8, 5), model=nn.Linear(5, 3), augment=True), "augment"),
-    "images of no tensor": (dict(train=[(object(), 0)] * 2), "pass Images|pair"),
 }  # fmt: skip
 
 
@@ -169,16 +125,15 @@ def test_bad_input_is_refused_before_training(case):
     x, y = images(8)
     options = dict(model=small_net(), x=x, y=y, method="standard", epochs=1, progress=False) | changed
     x, y = options.pop("x"), options.pop("y")
-    train = options.pop("train", x if y is None else (x, y))
     with pytest.raises(ValueError, match=message):
-        fit(options.pop("model"), train, watch=lambda *_: pytest.fail("it was trained"), **options)
+        fit(options.pop("model"), x if y is None else (x, y), watch=lambda *_: pytest.fail("it was trained"), **options)
 
 
 def test_folders_that_can_not_be_used(tmp_path):
     (tmp_path / "a").mkdir()
     to_pil_image(torch.rand(3, 8, 8)).save(tmp_path / "a" / "1.png")
     to_pil_image(torch.rand(3, 9, 8)).save(tmp_path / "a" / "2.png")
-    for transform, message in ((None, "ToTensor"), (ToTensor(), "different shapes")):
+    for transform, message in ((None, "PIL.*ToTensor"), (ToTensor(), "equal size")):
         with pytest.raises(ValueError, match=message):
             fit(small_net(), ImageFolder(tmp_path, transform), method="standard")
     to_pil_image(torch.rand(3, 8, 8)).save(tmp_path / "a" / "2.png")
@@ -186,21 +141,11 @@ def test_folders_that_can_not_be_used(tmp_path):
         fit(small_net(), ImageFolder(tmp_path, ToTensor()), method="standard")
     for train, message in (
         (TensorDataset(torch.zeros(0, 3, 8, 8), torch.zeros(0)), "has 0 samples"),
-        (TensorDataset(*images(8), torch.zeros(8)), "no pairs"),
-        (TensorDataset(images(8)[0], torch.zeros(8, 3)), "whole numbers"),
+        (TensorDataset(*images(8), torch.zeros(8)), "pairs"),
+        (TensorDataset(images(8)[0], torch.zeros(8, 3)), "labels are"),
     ):
         with pytest.raises(ValueError, match=message):
             fit(small_net(), train, method="standard")
-
-
-def test_refusing_leaves_the_model_as_it_was():
-    model = small_net().eval()
-    before, state = copy.deepcopy(model), torch.get_rng_state()
-    with pytest.raises(ValueError, match="all 8 labels"):
-        fit(model, (images(8)[0], torch.zeros(8, dtype=torch.int64)), method="standard")
-    assert equal(model, before)
-    assert not any(module.training for module in model.modules())
-    assert torch.equal(torch.get_rng_state(), state)
 
 
 def test_a_state_of_other_data_settings_or_weights_is_refused_and_nothing_changed(tmp_path):
@@ -214,10 +159,12 @@ def test_a_state_of_other_data_settings_or_weights_is_refused_and_nothing_change
         (small_net(), (x, y), {"epochs": 5}, "epochs=1, not 5"),
         (other_net, (x, y), {}, "another network"),
     ):
-        before = copy.deepcopy(model)
+        before, random = copy.deepcopy(model.eval()), torch.get_rng_state()
         with pytest.raises(ValueError, match=message):
             fit(model, train, **options | changed)
-        assert equal(model, before)
+        assert same_weights(model, before)
+        assert not any(module.training for module in model.modules())
+        assert torch.equal(torch.get_rng_state(), random)
 
 
 def test_ceilings_fall_to_where_they_should_and_hold():
@@ -250,7 +197,7 @@ def test_interrupted_the_same_ceilings_hold(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         fit(model, images(16), **options, state=tmp_path / "state", watch=stop)
     resumed, history = fit(model, images(16), **options, state=tmp_path / "state")
-    assert equal(whole, resumed)
+    assert same_weights(whole, resumed)
     assert history.equals(expected)
 
 
@@ -260,5 +207,5 @@ def test_what_is_frozen_stays():
     model[:-1].requires_grad_(False)
     before = copy.deepcopy(model)
     fit(model, images(8), method="standard", epochs=1, progress=False)
-    assert equal(model[:-1], before[:-1])
+    assert same_weights(model[:-1], before[:-1])
     assert not torch.equal(model[-1].weight, before[-1].weight)
