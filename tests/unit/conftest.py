@@ -1,5 +1,6 @@
 """Fixtures of the unit tests."""
 
+import importlib
 import shutil
 import warnings
 
@@ -20,6 +21,35 @@ def store(monkeypatch, tmp_path):
     monkeypatch.setenv("LCNN_STORE", str(tmp_path / "store"))
     monkeypatch.setenv("LCNN_DEVICE", "cpu")
     return tmp_path / "store"
+
+
+@pytest.fixture
+def shipped(monkeypatch, tmp_path):
+    """An empty folder for the runs that are shipped."""
+    from lcnn_utils.experiments import runs
+
+    monkeypatch.setattr(runs, "SHIPPED", tmp_path / "shipped")
+    return tmp_path / "shipped"
+
+
+@pytest.fixture
+def results(store, monkeypatch):
+    """No tables but those that the test stores; the folder of these."""
+    module = importlib.import_module("lcnn_utils.experiments.results")  # whose name in the package is a function
+    monkeypatch.setattr(module, "RESULTS", store / "shipped results")
+    return store / "results"
+
+
+@pytest.fixture
+def no_training(monkeypatch):
+    """From ``no_training()`` on, a step of training fails the test."""
+    from lcnn_utils.training import OBJECTIVES
+
+    def refuse():
+        for method in OBJECTIVES:
+            monkeypatch.setitem(OBJECTIVES, method, lambda *_, **__: pytest.fail("it was trained again"))
+
+    return refuse
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -20,6 +20,11 @@ def files_of_at_most(size: int):
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
+def contents(folder: Path) -> dict[str, bytes]:
+    """The files in a folder, by their names."""
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+
+
 def folder_of_images(folder: Path, n: int = 4, size: int = 32, classes: tuple[str, ...] = ("cats", "dogs")) -> Path:
     """A folder with a subfolder of n random PNGs for each class."""
     generator = torch.Generator().manual_seed(0)

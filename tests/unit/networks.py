@@ -5,7 +5,6 @@ import functools
 import itertools
 import math
 
-import pytest
 import torch
 from torch import nn
 
@@ -25,6 +24,20 @@ class Scale(nn.Module):
         return x * self.factor
 
 
+class Once(torch.autograd.Function):
+    """x³, whose backward can't be differentiated."""
+
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x)
+        return x**3
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, gradient):
+        return 3 * ctx.saved_tensors[0] ** 2 * gradient
+
+
 def length(step: torch.Tensor, norm: str) -> torch.Tensor:
     return torch.linalg.vector_norm(step.flatten(1), 2 if norm == "l2" else math.inf, dim=1)
 
@@ -32,6 +45,12 @@ def length(step: torch.Tensor, norm: str) -> torch.Tensor:
 def margin_loss(model: nn.Module, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
     with evaluating(model), torch.no_grad():
         return -scalar_of(model(x), y, "margin")
+
+
+def same_weights(a: nn.Module, b: nn.Module) -> bool:
+    """Bit for bit, and of the same names."""
+    one, two = a.state_dict(), b.state_dict()
+    return one.keys() == two.keys() and all(torch.equal(value, two[name]) for name, value in one.items())
 
 
 def net(seed: int = 0, dtype=torch.float32) -> nn.Sequential:
@@ -71,26 +90,6 @@ def linear(shape: tuple[int, ...], dtype, norm: str):
 
 def seeded(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
-
-
-def left_as_found(attack, model: nn.Module, x: torch.Tensor, y: torch.Tensor) -> None:
-    """In training mode, partly frozen, without gradients: attacked in eval mode, and nothing is left behind."""
-    model.train()
-    model[1].eval()
-    model[0].requires_grad_(False)
-    found = lambda: ([m.training for m in model.modules()], [(p.requires_grad, p.grad) for p in model.parameters()])
-    before, state = found(), {k: v.clone() for k, v in model.state_dict().items()}
-    pixels, generator = x.clone().requires_grad_(), torch.get_rng_state()
-    with torch.no_grad():
-        quiet = attack(pixels)
-    assert torch.equal(quiet, attack(x)), "dropout was on"
-    assert (quiet.requires_grad, pixels.grad) == (False, None)
-    assert torch.equal(pixels, x)
-    with pytest.raises(ValueError, match="labels"):
-        attack(x[:-1])
-    assert found() == before
-    assert all(torch.equal(v, state[k]) for k, v in model.state_dict().items())
-    assert torch.equal(torch.get_rng_state(), generator)
 
 
 def means_of_digits() -> tuple[nn.Module, Images]:

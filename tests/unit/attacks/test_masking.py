@@ -1,14 +1,15 @@
 """Checks of robust accuracies: networks built to mask their gradients are caught, sound ones are not."""
 
+import copy
 import importlib
 
 import pandas as pd
 import pytest
 import torch
-from networks import Scale, cnn, left_as_found, margin_loss, means_of_digits, net, predicted
+from networks import Scale, cnn, margin_loss, means_of_digits, net, predicted, same_weights
 from torch import nn
 
-from lcnn_utils.attacks import Headed, masking_checks, pgd
+from lcnn_utils.attacks import Headed, masking_checks, minimal_radius, pgd
 from lcnn_utils.attacks.pgd import NORMS
 from lcnn_utils.data import Images, load
 from lcnn_utils.experiments import run
@@ -123,17 +124,35 @@ def test_confidence_masks_cross_entropy_but_not_the_margin(plain):
         assert row(loud, name).value == pytest.approx(row(quiet, name).value, abs=0.011)
 
 
-def test_the_seed_decides_the_referee_has_its_row_and_the_networks_are_left_as_found(monkeypatch):
-    models = [cnn(0), cnn(1).train()]
-    x, y = predicted(models[0], 8, 1, 8, 8)
-    table = lambda **more: masking_checks(models[0], (x, y), 0.2, steps=2, others={"b": models[1]}, **more)
-    small = net(1)
-    a, b = (masking_checks(small, predicted(small, 64, 12), 0.25, steps=1, restarts=1, seed=seed) for seed in (0, 1))
-    assert not a.equals(b)
+@pytest.mark.parametrize(
+    "measure",
+    [
+        lambda net, x, y: pgd(net, x, y, 0.2, steps=3),
+        lambda net, x, y: minimal_radius(net, x, y, steps=3)[1],
+        lambda net, x, y: torch.tensor(masking_checks(net, (x, y), 0.2, steps=2, others={"other": net}).value),
+    ],
+    ids=["pgd", "minimal_radius", "masking_checks"],
+)
+def test_a_network_in_training_mode_is_attacked_in_eval_mode(measure):
+    """Without dropout, with BatchNorm at rest; the network, the images and torch's generator are left alone."""
+    model = cnn().train()
+    model[1].eval()
+    x, y = predicted(model, 8, 1, 8, 8)
+    pixels, before, generator = x.clone(), copy.deepcopy(model), torch.get_rng_state()
+    assert torch.equal(measure(model, x, y), measure(copy.deepcopy(model).eval(), x, y))
+    assert [m for m in model.modules() if not m.training] == [model[1]]
+    assert same_weights(model, before)
+    assert all(p.grad is None for p in model.parameters())
+    assert torch.equal(x, pixels)
+    assert torch.equal(torch.get_rng_state(), generator)
+
+
+def test_the_seed_decides_and_the_referee_has_its_row(monkeypatch):
+    model = net(1)
+    x, y = predicted(model, 64, 12)
+    table = lambda **more: masking_checks(model, (x, y), 0.25, steps=1, restarts=1, **more).set_index("check")
+    assert not table(seed=0).equals(table(seed=1))
     monkeypatch.setattr(masking, "autoattack", lambda net, x, y, eps, **more: x)
-    judged = table(referee=True).set_index("check")
+    judged = table(referee=True)
     assert judged.loc["AutoAttack: hardly stronger", ["value", "passed"]].tolist() == [1, True]
-    pd.testing.assert_frame_equal(judged.drop("AutoAttack: hardly stronger"), table().set_index("check"))
-    values = lambda x: torch.tensor(masking_checks(models[0], (x, y), 0.2, steps=2, others={"b": models[1]}).value)
-    left_as_found(values, models[0], x, y)
-    assert all(module.training for module in models[1].modules())
+    pd.testing.assert_frame_equal(judged.drop("AutoAttack: hardly stronger"), table())

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from networks import cnn, left_as_found, length, linear, margin_loss, net, predicted, seeded
+from networks import cnn, length, linear, margin_loss, net, predicted, seeded
 from torch import nn
 
 from lcnn_utils.attacks import Headed, direction, fgsm, first_success, minimal_radius, move, perturb, pgd, project
@@ -158,16 +158,13 @@ def test_perturb_written_out():
     assert all(p.grad is None for p in model.parameters())
 
 
-def test_the_seed_alone_decides_and_the_model_is_left_as_found():
+def test_the_seed_alone_decides():
     model = net(6)
     x, y = predicted(model, 8, 12)
     attack = lambda seed, **more: pgd(model, x, y, 0.05, steps=2, generator=seeded(seed), **more)
     assert torch.equal(pgd(model, x, y, 0.05, steps=2), attack(0))
     assert not torch.equal(attack(0), attack(1))
     assert torch.equal(attack(0, random_start=False), attack(1, random_start=False)), "nothing is drawn"
-    model = cnn()
-    x, y = predicted(model, 6, 1, 8, 8)
-    left_as_found(lambda x: pgd(model, x, y, 0.2, steps=3), model, x, y)
 
 
 @pytest.mark.parametrize("change", [lambda z: z + 1e6, lambda z: z.bfloat16(), lambda z: F.pad(z, (0, 1), value=-1e12)])

@@ -6,7 +6,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from networks import cnn, left_as_found, length, linear, margin_loss, means_of_digits, net, predicted, seeded
+from networks import length, linear, margin_loss, means_of_digits, net, predicted, seeded
 from torch import nn
 
 from lcnn_utils.attacks import autoattack, curve_of, first_success, minimal_radius, pgd, robustness_curve
@@ -173,9 +173,3 @@ def test_a_bad_grid_is_named(grid):
     model = net()
     with pytest.raises(ValueError, match="eps_grid"):
         robustness_curve(model, predicted(model, 2, 12), grid)
-
-
-def test_the_model_is_left_as_found():
-    model = cnn()
-    x, y = predicted(model, 6, 1, 8, 8)
-    left_as_found(lambda x: minimal_radius(model, x, y, steps=3)[1], model, x, y)

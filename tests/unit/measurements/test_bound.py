@@ -1,4 +1,4 @@
-"""The measurements of notebook 03 against closed forms, torch's own functions and torch.func, in float64."""
+"""The measurements of notebook 03 against closed forms, sums by hand and the exact geometry, in float64."""
 
 import copy
 import math
@@ -8,9 +8,10 @@ import pandas as pd
 import pytest
 import torch
 import torch.nn.functional as F
+from networks import Scale, same_weights
 from torch import nn
 
-from lcnn_utils.curvature import curvature_bound, layer_terms, local_bound, normalised_bound
+from lcnn_utils.curvature import curvature_bound, geometry, layer_terms, local_bound, normalised_bound
 from lcnn_utils.measurements import bound as measurements
 from lcnn_utils.nn import CenteredSoftplus, LipschitzBatchNorm2d, mlp
 
@@ -25,34 +26,6 @@ def norm(matrix: torch.Tensor) -> float:
 
 def lcnn(sizes=(2, 6, 5, 2), seed: int = 1) -> nn.Module:
     return measurements.scramble(mlp(sizes, lcnn=True), seed)
-
-
-def logits(model: nn.Sequential, x: torch.Tensor, betas=None, factors=None) -> torch.Tensor:
-    """Of an MLP at x (d,), by torch's functions; β, and a factor of the slope before, of activations by their name."""
-    betas, factors, x = betas or {}, factors or {}, x.flatten()
-    for i, layer in enumerate(model):
-        if isinstance(layer, nn.Linear):
-            x = F.linear(x, layer.weight, layer.bias)
-        elif isinstance(layer, LipschitzBatchNorm2d):
-            slope = (layer.running_var + layer.eps).rsqrt().clamp(max=layer.log_gamma.exp())
-            x = (x - layer.running_mean) * slope * factors.get(str(i + 1), 1.0)
-        elif isinstance(layer, CenteredSoftplus):
-            beta = betas.get(str(i), layer.log_beta.exp().item())
-            x = F.softplus(x, beta, threshold=300) - math.log(2) / beta
-    return x
-
-
-def true_norms(model: nn.Sequential, x: torch.Tensor, y: torch.Tensor, scalar: str, **changes):
-    """‖∇f‖ and ‖∇²f‖ of each sample, by torch.func."""
-
-    def f(point, label):
-        z = logits(model, point, **changes)
-        rest = torch.cat([z[:label], z[label + 1 :]])
-        return z[label] if scalar == "logit" else z[label] - rest.max()
-
-    gradients = [torch.func.grad(f)(point.flatten(), label) for point, label in zip(x, y.tolist(), strict=True)]
-    hessians = [torch.func.hessian(f)(point.flatten(), label) for point, label in zip(x, y.tolist(), strict=True)]
-    return np.array([g.norm().item() for g in gradients]), np.array([norm(h) for h in hessians])
 
 
 def test_scramble_leaves_nothing_at_its_default_and_depends_on_the_seed_alone():
@@ -72,18 +45,17 @@ def test_scramble_leaves_nothing_at_its_default_and_depends_on_the_seed_alone():
 
 
 @pytest.mark.parametrize(("seed", "scalar"), [(0, "margin"), (2, "margin"), (5, "logit")])
-def test_audit_against_torch_func(seed, scalar):
+def test_audit_against_the_exact_geometry(seed, scalar):
     model = measurements.random_mlp(seed)
     d, y = model[1].in_features, torch.arange(3) % model[-1].out_features
     x = normal(3, d, seed=seed)
     frame = measurements.audit(model, x, y, scalar)
-    gradient, hessian = true_norms(model, x, y, scalar)
-    np.testing.assert_allclose(frame.gradient, gradient, rtol=1e-8)
-    np.testing.assert_allclose(frame.hessian, hessian, rtol=1e-6, atol=1e-9 * hessian.max())
+    exact = geometry(model, x, y, scalar=scalar, method="exact")
+    np.testing.assert_array_equal(frame[["gradient", "hessian"]].T, [exact.grad_norm, exact.hessian_norm])
     np.testing.assert_allclose(frame.curvature, frame.hessian / frame.gradient)
     np.testing.assert_allclose(frame.local, local_bound(model, x, y, scalar=scalar))
-    normalised = normalised_bound(model, x, y, scalar=scalar)
-    np.testing.assert_allclose(frame[["normalised", "kappa"]].T, [normalised.bound, normalised.kappa.amax(1)])
+    bound, kappa = normalised_bound(model, x, y, scalar=scalar)
+    np.testing.assert_allclose(frame[["normalised", "kappa"]].T, [bound, kappa.amax(1)])
     assert (frame.data_free == curvature_bound(model, (d,), scalar=scalar)).all()
     slope, published, times_units = 1.0, 0.0, 0.0  # the published sums, by hand
     for layer in model:
@@ -135,22 +107,24 @@ def test_robust_accuracy_and_its_table_by_hand():
 
 @pytest.mark.parametrize("layer", ["3", "6"])
 @pytest.mark.parametrize(("beta", "factor"), [(0.37, 0.1), (30.0, 7.0)])
-def test_a_changed_layer_against_torch_func(layer, beta, factor):
+def test_a_changed_layer_is_the_net_changed_by_hand(layer, beta, factor):
     model, x = lcnn(seed=8), normal(5, 2, seed=5)
     model[2].gamma, model[5].gamma = 1.0, 1.0  # cuts off some channels and not others
     y = model(x).argmax(1)
     y[[1, 4]] = 1 - y[[1, 4]]
-    before = copy.deepcopy(model.state_dict())
+    before = copy.deepcopy(model)
     changed = measurements.slope_scaled(model, layer, beta, factor).train()
     numbers = measurements.layer_numbers(changed, x, y)
     assert changed.training, "left as it was"
-    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
-    change = dict(betas={layer: beta}, factors={layer: factor})
-    assert numbers["truth"] == pytest.approx(true_norms(model, x, y, "margin", **change)[1].max(), rel=1e-5)
-    right = torch.stack([logits(model, point, **change) for point in x]).argmax(1) == y
-    assert numbers["accuracy"] == pytest.approx(right.double().mean().item())
+    assert same_weights(model, before)
+    by_hand, number = copy.deepcopy(model), int(layer)
+    by_hand[number].beta = beta
+    by_hand[number - 1] = nn.Sequential(by_hand[number - 1], Scale(factor))
+    exact = geometry(by_hand, x, y, scalar="margin", method="exact")
+    assert numbers["truth"] == pytest.approx(exact.hessian_norm.max().item(), rel=1e-5)
+    assert numbers["accuracy"] == pytest.approx((by_hand(x).argmax(1) == y).double().mean().item())
     assert numbers["local"] == local_bound(changed.eval(), x, y).max().item()
-    terms = layer_terms(model, input_shape=(2,)).set_index("layer").contribution
+    terms = layer_terms(model, (2,)).set_index("layer").contribution
     scale = beta / model.get_submodule(layer).beta.item()
     if layer == "3":  # its slope is squared in both terms; that of "6" enters the first term once
         expected = terms["3"] * scale * factor**2 + terms["6"] * factor**2

@@ -19,18 +19,15 @@ from lcnn_utils.measurements.evaluate import evaluate
 from lcnn_utils.measurements.paper import cost_frame
 from lcnn_utils.measurements.training import lambda_recipes
 from lcnn_utils.training import PAPER_METHODS, recipe, run_name, samples, state_path
-from lcnn_utils.training.checkpoint import epochs_done
 
-tables = importlib.import_module("lcnn_utils.experiments.results")  # whose name in the package is a function
 masking = importlib.import_module("lcnn_utils.attacks.masking")
 EPS = {"l2": (0.1,), "linf": (0.1,)}
 SMALL = recipe("digits", "lcnn", model="mlp", width=4, epochs=1)
 
 
 @pytest.fixture
-def plan(store, monkeypatch, tmp_path):
+def plan(results, monkeypatch):
     """No tables, and small measurements."""
-    monkeypatch.setattr(tables, "RESULTS", tmp_path / "results")
     monkeypatch.setitem(
         module.PLANS,
         "lab",
@@ -39,10 +36,9 @@ def plan(store, monkeypatch, tmp_path):
 
 
 @pytest.fixture
-def small(plan, monkeypatch, tmp_path):
+def small(plan, shipped, monkeypatch):
     """Nothing is shipped, and one small network wanted."""
-    monkeypatch.setattr(runs, "SHIPPED", tmp_path / "shipped")
-    monkeypatch.setattr(module, "SHIPPED", tmp_path / "shipped")
+    monkeypatch.setattr(module, "SHIPPED", shipped)
     monkeypatch.setattr(module, "ordered", lambda *_: [SMALL])
 
 
@@ -88,8 +84,8 @@ def test_a_training_that_fails_is_named_and_the_others_are_measured(small, monke
     assert measured("digits_runs").run.tolist() == [run_name(SMALL)]
 
 
-def test_numbers_shipped_without_weights_are_trained_again_for_a_table_that_lacks_them(small, store, tmp_path):
-    ship.ship(SMALL, tmp_path / "shipped", weights=False, progress=False)
+def test_numbers_shipped_without_weights_are_trained_again_for_a_table_that_lacks_them(small, store, shipped):
+    ship.ship(SMALL, shipped, weights=False, progress=False)
     for trained_again in (True, False):
         shutil.rmtree(store / "runs")
         if trained_again:
@@ -105,17 +101,6 @@ def test_masking_trains_no_network(small):
     runs.run(SMALL, progress=False)
     with pytest.raises(RuntimeError, match="its checks need digits-standard-"):
         evaluate("digits", only="masking")
-
-
-def test_when_time_is_up_the_same_call_goes_on(small, monkeypatch, capsys):
-    longer = replace(SMALL, width=16, epochs=3)
-    monkeypatch.setattr(module, "ordered", lambda *_: [longer, SMALL])
-    evaluate("digits", train=True, minutes=0)
-    assert epochs_done(state_path(longer)) == 1
-    assert not has("digits_runs")
-    assert "0 networks are done" in capsys.readouterr().out
-    evaluate("digits", only="runs", train=True, minutes=60)
-    assert set(measured("digits_runs").run) == {run_name(longer), run_name(SMALL)}
 
 
 ON_A_BARE_SERVER = """
@@ -189,12 +174,6 @@ def test_the_search_for_lambda_measures_the_held_out_part(small, monkeypatch):
     assert frame[["lambda_", "seed"]].to_numpy().tolist() == [[lam, seed] for lam in (0.0, 0.1) for seed in range(3)]
     assert set(frame.images) == {287}
     assert how_measured("digits_lambda_search")["chosen"] in (0.0, 0.1)
-
-
-@pytest.mark.parametrize("args", [["mnist"], ["digits", "--scale", "wide"], ["cifar10", "--only", "lambda_search"]])
-def test_what_evaluate_refuses(args, store, capsys):
-    assert cli.main(["evaluate", *args]) == 1
-    assert "unknown" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", ["digits", "tiny"])

@@ -80,7 +80,7 @@ def test_a_relu_is_read_as_a_sharp_softplus():
     relu.train()
     sharp = mlp([16, 8, 3], beta=1000.0)
     sharp.load_state_dict(relu.state_dict(), strict=False)
-    before = copy.deepcopy(relu.state_dict())
+    before = copy.deepcopy(relu)
     frame = report({"relu": relu, "sharp": sharp}, x, y, eps=EPS).set_index(["network", "measure"])
     for measure in ("curvature", "margin_curvature"):
         assert frame.value["relu", measure] == pytest.approx(frame.value["sharp", measure], rel=1e-4)
@@ -89,7 +89,7 @@ def test_a_relu_is_read_as_a_sharp_softplus():
     assert frame.n["relu", "certified_radius"] == 0
     assert "ReLU" in frame.note["relu", "certified_radius"]
     assert relu.training
-    assert all(torch.equal(value, before[name]) for name, value in relu.state_dict().items())
+    assert networks.same_weights(relu, before)
 
 
 @pytest.mark.parametrize(
@@ -129,23 +129,9 @@ def test_a_paired_test_against_the_first_network():
     assert frame.p["b", "accuracy"].item() == pytest.approx(p)
 
 
-class Once(torch.autograd.Function):
-    """x³, to be differentiated once."""
-
-    @staticmethod
-    def forward(ctx, x):
-        ctx.save_for_backward(x)
-        return x**3
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx, gradient):
-        return 3 * ctx.saved_tensors[0] ** 2 * gradient
-
-
 class Cubes(nn.Module):
     def forward(self, x):
-        return Once.apply(x.flatten(1)[:, :3])
+        return networks.Once.apply(x.flatten(1)[:, :3])
 
 
 def test_what_can_not_be_measured_has_a_reason():
@@ -188,7 +174,7 @@ def test_points_have_no_box():
 
 def test_softening_reports_softened_nets_with_both_statistics():
     net, x, y = networks.case("relu", n=10)
-    before = copy.deepcopy(net.state_dict())
+    before = copy.deepcopy(net)
     frame = own_network.softening(net, x, y, (1.0, 100.0), train=x, images=3)
     assert frame.beta.unique().tolist() == [100, 1]
     soft = softened(net, 1.0)
@@ -198,29 +184,18 @@ def test_softening_reports_softened_nets_with_both_statistics():
         assert part.value.tolist() == pytest.approx(alone[alone.eps != 0].value.tolist())
     again = frame.statistics == "measured again"
     assert frame[again].value.tolist() != frame[~again].value.tolist()
-    assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
+    assert networks.same_weights(net, before)
     assert set(own_network.softening(net, x, y, (1.0,), images=3).statistics) == {"as trained"}
     with pytest.raises(ValueError, match="nothing to soften"):
         own_network.softening(nn.Sequential(nn.Flatten(), nn.Linear(64, 4)), x, y)
 
 
-class Scaled(nn.Module):
-    """The same decisions, k times as sure."""
-
-    def __init__(self, net: nn.Module, k: float) -> None:
-        super().__init__()
-        self.net, self.k = net, k
-
-    def forward(self, x):
-        return self.k * self.net(x)
-
-
 def test_a_net_too_sure_of_itself_is_not_called_flat():
     """Where ‖∇ℓ‖ vanishes beside ε, C of the loss is 0 whatever the net; that of the margin does not change."""
     net, x, y = case(beta=5.0)
-    frame = report({k: Scaled(net, k) for k in (1, 100)}, x, y, eps=EPS, certify=False).set_index(
-        ["network", "measure"]
-    )
+    frame = report(
+        {k: nn.Sequential(net, networks.Scale(k)) for k in (1, 100)}, x, y, eps=EPS, certify=False
+    ).set_index(["network", "measure"])
     assert frame.value[100, "margin_curvature"] == pytest.approx(frame.value[1, "margin_curvature"], rel=1e-2)
     assert frame.n[100, "curvature"] < frame.n[1, "curvature"] == 25
     assert "too sure" in frame.note[100, "curvature"]
