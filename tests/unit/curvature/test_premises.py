@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from networks import Once
 from torch import nn
 
 from lcnn_utils import curvature
@@ -126,20 +127,6 @@ def test_convolutions_on_a_gpu_are_measured_in_float32_not_tf32(before, monkeypa
     with evaluating(nn.Identity()):
         assert not torch.backends.cudnn.allow_tf32
     assert torch.backends.cudnn.allow_tf32 == before
-
-
-class Once(torch.autograd.Function):
-    """x², whose backward leaves its own derivative out."""
-
-    @staticmethod
-    def forward(ctx, x):
-        ctx.save_for_backward(x)
-        return x**2
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx, grad):
-        return 2 * ctx.saved_tensors[0] * grad
 
 
 def test_a_second_derivative_that_is_left_out_is_named():
