@@ -136,7 +136,12 @@ class _OneBeta(torch.autograd.Function):
             return by_x, None
         if graph and x.dtype != wide(x).dtype:  # what was kept is not the output, and has no graph
             soft, offset = _centered(wide(x), beta_of(log_beta).to(wide(x).dtype)), 0.0
-        by_log_beta = _dot(by_x, x) - _dot(grad, soft) + offset * grad.sum(dtype=wide(grad).dtype)
+        if ctx.offset and not graph:  # copies in float32 would take longer than the products' rounding is worth
+            by_log_beta = torch.addcmul(by_x * x, grad, soft, value=-1).sum(dtype=torch.float32)
+        else:
+            by_log_beta = _dot(by_x, x) - _dot(grad, soft)
+        if offset:
+            by_log_beta += offset * grad.sum(dtype=wide(grad).dtype)
         return by_x, by_log_beta.to(log_beta.dtype)
 
 
