@@ -163,10 +163,12 @@ def available(root: Root = None) -> dict[str, str]:
 def fetch(name: str, root: str | Path, *, timeout: float = 20.0) -> None:
     """Download what is missing of dataset ``name`` into the folder ``root``, in torchvision's layout.
 
-    What is there is left alone, right or not; of an archive that is there and right nothing is downloaded. A mirror
-    that sends nothing for ``timeout`` seconds is given up for the next one. Raises a RuntimeError when every mirror
-    failed, with the reason of each, and an OSError when ``root`` cannot be written or the disk is full.
+    What is there is left alone, right or not; an archive that is there, and right, is unpacked. A mirror that sends
+    nothing for ``timeout`` seconds is given up for the next one. Raises a RuntimeError when every mirror failed, with
+    the reason of each, and an OSError when ``root`` cannot be written or the disk is full.
     """
+    import pooch
+
     root = Path(root).absolute()
     try:
         root.mkdir(parents=True, exist_ok=True)
@@ -174,13 +176,16 @@ def fetch(name: str, root: str | Path, *, timeout: float = 20.0) -> None:
             with FileLock(root / f".{file}.lock"):  # other processes wait, and find it there
                 if _is_there(root / becomes):
                     continue
-                archive = _download([f"{base}/{file}" for base in MIRRORS[name]], root / file, md5, timeout)
-                if file == becomes:
-                    continue
-                with tempfile.TemporaryDirectory(dir=root, prefix=".unpacking-") as aside, tarfile.open(archive) as tar:
-                    tar.extractall(aside, filter="data")
+                with tempfile.TemporaryDirectory(dir=root, prefix=".downloading-") as aside:
+                    archive = root / file
+                    if not archive.is_file() or pooch.file_hash(str(archive), "md5") != md5:
+                        urls = [f"{base}/{file}" for base in MIRRORS[name]]
+                        archive = _download(urls, Path(aside) / file, md5, timeout)
+                    if file != becomes:
+                        with tarfile.open(archive) as tar:
+                            tar.extractall(aside, filter="data")
+                    Path(aside, becomes).chmod(0o755 if file != becomes else 0o644)  # pooch keeps them to the user
                     Path(aside, becomes).replace(root / becomes)
-                archive.unlink()
     except OSError as error:
         way_out = "free some space, or set LCNN_DATA to a folder of yours"
         raise OSError(error.errno, f"cannot write {name} into {root} ({error.strerror or error}): {way_out}") from error

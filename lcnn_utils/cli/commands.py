@@ -116,8 +116,8 @@ class Train:
 class Sweep:
     """Train whatever is missing of many runs, in order: the first seed of everything, then the second.
 
-    On this machine, a process for each GPU or CPU core, or on the Dask cluster of --scheduler (docs/cluster.md); Dask
-    comes with pip install -e '.[cluster]', and --workers 1 does without it.
+    On this machine, a process for each CPU core or one for its GPU, or on the Dask cluster of --scheduler
+    (docs/cluster.md); Dask comes with pip install -e '.[cluster]', and --workers 1 does without it.
     Stopped by Ctrl-C or a crash, the same command goes on from the last whole epoch of every run.
 
     lcnn sweep --methods standard lcnn --seeds 0 1 2
@@ -134,7 +134,7 @@ class Sweep:
     set: Names = ()  # FIELD=VALUE: fields of all recipes to change
     grid: Names = ()  # FIELD=VALUE,VALUE…: fields to take several values each, in all combinations
     scheduler: str | None = None  # of Dask: tcp://HOST:PORT
-    workers: int | None = None  # processes on this machine; one for each GPU or core
+    workers: int | None = None  # processes on this machine; one for each core, or for its GPU
     plan: bool = False  # train nothing: print what is missing, and how long it should take
     device: str | None = None  # cpu, cuda, …; a GPU if there is one
 

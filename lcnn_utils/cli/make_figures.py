@@ -70,9 +70,12 @@ def make(only: Sequence[str] = (), folder: Path | None = None) -> None:
     use_style()
     one_thread()
     with tempfile.TemporaryDirectory() as store, mock.patch.dict(os.environ, LCNN_STORE=store, LCNN_DEVICE="cpu"):
-        for step in tqdm(steps, desc="figures"):
-            run(step, folder)
-    write_page(folder)
+        try:
+            for step in (bar := tqdm(steps)):
+                bar.set_description(step)
+                run(step, folder)
+        finally:
+            write_page(folder)
 
 
 def run(step: str, folder: Path) -> None:

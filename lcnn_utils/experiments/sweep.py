@@ -14,6 +14,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
+import torch
 
 from .. import training
 from ..lab import one_thread, pick_device, track
@@ -114,6 +115,8 @@ def local_cluster(workers: int | None, device: str | None) -> LocalCluster:
     chosen = pick_device(device)
     options = {"threads_per_worker": 1, "dashboard_address": "127.0.0.1:0", "memory_limit": 0}
     options["silence_logs"] = logging.CRITICAL  # what fails is in its outcome
+    if chosen.type == "cuda" and chosen.index is None and torch.cuda.device_count() > 1:
+        raise RuntimeError("to use several GPUs: docs/cluster.md; or name one, such as cuda:0")
     with dask.config.set({"distributed.scheduler.worker-saturation": 1.0}):  # a free worker takes whatever waits
         return distributed.LocalCluster(n_workers=workers or (None if chosen.type == "cpu" else 1), **options)
 

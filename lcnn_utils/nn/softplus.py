@@ -20,7 +20,7 @@ from torch.autograd import forward_ad
 
 BETA_RANGE = (1e-8, 1e8)  # of a layer: in float32 these are x/2 and the ReLU
 FUSED_FROM = {torch.float32: 0.05, torch.bfloat16: 0.5}  # smallest β of the fused form, which cancels below
-STEEP = 10.0  # above, |βx| is cut off at 18, beyond which e^{−|βx|} is lost in float32: a processor takes longer there
+STEEP = 10.0  # above, |βx| is cut off: for subnormal and infinite numbers a processor takes longer
 
 
 def check_positive(value: float | Tensor | None, name: str) -> float:
@@ -93,9 +93,9 @@ def _dot(a: Tensor, b: Tensor) -> Tensor:
     return (a * b).sum()
 
 
-def _bounded(x: Tensor, beta: float) -> Tensor:
-    """x with |βx| cut off at 18 where β is ``STEEP``."""
-    return x.clamp(-18 / beta, 18 / beta) if beta > STEEP else x
+def _bounded(x: Tensor, beta: float, reach: float = 30.0) -> Tensor:
+    """x with |βx| cut off at ``reach`` where β is ``STEEP``."""
+    return x.clamp(-reach / beta, reach / beta) if beta > STEEP else x
 
 
 class _OneBeta(torch.autograd.Function):
@@ -113,12 +113,12 @@ class _OneBeta(torch.autograd.Function):
             beta = math.exp(min(max(log_beta.item(), math.log(BETA_RANGE[0])), math.log(BETA_RANGE[1])))
             ctx.beta = beta if beta >= FUSED_FROM[x.dtype] else 0.0
         if ctx.beta:
-            soft = F.softplus(_bounded(x, ctx.beta), ctx.beta)
-            soft, offset = torch.maximum(soft, x) if ctx.beta > STEEP else soft, math.log(2) / ctx.beta
+            soft = F.softplus(_bounded(x, ctx.beta, 18), ctx.beta)  # e^{−18} is lost beside 1
+            soft = torch.maximum(soft, x) if ctx.beta > STEEP else soft
             if x.dtype == torch.bfloat16:
-                ctx.offset = offset
+                ctx.offset = math.log(2) / ctx.beta
             else:
-                soft -= offset
+                soft -= F.softplus(x.new_zeros(()), ctx.beta)  # rounded alike, so that 0 stays 0
         else:
             soft = _centered(wide(x), beta_of(log_beta).to(wide(x).dtype))
         ctx.save_for_backward(x, log_beta, soft if ctx.needs_input_grad[1] else None)
@@ -136,7 +136,7 @@ class _OneBeta(torch.autograd.Function):
             return by_x, None
         if graph and x.dtype != wide(x).dtype:  # what was kept is not the output, and has no graph
             soft, offset = _centered(wide(x), beta_of(log_beta).to(wide(x).dtype)), 0.0
-        if ctx.offset and not graph:  # copies in float32 would take longer than the products' rounding is worth
+        if ctx.offset and ctx.beta <= STEEP and not graph:  # beyond, the products' rounding is all that is left
             by_log_beta = torch.addcmul(by_x * x, grad, soft, value=-1).sum(dtype=torch.float32)
         else:
             by_log_beta = _dot(by_x, x) - _dot(grad, soft)

@@ -186,13 +186,15 @@ def read_batches(samples: Samples, classes: int, device: torch.device, batch_siz
         yield x.to(device), y.to(device)
 
 
-def _stacked(items: list[tuple[Any, Any]]) -> Batch:
+def _stacked(items: list[Any]) -> Batch:
     """A batch of a Dataset's items, checked: x (N, …) and y (N,)."""
     try:
-        x, y = default_collate(items)
-    except (TypeError, ValueError, RuntimeError) as error:
-        way_out = "it must give pairs (image, label), images of one size as tensors: ToTensor(), and Resize and crop"
-        raise ValueError(f"the dataset can't be put into batches ({error}): {way_out}") from error
+        x, y = default_collate([(image, label) for image, label in items])
+        x, y = x.detach(), y.reshape(len(items))
+        y = y if y.is_floating_point() else y.long()
+    except (AttributeError, TypeError, ValueError, RuntimeError) as error:
+        way_out = "images as tensors of one size (ToTensor, Resize, CenterCrop), labels as whole numbers"
+        raise ValueError(f"the dataset's items are no pairs (image, label) for a batch ({error}): {way_out}") from error
     _check(x, y)
     return x, y
 

@@ -332,9 +332,14 @@ def test_an_archive_is_unpacked_whole_or_not_at_all(server, made, tmp_path, monk
             data.fetch("made", tmp_path)
     assert listed(tmp_path / "folder") == []
     data.fetch("made", tmp_path)
-    assert server.seen == ["/good/file"], "the archive was there"
     assert listed(tmp_path / "folder") == ["train"]
     assert listed(tmp_path) == ["folder"]
+    asked, by_hand = len(server.seen), tmp_path / "by hand"
+    by_hand.mkdir()
+    (by_hand / "file").write_bytes(blob)
+    data.fetch("made", by_hand)
+    assert listed(by_hand) == ["file", "folder"]
+    assert len(server.seen) == asked, "an archive that is there need not be downloaded"
 
 
 def test_a_full_disk_is_not_blamed_on_a_mirror(server, made, tmp_path):

@@ -137,6 +137,7 @@ def test_a_network_in_training_mode_is_attacked_in_eval_mode(measure):
     """Without dropout, with BatchNorm at rest; the network, the images and torch's generator are left alone."""
     model = cnn().train()
     model[1].eval()
+    model[0].requires_grad_(False)
     x, y = predicted(model, 8, 1, 8, 8)
     pixels, before, generator = x.clone(), copy.deepcopy(model), torch.get_rng_state()
     assert torch.equal(measure(model, x, y), measure(copy.deepcopy(model).eval(), x, y))
@@ -145,6 +146,9 @@ def test_a_network_in_training_mode_is_attacked_in_eval_mode(measure):
     assert all(p.grad is None for p in model.parameters())
     assert torch.equal(x, pixels)
     assert torch.equal(torch.get_rng_state(), generator)
+    assert not any(p.requires_grad for p in model[0].parameters())
+    with pytest.raises(ValueError, match="labels"):
+        measure(model, x, y[:-1])
 
 
 def test_the_seed_decides_and_the_referee_has_its_row(monkeypatch):

@@ -180,6 +180,23 @@ def test_rounding_does_not_push_beta_to_one_side(beta, dtype, fused, monkeypatch
     assert layer.log_beta.grad.item() == pytest.approx(1000 * math.log(2) / beta, rel=1e-2)
 
 
+@pytest.mark.parametrize("one_sided", [False, True])
+@pytest.mark.parametrize("beta", [1.0, 5.0, 10.0, 20.0, 1000.0])
+def test_the_gradient_in_beta_is_no_noise_in_bfloat16(beta, one_sided):
+    """The terms g (xσ − s₀) are small beside each of their parts, whose rounding must not drown the sum."""
+    layer, off, exact = CenteredSoftplus(beta), [], []
+    for seed in range(6):
+        draw = torch.Generator().manual_seed(seed)
+        x, g = (scale * torch.randn(65_536, generator=draw) for scale in (1.5, 1.0))
+        x, g = x.bfloat16(), (g.abs() if one_sided else g).bfloat16()
+        (found,) = torch.autograd.grad(layer(x), layer.log_beta, g)
+        t = beta * x.double()
+        terms = g.double() * (x.double() * torch.sigmoid(t) - centered_softplus(x.double(), beta))
+        exact.append(terms.sum().item())
+        off.append(found.item() - exact[-1])
+    assert math.hypot(*off) < 0.1 * math.hypot(*exact)
+
+
 @pytest.mark.parametrize(("beta", "layout"), [(0.02, "sliced"), (0.3, "channels_last"), (50.0, "contiguous_format")])
 def test_a_graph_of_the_layers_gradient_is_exact(beta, layout):
     """As GradReg needs it, against the function: the gradient of a function of the gradient, in x, log β and g."""
