@@ -185,9 +185,11 @@ def held_images(curves: pd.DataFrame) -> np.ndarray:
 def _accuracy(of: pd.DataFrame, over: pd.DataFrame, dataset: str) -> Interval:
     """Difference of accuracies on the whole test split, in points; how much images vary is seen from those of which the
     geometry was measured."""
+    if not has(f"{dataset}_geometry"):
+        return MISSING
     geometry = measured(f"{dataset}_geometry").query("split == 'test'")
     correct = [by_seed_and_image(geometry[geometry.label == side.label.iloc[0]], "correct") for side in (of, over)]
-    return _points(of.accuracy, over.accuracy, correct, of.images.iloc[0])
+    return _points(of.accuracy, over.accuracy, correct, of.images.iloc[0]) if all(map(len, correct)) else MISSING
 
 
 def _points(of: pd.Series, over: pd.Series, correct: Sequence[np.ndarray], images: int | None = None) -> Interval:
