@@ -27,7 +27,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.utils.parametrizations import _SpectralNorm
 
 from ..attacks import perturb
-from ..curvature import evaluating, scalar_of
+from ..curvature import evaluating
 from ..data import check_images
 from ..nn import CenteredSoftplus, LipschitzBatchNorm2d, SpectralNorm, beta_of
 
@@ -79,10 +79,10 @@ def cure(
     The step grows linearly from a tenth of h to all of it in the first half of training, as its authors raise it. In
     code-22 it is fixed, and the penalty's passes move the running statistics too.
     """
-    again = repeated(model, x)
+    x, again = x.detach().requires_grad_(), repeated(model, x)
     loss, terms = standard(model, x, y)
     h *= 0.1 + 0.9 * min(progress / 0.5, 1.0)
-    change = gradient_change(model, x, y, h, derivative, again=again)
+    loss, change = gradient_change(model, x, y, loss, h, derivative, again=again)
     return loss + lambda_cure * change, terms | {"gradient_change": change.detach()}
 
 
@@ -144,44 +144,46 @@ def squared_gradient(
     weights that turns ∇loss leaves that slope, the largest of all, as it is to first order, so d needs no derivative.
     ``again`` is the model with the masks of dropout that ``loss`` was computed with.
     """
+    loss, gradient = _with_gradient(model, x, loss, derivative)
     if derivative == "exact":
-        (gradient,) = torch.autograd.grad(loss, x, create_graph=True)
         return loss, len(x) * gradient.square().sum()
-    weights = [p for p in model.parameters() if p.requires_grad]
-    gradient, *slopes = torch.autograd.grad(loss, [x, *weights], materialize_grads=True)
-    # That pass gave the loss's gradients in the weights too: a linear function with these replaces its graph.
-    flat, slope = (torch.cat([t.flatten() for t in tensors]) for tensors in (weights, slopes))
-    loss = loss.detach() + ((flat - flat.detach()) * slope).sum()
     with statistics_at_rest(model):
         moved = F.cross_entropy((again or model)(x.detach() + step * _direction(gradient)), y)
     return loss, ((moved - loss) / step).square()
 
 
 def gradient_change(
-    model: nn.Module, x: Tensor, y: Tensor, h: float, derivative: str = "exact", step: float = STEP,
+    model: nn.Module, x: Tensor, y: Tensor, loss: Tensor, h: float, derivative: str = "exact", step: float = STEP,
     again: Network | None = None,
-) -> Tensor:  # fmt: skip
-    """mean ‖∇ℓ(x + hz) − ∇ℓ(x)‖², a scalar, with each sample's own z; as a difference: of the slopes at both places
-    along the direction in which the whole batch's gradient changed. ``again`` as in :func:`squared_gradient`."""
-    exact, run = derivative == "exact", again or model
-
-    def gradient(x: Tensor) -> Tensor:
-        x = x.detach().requires_grad_()
-        return torch.autograd.grad(scalar_of(run(x), y).sum(), x, create_graph=exact)[0]
-
-    def slope(x: Tensor, direction: Tensor) -> Tensor:
-        """(Σℓ(x + step·d) − Σℓ(x − step·d)) / 2 step: the derivative along d, up to O(step²)."""
-        ahead, back = (scalar_of(run(x + sign * step * direction), y).sum() for sign in (1, -1))
-        return (ahead - back) / (2 * step)
-
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """The loss again, and mean ‖∇ℓ(x + hz) − ∇ℓ(x)‖², with each sample's own z; as a difference: of the slopes at both
+    places along the direction in which the whole batch's gradient changed. ``loss`` and ``again`` as in
+    :func:`squared_gradient`."""
+    exact, cross_entropy = derivative == "exact", lambda x: F.cross_entropy((again or model)(x), y)
+    loss, gradient = _with_gradient(model, x, loss, derivative)
+    z = F.normalize(gradient.detach().sign().flatten(1), dim=1, eps=1e-30).view_as(x)
+    there = (x + h * z).detach().requires_grad_()
     with statistics_at_rest(model):
-        grad_x = gradient(x)
-        z = F.normalize(grad_x.detach().sign().flatten(1), dim=1, eps=1e-30).view_as(x)
-        change = gradient(x + h * z) - grad_x
+        change = torch.autograd.grad(cross_entropy(there), there, create_graph=exact)[0] - gradient
         if exact:
-            return change.square().sum() / len(x)
-        direction = _direction(change)
-        return ((slope(x + h * z, direction) - slope(x, direction)) / len(x)).square()
+            return loss, len(x) * change.square().sum()
+        shift = step * _direction(change)
+        slope, slope_there = (
+            (cross_entropy(place + shift) - cross_entropy(place - shift)) / (2 * step)  # off by O(step²)
+            for place in (x.detach(), there.detach())
+        )
+    return loss, (slope_there - slope).square()
+
+
+def _with_gradient(model: nn.Module, x: Tensor, loss: Tensor, derivative: str) -> tuple[Tensor, Tensor]:
+    """A ``loss`` computed from x, and its gradient in x: "exact" with a graph of its own. For a "difference" without;
+    as the same pass gives the gradients in the weights, a linear function with these then replaces the loss's graph."""
+    if derivative == "exact":
+        return loss, torch.autograd.grad(loss, x, create_graph=True)[0]
+    weights = [p for p in model.parameters() if p.requires_grad]
+    gradient, *slopes = torch.autograd.grad(loss, [x, *weights], materialize_grads=True)
+    flat, slope = (torch.cat([t.flatten() for t in tensors]) for tensors in (weights, slopes))
+    return loss.detach() + ((flat - flat.detach()) * slope).sum(), gradient
 
 
 def _direction(gradient: Tensor) -> Tensor:

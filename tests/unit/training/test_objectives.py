@@ -100,14 +100,14 @@ def test_objectives_and_their_gradients_are_the_naive_ones(recipe, cnn, images):
         torch.testing.assert_close(found, slope, rtol=1e-6, atol=1e-9, msg=name)
 
 
-def penalty(cnn, images, recipe, step) -> tuple[float, torch.Tensor]:
+def penalty(cnn, images, recipe, step=objectives.STEP) -> tuple[float, torch.Tensor]:
     """A penalty alone and its gradient in all weights, where differences are taken over ``step``."""
-    net, (x, y) = copy.deepcopy(cnn), images
+    net, x, y = copy.deepcopy(cnn), images[0].clone().requires_grad_(), images[1]
+    given = net, x, y, F.cross_entropy(net(x), y)
     if recipe.method == "cure":
-        value = gradient_change(net, x, y, recipe.h, recipe.derivative, step=step)
+        _, value = gradient_change(*given, recipe.h, recipe.derivative, step=step)
     else:
-        x = x.clone().requires_grad_()
-        _, value = squared_gradient(net, x, y, F.cross_entropy(net(x), y), recipe.derivative, step=step)
+        _, value = squared_gradient(*given, recipe.derivative, step=step)
     gradients = torch.autograd.grad(value, list(net.parameters()), materialize_grads=True)
     return value.item(), torch.cat([g.flatten() for g in gradients])
 
@@ -166,7 +166,7 @@ def test_statistics_and_spectral_norms_move_once_a_step(derivative, method, norm
 def test_cures_step_grows_in_the_first_half(progress, part, cnn, images):
     recipe = Recipe(method="cure", h=0.8)
     value = objective(copy.deepcopy(cnn), images, recipe, progress=progress)[1]["gradient_change"].item()
-    assert value == pytest.approx(gradient_change(cnn, *images, 0.8 * part).item(), rel=1e-9)
+    assert value == pytest.approx(penalty(cnn, images, replace(recipe, h=0.8 * part))[0], rel=1e-9)
 
 
 @each_penalty
