@@ -16,6 +16,8 @@ from lcnn_utils.figures.style import METHOD
 from lcnn_utils.lab import one_thread
 from lcnn_utils.training import accuracy, build, fit, recipe, samples
 
+NARROW = dict(model="resnet10", width=8, epochs=8, lr=0.1, lambda_beta=3e-3, lambda_gamma=3e-3)
+
 
 class Scale(nn.Module):
     """The logits times a trained number: the margins' C stays, the loss's does not."""
@@ -32,7 +34,7 @@ def main(*methods: str) -> None:
     one_thread()
     train, rows, n = data.load("cifar100", "train"), [], 1000
     for method in methods or ("standard", "lcnn"):
-        settings = recipe("cifar100", method, scale="tiny", bfloat16=True)
+        settings = recipe("cifar100", method, **NARROW)
         x, y = samples(settings, "test")
         norm, free, scaled = (build(settings) for _ in range(3))
         free[-1] = nn.Linear(free[-1].in_features, 100)

@@ -44,11 +44,11 @@ def main(dataset: str = "digits", device_name: str = "cpu") -> None:
     gpu = device.type == "cuda"
     options: dict[str, Any] = {}
     if dataset == "cifar10":
-        options = dict(scale="wide") if gpu else dict(scale="small", bfloat16=False)
+        options = dict(scale="wide") if gpu else dict(bfloat16=False)
     contestants = {METHOD[method][0]: (recipe(dataset, method, **options), False) for method in METHODS}
-    if dataset == "cifar10" and not gpu and in_bfloat16(recipe(dataset, "lcnn", scale="small"), device):
+    if dataset == "cifar10" and not gpu and in_bfloat16(recipe(dataset, "lcnn"), device):
         for method in ("relu", "standard", "lcnn", "lcnn_gradreg"):
-            contestants[f"{METHOD[method][0]}, bfloat16"] = recipe(dataset, method, scale="small"), False
+            contestants[f"{METHOD[method][0]}, bfloat16"] = recipe(dataset, method), False
     contestants["LCNN, published layers"] = recipe(dataset, "lcnn", **options), True
     with_gradreg = recipe(dataset, "lcnn_gradreg", **options | {"derivative": "exact"})
     contestants["LCNN + GradReg, published layers"] = with_gradreg, True

@@ -83,7 +83,7 @@ class Train:
     methods: Positional[Names]  # what to train
     method: Names = ()  # the same, as an option
     dataset: str = "digits"  # moons, digits, cifar10, cifar100 or svhn
-    scale: str | None = None  # lab (moons, digits); small, tiny (for a CPU), wide or paper (CIFAR, SVHN)
+    scale: str | None = None  # lab (moons, digits); small (for a CPU), wide or paper (CIFAR, SVHN)
     seeds: tuple[int, ...] = (0,)  # one run each
     set: Names = ()  # FIELD=VALUE: fields of the recipe to change
     device: str | None = None  # cpu, cuda, …; a GPU if there is one
@@ -130,7 +130,7 @@ class Sweep:
     datasets: Names = ("digits",)  # moons, digits, cifar10, cifar100 or svhn
     methods: Names = ("all",)  # what to train, in this order
     seeds: tuple[int, ...] = (0,)  # the most important one first
-    scale: str | None = None  # lab (moons, digits); small, tiny (for a CPU), wide or paper (CIFAR, SVHN)
+    scale: str | None = None  # lab (moons, digits); small (for a CPU), wide or paper (CIFAR, SVHN)
     set: Names = ()  # FIELD=VALUE: fields of all recipes to change
     grid: Names = ()  # FIELD=VALUE,VALUE…: fields to take several values each, in all combinations
     scheduler: str | None = None  # of Dask: tcp://HOST:PORT
@@ -200,8 +200,7 @@ class Evaluate:
     """Measure trained networks, into the tables from which the figures are drawn (data/README.md).
 
     What a table has already, of the weights of now, is not measured again: stop and go on as you like. On one core
-    digits take half an hour, CIFAR's tiny networks ten minutes each, its small ones half an hour. steps and
-    lambda_search begin from the start.
+    digits take half an hour, CIFAR's small networks a quarter each. steps and lambda_search begin from the start.
 
     lcnn evaluate digits --only masking    (checks for masked gradients: twenty minutes)
 
@@ -213,7 +212,7 @@ class Evaluate:
     """
 
     dataset: Positional[str] = "digits"  # digits, cifar10 or cifar100
-    scale: str | None = None  # of CIFAR's networks: tiny (the default), small, wide or paper
+    scale: str | None = None  # of CIFAR's networks: small (the default), wide or paper
     only: str | None = None  # one kind of table: runs, geometry, stability, curves, steps, masking, lambda_search
     train: bool = False  # each network of the paper's tables that is missing, before it is measured
     minutes: float | None = None  # after which nothing new is begun; the same command goes on
@@ -232,7 +231,7 @@ class Ship:
     To make a run again, delete its files there and in data/runs first.
     """
 
-    portfolio: Positional[str] = "digits"  # digits (minutes on a CPU), tiny or small (CIFAR-10, hours)
+    portfolio: Positional[str] = "digits"  # digits (minutes on a CPU) or cifar10 (hours)
 
     def run(self) -> int:
         from ..measurements.ship import ship_all

@@ -20,7 +20,7 @@ from ..lab import store_root
 from ..training import METHODS, SCALES
 
 RESULTS = PROJECT / "data" / "results"
-BEST_FIRST = ("paper", "wide", "tiny", "small")  # of CIFAR's networks; tiny before small until small has all methods
+BEST_FIRST = ("paper", "wide", "small")  # of CIFAR's networks
 GEOMETRY = ("grad_norm", "hessian_norm", "curvature", "margin_curvature")
 AS_WRITTEN: dict[str, Any] = {"dtype": str, "keep_default_na": False}  # a count must not become a float
 OF_ONE_RUN = ("weights", "seconds", "at")  # facts that how_measured tells of single runs only
@@ -45,7 +45,7 @@ def with_interval(value: float, low: float, high: float) -> str:
 
 
 def best(name: str) -> str:
-    """``DATASET_KIND`` → the table's name at the dataset's best scale: ``cifar10_curves`` → ``cifar10_tiny_curves``,
+    """``DATASET_KIND`` → the table's name at the dataset's best scale: ``cifar10_curves`` → ``cifar10_small_curves``,
     which is that of the best ``_runs`` table with a Standard network in it: scales are never mixed."""
     dataset, _, kind = name.partition("_")
     for scale in BEST_FIRST if kind and not _files(name) else ():

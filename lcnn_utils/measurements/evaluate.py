@@ -41,7 +41,6 @@ LARGE |= dict(eps={"l2": PAPER_EPS}, masking=(200, 0.1))
 DIGITS = dict(seeds=(0, 1, 2, 3, 4), test=360, train=360, maps=100, attacked=360, masking=(200, 0.5), eps=DIGITS_EPS)
 PLANS: dict[str, dict[str, Any]] = {  # scale: seeds, images of each kind of measurement, the attacks
     "lab": LARGE | DIGITS,
-    "tiny": LARGE | dict(test=500, train=500, maps=100, attacked=500, eps=SMALL_EPS),
     "small": LARGE | dict(attacked=500, eps=SMALL_EPS),
     **dict.fromkeys(("wide", "paper"), LARGE),
 }
@@ -61,7 +60,7 @@ def evaluate(
 
     Args:
         dataset: ``digits``, ``cifar10`` or ``cifar100``.
-        scale: of CIFAR's networks (default: tiny); their tables' names have it in them (cifar10_tiny_curves).
+        scale: of CIFAR's networks (default: small); their tables' names have it in them (cifar10_small_curves).
         only: one of KINDS; masking (the paper's methods, seed 0: minutes a network) is measured only so. Or, with none
             of the options below, steps (of training, timed in turn) or, of digits, lambda_search (trains 30 networks).
         train: the networks of the paper's tables, each before it is measured, where they are missing.
@@ -71,7 +70,7 @@ def evaluate(
     measurement failed, after all others were done.
     """
     digits = check_choice(dataset, ("digits", "cifar10", "cifar100"), "dataset to evaluate") == "digits"
-    scale = check_choice(scale or ("lab" if digits else "tiny"), tuple(PLANS), "scale")
+    scale = check_choice(scale or ("lab" if digits else "small"), tuple(PLANS), "scale")
     at_once = {"steps": steps} | ({"lambda_search": lambda_search} if digits else {})
     check_choice(only or "runs", (*KINDS, *at_once), "kind of table")
     one_thread()

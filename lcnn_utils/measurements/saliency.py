@@ -25,7 +25,6 @@ from ..training import Recipe, run_name, samples
 from .training import trained_net
 
 PAPER_NETS = ("standard", "gradreg", "lcnn", "lcnn_gradreg")  # of the paper's gradient-robustness figure
-SCALES = {"digits": "lab", "cifar10": "tiny"}  # dataset: scale of its shipped networks
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,9 +58,9 @@ def scene(device: torch.device, methods: Sequence[str] = PAPER_NETS, dataset: st
     ``dataset``: ``digits`` or ``cifar10`` asks for just that."""
     if dataset is None:
         on_disk = data.available()["cifar10"] != "missing"
-        ready = on_disk and shipped(training.recipe("cifar10", method, scale="tiny") for method in methods)
+        ready = on_disk and shipped(training.recipe("cifar10", method) for method in methods)
         dataset = "cifar10" if ready else "digits"
-    recipes = [training.recipe(dataset, method, scale=SCALES[dataset]) for method in methods]
+    recipes = [training.recipe(dataset, method) for method in methods]
     nets = {recipe.method: trained_net(recipe, device) for recipe in recipes}
     x, y = samples(recipes[0], "test", device)
     return Scene(dataset, nets, x, y, data.load(dataset, "test").classes)

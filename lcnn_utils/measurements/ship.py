@@ -9,20 +9,18 @@ from pathlib import Path
 from ..experiments import SHIPPED, load_weights, run
 from ..experiments.runs import Run, finished, write_record
 from ..lab import check_choice, one_thread
-from ..training import METHODS, PAPER_METHODS, Recipe, accuracy, fit_recipe, recipe, run_name, samples
+from ..training import METHODS, Recipe, accuracy, fit_recipe, recipe, run_name, samples
 from ..training.checkpoint import write
 from .training import failure_recipes, ingredient_recipes, lambda_recipes
 
-TINY_SEEDS = {"standard": 2, "lcnn": 2, "gradreg": 2, "lcnn_gradreg": 2, "softplus_wd": 2, "adversarial": 1}
-SMALL_SEEDS = {"standard": 2, "lcnn": 2}  # all others: one
+CIFAR10_SEEDS = {"standard": 2, "lcnn": 2, "gradreg": 1, "lcnn_gradreg": 1, "softplus_wd": 1}
 
 
 def portfolio(name: str) -> dict[Recipe, bool]:
     """What is shipped: each recipe, and whether its weights are shipped too (24 MB of them at most) or numbers only."""
-    check_choice(name, ("digits", "tiny", "small"), "portfolio")
-    if name != "digits":
-        seeds_of = TINY_SEEDS if name == "tiny" else dict.fromkeys(PAPER_METHODS, 1) | SMALL_SEEDS
-        return {recipe("cifar10", m, seed, name): True for m, n in seeds_of.items() for seed in range(n)}
+    check_choice(name, ("digits", "cifar10"), "portfolio")
+    if name == "cifar10":
+        return {recipe(name, method, seed): True for method, n in CIFAR10_SEEDS.items() for seed in range(n)}
     seeds = (0, 1, 2)
     weights = [recipe("digits", method, seed) for method in METHODS for seed in (*seeds, 3, 4)]
     numbers_only = lambda_recipes(seeds)
@@ -56,8 +54,8 @@ def ship(recipe: Recipe, folder: Path = SHIPPED, *, weights: bool = True, progre
 
 
 def ship_all(name: str = "digits") -> None:
-    """Ship what is missing in data/checkpoints: ``digits`` (minutes on a CPU) or ``tiny`` and ``small`` (on CIFAR-10,
-    hours). To make a run again, delete its files there and in the store's ``runs`` first."""
+    """Ship what is missing in data/checkpoints: ``digits`` (minutes on a CPU) or ``cifar10`` (hours). To make a run
+    again, delete its files there and in the store's ``runs`` first."""
     one_thread()
     for wanted, weights in portfolio(name).items():
         record = SHIPPED / f"{run_name(wanted)}.json"

@@ -145,9 +145,7 @@ class Recipe(Training):
 
 LAB: dict[str, Any] = dict(lambda_beta=1e-2, lambda_gamma=1e-2, lambda_grad=1e-2, eps=0.3)  # λ·Σ lr is what acts
 CIFAR: dict[str, Any] = dict(model="resnet18", augment=True, derivative="difference")
-SMALL: dict[str, Any] = CIFAR | dict(width=16, epochs=20, lr=0.2, bfloat16=True)  # λ·Σ lr: 0.8; wide: 0.6, tiny: 0.5
-TINY: dict[str, Any] = CIFAR | dict(model="resnet10", width=8, epochs=8)
-TINY |= dict(lambda_beta=3e-3, lambda_gamma=3e-3, lambda_grad=6.1e-3)  # a third of the wide scale's Σ lr
+SMALL: dict[str, Any] = CIFAR | dict(width=16, epochs=20, lr=0.2, bfloat16=True)  # λ·Σ lr is 0.8; wide: 0.6
 WIDE: dict[str, Any] = CIFAR | dict(width=64, epochs=30, batch_size=512, lr=0.4)
 IMAGES = ("cifar10", "cifar100", "svhn")
 SCALES: dict[str, dict[str, dict[str, Any]]] = {  # scale: dataset: fields
@@ -156,7 +154,6 @@ SCALES: dict[str, dict[str, dict[str, Any]]] = {  # scale: dataset: fields
         "digits": LAB | dict(width=8, epochs=8, lambda_cure=3e-3),
     },
     "small": dict.fromkeys(IMAGES, SMALL),
-    "tiny": dict.fromkeys(IMAGES, TINY),
     "wide": dict.fromkeys(IMAGES, WIDE),  # the paper's width
     "paper": dict.fromkeys(IMAGES, CIFAR | dict(width=64, epochs=200, schedule="steps", lambda_grad=6.1e-3)),  # code-22
 }
@@ -166,9 +163,8 @@ def recipe(dataset: str, method: str, seed: int = 0, scale: str | None = None, *
     """The recipe of a method at a scale, with ``changes`` of its fields; errors as :class:`Recipe`.
 
     ``scale``: ``lab`` (moons, digits: seconds on a CPU); for CIFAR and SVHN ``small`` (ResNet-18 of width 16: 40
-    minutes and up on a CPU core that computes in bfloat16), ``tiny`` (ResNet-10 of width 8: ten minutes and up),
-    ``wide`` (width 64: a minute or two on a large GPU) or ``paper`` (width 64, 200 epochs). Default: the
-    first of these that the dataset has.
+    minutes and up on a CPU core that computes in bfloat16), ``wide`` (width 64: a minute or two on a large GPU) or
+    ``paper`` (width 64, 200 epochs). Default: the first of these that the dataset has.
     """
     check_choice(dataset, DATASETS, "dataset")
     scales = tuple(name for name, table in SCALES.items() if dataset in table)

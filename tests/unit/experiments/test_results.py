@@ -72,17 +72,17 @@ def test_the_store_comes_before_what_is_shipped(results):
 
 def test_the_best_scale_with_a_standard_network(results):
     row = {"label": "a", "seed": 0, "method": "standard", "accuracy": 1.0}
-    for scale in ("tiny", "paper"):
+    for scale in ("small", "paper"):
         append(pd.DataFrame([row | {"method": "lcnn"}]), f"cifar10_{scale}_runs", {"scale": scale})
         assert best("cifar10_runs") != f"cifar10_{scale}_runs", "no Standard network to compare with"
         append(pd.DataFrame([row]), f"cifar10_{scale}_runs", {"scale": scale})
         assert best("cifar10_curves") == f"cifar10_{scale}_curves"
         assert how_measured("cifar10_runs")["scale"] == scale
-    assert (best("cifar10_tiny_runs"), best("cifar100_runs")) == ("cifar10_tiny_runs", "cifar100_runs")
-    append(curve(), "cifar10_tiny_curves", FACTS)
+    assert (best("cifar10_small_runs"), best("cifar100_runs")) == ("cifar10_small_runs", "cifar100_runs")
+    append(curve(), "cifar10_small_curves", FACTS)
     assert not has("cifar10_curves"), "scales are never mixed"
     for ask in (measured, how_measured):
-        with pytest.raises(FileNotFoundError, match=r"'cifar10_curves' .*there are: cifar10_paper_runs, cifar10_tiny"):
+        with pytest.raises(FileNotFoundError, match=r"'cifar10_curves' .*there are: cifar10_paper_runs, cifar10_small"):
             ask("cifar10_curves")
 
 

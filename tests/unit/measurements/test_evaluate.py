@@ -176,7 +176,7 @@ def test_the_search_for_lambda_measures_the_held_out_part(small, monkeypatch):
     assert how_measured("digits_lambda_search")["chosen"] in (0.0, 0.1)
 
 
-@pytest.mark.parametrize("name", ["digits", "tiny"])
+@pytest.mark.parametrize("name", ["digits", "cifar10"])
 def test_all_that_is_to_be_shipped_is_there(name, store, monkeypatch):
     monkeypatch.setattr(ship, "run", lambda *_, **__: pytest.fail("something is missing"))
     ship.ship_all(name)

@@ -20,7 +20,7 @@ def runs(**columns):
 def test_every_printed_cell_is_judged(results):
     """Two seeds: inside or outside; one seed; not measured."""
     nets = dict(label=["LCNN", "LCNN", "Standard"], method=["lcnn", "lcnn", "standard"], seed=[0, 1, 0])
-    append(runs(**nets), "cifar100_tiny_runs", {"scale": "tiny"})
+    append(runs(**nets), "cifar100_small_runs", {"scale": "small"})
     assert paper.datasets() == ["cifar100"]
     cells = paper.cells("cifar100")
     table = paper.cells_table(cells)
@@ -46,21 +46,19 @@ def test_the_table_of_both_splits_holds_the_stored_means():
 
 
 @pytest.mark.parametrize(
-    ("dataset", "scale", "method", "seed"),
-    [("digits", "lab", "standard", 0), ("digits", "lab", "lcnn_gradreg", 2), ("cifar10", "tiny", "lcnn", 0)],
+    ("dataset", "method", "seed"), [("digits", "standard", 0), ("digits", "lcnn_gradreg", 2), ("cifar10", "lcnn", 0)]
 )
-def test_stored_geometry_comes_from_the_checkpoints(dataset, scale, method, seed, monkeypatch, request):
+def test_stored_geometry_comes_from_the_checkpoints(dataset, method, seed, monkeypatch, request):
     """Lanczos stops at an estimated 1 % (here and there, in other batches); five digits are stored."""
     if dataset == "cifar10":
         monkeypatch.setenv("LCNN_DATA", str(request.getfixturevalue("cifar_root")))
     monkeypatch.setenv("LCNN_DEVICE", "cpu")
-    name = "digits_geometry" if dataset == "digits" else f"{dataset}_{scale}_geometry"
-    frame = geometry(recipe(dataset, method, seed, scale), {"test": 2, "train": 2})
+    frame = geometry(recipe(dataset, method, seed), {"test": 2, "train": 2})
     counts = frame.groupby(["method", "split"]).image.apply(list).to_dict()
     with_reading = {("relu_reading", "test"): [0, 1]} if method == "standard" else {}
     assert counts == {(method, "test"): [0, 1], (method, "train"): [0, 1]} | with_reading
     keys = ["method", "split", "seed", "image"]
-    both = frame.merge(measured(name), on=keys, suffixes=("", "_stored"))
+    both = frame.merge(measured(f"{dataset}_geometry"), on=keys, suffixes=("", "_stored"))
     assert len(both) >= 2
     np.testing.assert_allclose(both.grad_norm, both.grad_norm_stored, rtol=1e-3)
     for column in ("hessian_norm", "curvature", "margin_curvature"):

@@ -39,8 +39,8 @@ def test_scene_takes_cifar10_where_it_costs_nothing(monkeypatch, on_disk, shippe
     monkeypatch.setattr(data, "load", lambda *_: data.Images)
     monkeypatch.setattr(data.Images, "classes", data.TEN_DIGITS, raising=False)
     scene = measurements.scene(CPU, ("cure",))
-    expected = ("cifar10", "tiny") if on_disk and shipped else ("digits", "lab")
-    assert scene.nets == {"cure": recipe(expected[0], "cure", scale=expected[1])}
+    expected = "cifar10" if on_disk and shipped else "digits"
+    assert scene.nets == {"cure": recipe(expected, "cure")}
 
 
 def test_frames_have_the_curvature_of_each_image():

@@ -275,7 +275,7 @@ def test_the_precision_of_a_step(monkeypatch):
 def test_differences_in_bfloat16_are_those_in_float32(method, objective, cifar_root, monkeypatch):
     """Pixels of 8 bits move by less than bfloat16 can tell: GradReg's penalty was 1.5 times the true one."""
     monkeypatch.setenv("LCNN_DATA", str(cifar_root))
-    shipped = recipe("cifar10", method, scale="tiny")
+    shipped = recipe("cifar10", method)
     net, (x, y) = run(shipped, device="cpu").model.train(), (part[:128] for part in samples(shipped, "train"))
     terms, slopes = [], []
     for bfloat16 in (False, True):
@@ -287,7 +287,7 @@ def test_differences_in_bfloat16_are_those_in_float32(method, objective, cifar_r
             loss.backward()
         terms.append(term.get("squared_gradient", term.get("gradient_change")))
         slopes.append(torch.cat([p.grad.flatten() for p in again.parameters()]))
-    torch.testing.assert_close(*terms, rtol=0.05, atol=0)
+    torch.testing.assert_close(*terms, rtol=0.1, atol=0)
     assert F.cosine_similarity(*slopes, dim=0) > 0.95
 
 
