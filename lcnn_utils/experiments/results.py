@@ -20,7 +20,7 @@ from ..lab import store_root
 from ..training import METHODS, SCALES
 
 RESULTS = PROJECT / "data" / "results"
-BEST_FIRST = ("paper", "wide", "small")  # of CIFAR's networks
+BEST_FIRST = tuple(reversed(SCALES))
 GEOMETRY = ("grad_norm", "hessian_norm", "curvature", "margin_curvature")
 AS_WRITTEN: dict[str, Any] = {"dtype": str, "keep_default_na": False}  # a count must not become a float
 OF_ONE_RUN = ("weights", "seconds", "at")  # facts that how_measured tells of single runs only

@@ -32,7 +32,7 @@ def datasets() -> list[str]:
 
 
 def title(dataset: str) -> str:
-    """A dataset and the nets its results belong to, for a figure: ``CIFAR-10, ResNet-10 of width 8``."""
+    """A dataset and the nets its results belong to, for a figure: ``CIFAR-10, ResNet-18 of width 16``."""
     net = training.recipe(dataset, "lcnn", scale=how_measured(f"{dataset}_runs")["scale"])
     return f"{NAME[dataset]}, {net.model.replace('resnet', 'ResNet-')} of width {net.width}"
 

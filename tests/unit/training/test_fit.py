@@ -273,7 +273,8 @@ def test_the_precision_of_a_step(monkeypatch):
 
 @pytest.mark.parametrize(("method", "objective"), [("gradreg",) * 2, ("lcnn_gradreg",) * 2, ("standard", "cure")])
 def test_differences_in_bfloat16_are_those_in_float32(method, objective, cifar_root, monkeypatch):
-    """Pixels of 8 bits move by less than bfloat16 can tell: GradReg's penalty was 1.5 times the true one."""
+    """Pixels of 8 bits move by less than bfloat16 can tell: GradReg's penalty was 1.5 times the true one. Of the nets
+    here the LCNN + GradReg is furthest off, by 7 %: a few images have most of the penalty."""
     monkeypatch.setenv("LCNN_DATA", str(cifar_root))
     shipped = recipe("cifar10", method)
     net, (x, y) = run(shipped, device="cpu").model.train(), (part[:128] for part in samples(shipped, "train"))
