@@ -159,7 +159,7 @@ def gradient_change(
     """The loss again, and mean ‖∇ℓ(x + hz) − ∇ℓ(x)‖², with each sample's own z; as a difference: of the slopes at both
     places along the direction in which the whole batch's gradient changed. ``loss`` and ``again`` as in
     :func:`squared_gradient`."""
-    exact, cross_entropy = derivative == "exact", lambda at: F.cross_entropy((again or model)(at), y)
+    exact, cross_entropy = derivative == "exact", lambda images: F.cross_entropy((again or model)(images), y)
     loss, gradient = _with_gradient(model, x, loss, derivative)
     z = F.normalize(gradient.detach().sign().flatten(1), dim=1, eps=1e-30).view_as(x)
     there = (x + h * z).detach().requires_grad_()
