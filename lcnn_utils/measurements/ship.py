@@ -13,7 +13,7 @@ from ..training import METHODS, Recipe, accuracy, fit_recipe, recipe, run_name, 
 from ..training.checkpoint import write
 from .training import failure_recipes, ingredient_recipes, lambda_recipes
 
-CIFAR10_SEEDS = {"standard": 2, "lcnn": 2, "gradreg": 1, "lcnn_gradreg": 1, "softplus_wd": 1}
+CIFAR10_SEEDS = {"standard": 2, "lcnn": 2, "gradreg": 1, "lcnn_gradreg": 1, "softplus_wd": 1, "adversarial": 1}
 
 
 def portfolio(name: str) -> dict[Recipe, bool]:
