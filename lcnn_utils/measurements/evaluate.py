@@ -35,13 +35,12 @@ from .paper import steps_frame
 from .training import chosen, lambda_recipes, runs_frame, trained_net
 
 DIGITS_EPS = {"l2": (0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.7, 1.0), "linf": [n / 255 for n in (4, 8, 16, 24, 32, 48)]}
-SMALL_EPS = {"l2": PAPER_EPS, "linf": [n / 255 for n in (1, 2, 4, 8, 16)]}
 LARGE: dict[str, Any] = dict(seeds=(0, 1), test=1000, train=250, maps=500, attacked=1000, restarts=5)
 LARGE |= dict(eps={"l2": PAPER_EPS}, masking=(200, 0.1))
 DIGITS = dict(seeds=(0, 1, 2, 3, 4), test=360, train=360, maps=100, attacked=360, masking=(200, 0.5), eps=DIGITS_EPS)
 PLANS: dict[str, dict[str, Any]] = {  # scale: seeds, images of each kind of measurement, the attacks
     "lab": LARGE | DIGITS,
-    "small": LARGE | dict(attacked=500, eps=SMALL_EPS),
+    "small": LARGE | dict(attacked=500, eps={"l2": PAPER_EPS, "linf": [n / 255 for n in (1, 2, 4, 8, 16)]}),
     **dict.fromkeys(("wide", "paper"), LARGE),
 }
 SEARCHED = (0.0, 1e-3, 3e-3, 1e-2, 2e-2, 3e-2, 5e-2, 1e-1, 2e-1, 3e-1)  # values of λ_β = λ_γ
